@@ -1,0 +1,3 @@
+"""LoRACLR: merge several LoRAs into one, so that every concept keeps its identity."""
+
+__version__ = "0.1.0"

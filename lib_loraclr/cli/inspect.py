@@ -1,0 +1,68 @@
+"""`loraclr inspect`."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from ..deltas import kind_of
+from ..inputs import family_of
+from ..layer_keys import is_text_encoder
+from ..lora_files import LoraFile, read_lora
+from ..prompts import find_trigger
+
+HELP = "show what a LoRA file is"
+DESCRIPTION = "Show what LoRA files are: family, kind of network, ranks, layers, size, triggers, base, licence, hash."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a .safetensors file")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    for number, name in enumerate(arguments.files):
+        if number:
+            print()
+        facts = describe(read_lora(Path(name)))
+        width = max(map(len, facts))
+        print(name)
+        print("\n".join(f"  {label.ljust(width)}  {text}" for label, text in facts.items()))
+
+
+def describe(file: LoraFile) -> dict[str, str]:
+    """What there is to say of a file, label -> text."""
+    kinds, ranks = Counter(), Counter()
+    for parameters in file.layers.values():
+        kind = kind_of(parameters)
+        kinds[kind if isinstance(kind, str) else kind.KIND] += 1
+        down = parameters.get("lora_down.weight", parameters.get("lora_A.weight"))
+        if down is not None:
+            ranks[down.shape[0]] += 1
+    text_encoder = sum(map(is_text_encoder, file.layers))
+    meta = file.metadata
+    facts = {
+        "family": family_of(file) or "unknown",
+        "kind": _counted(kinds, len(file.layers)),
+        "rank": _counted(ranks, len(file.layers)) or "n/a",
+        "alpha": meta.get("ss_network_alpha", "n/a"),
+        "layers": f"{len(file.layers)} ({text_encoder} text encoder, {len(file.layers) - text_encoder} UNet)",
+        "size": f"{file.path.stat().st_size / 2**20:.1f} MB",
+        "trigger": find_trigger(file.path, meta) or "none named",
+        "base": meta.get("ss_sd_model_name", "not named"),
+        "licence": meta.get("modelspec.license", "not named"),
+        "hash": file.hash,
+    }
+    if file.embeddings:
+        facts["embeddings"] = ", ".join(sorted({key.split(".")[1] for key in file.embeddings}))
+    if file.unknown:
+        facts["not understood"] = f"{len(file.unknown)} keys: {', '.join(file.unknown[:3])}"
+    if "loraclr.request" in meta:
+        facts["merged from"] = meta.get("modelspec.merged_from", "")
+    return facts
+
+
+def _counted(counts: Counter, total: int) -> str:
+    if len(counts) == 1 and sum(counts.values()) == total:
+        return str(next(iter(counts)))
+    return ", ".join(f"{value} ({count} layers)" for value, count in sorted(counts.items(), key=str))

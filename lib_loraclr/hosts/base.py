@@ -1,0 +1,104 @@
+"""What the core asks of a host, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ..low_rank import Factors
+from .substitution import Layer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models, as far as the core needs to know it.
+
+    Attributes:
+        name: SD1, SD2, SDXL
+        base_model_version: `ss_base_model_version` of its LoRA files (WebUI lists a file by it)
+        architecture: `modelspec.architecture` of its LoRA files
+        text_encoders: prefixes of the layer keys of its text encoders
+        native_size: height and width in pixels of the pictures it was trained on
+    """
+
+    name: str
+    base_model_version: str
+    architecture: str
+    text_encoders: tuple[str, ...]
+    native_size: int
+
+
+SD1 = Family("SD1", "sd_v1", "stable-diffusion-v1/lora", ("lora_te_",), 512)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the text encoder(s) make of a batch of prompts; the core only selects, joins and moves it.
+
+    Attributes:
+        tensors: name -> `[b, ...]`; which names there are is the host's affair
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> Conditioning:
+        return Conditioning({name: tensor[index] for name, tensor in self.tensors.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        return Conditioning({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+
+
+class Host(Protocol):
+    """A loaded model. All methods leave it as they found it."""
+
+    family: Family
+    name: str
+    checkpoint: str
+    device: torch.device
+    latent_channels: int
+    pixels_per_latent: int
+    default_size: int
+    prediction_type: str
+    alphas_cumprod: Tensor
+
+    def layers(self) -> Mapping[str, Layer]:
+        """Layer key -> layer, for every layer of text encoder(s) and UNet that a LoRA could change."""
+        ...
+
+    def apply(self, deltas: Mapping[str, Factors]) -> AbstractContextManager[None]:
+        """The model with these deltas added to its weights. Factors that require gradients get them."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of `b` prompts, differentiable where factors of a text encoder require gradients."""
+        ...
+
+    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's output (noise or velocity, see `prediction_type`) `[b, c, h, w]`, fp32, differentiable.
+
+        Args:
+            x: noisy latents `[b, c, h, w]`
+            t: timesteps `[b]`, integers from 0 (clean) to `len(alphas_cumprod) - 1`
+            conditioning: of `b` prompts
+        """
+        ...
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        """Inside, activations of the backward pass are recomputed instead of kept: less memory, more time."""
+        ...
+
+    def decode(self, latents: Tensor) -> list[Image]:
+        """Pictures of latents `[b, c, h, w]`."""
+        ...

@@ -1,0 +1,106 @@
+"""Run a model with changed weights, without changing them.
+
+While a context is open, every layer with a delta computes with `W + delta`; the parameter itself is never written, so that
+it is restored bit for bit on success, error and interrupt alike. The sum is made when the layer runs and dropped
+right after: a second copy of the model never exists. Where the factors require gradients, they get them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..low_rank import Factors
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where a layer's weight lives in the loaded model.
+
+    Attributes:
+        module: the module whose call uses the weight; forward hooks go here
+        owner: the module that holds the parameter (the same one, except inside `nn.MultiheadAttention`)
+        parameter: its name in `owner`
+        rows: the rows of the parameter that are this layer's, where several layers are packed into one
+    """
+
+    module: nn.Module
+    owner: nn.Module
+    parameter: str = "weight"
+    rows: slice | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layer:
+        return cls(module, module)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight itself, `[d_out, d_in]` or `[d_out, c_in, k, k]`."""
+        parameter = getattr(self.owner, self.parameter)
+        return parameter if self.rows is None else parameter[self.rows]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(d_out, d_in)`, a convolution's kernel flattened."""
+        weight = self.weight
+        return weight.shape[0], weight[0].numel()
+
+
+@contextmanager
+def substituted(layers: Mapping[str, Layer], deltas: Mapping[str, Factors]) -> Iterator[None]:
+    """Run the model with `W + up @ down` in every layer named in `deltas`.
+
+    Args:
+        layers: layer key -> layer of the model
+        deltas: layer key -> factors, up `[d_out, r]`, down `[r, d_in]`, on the device of the layer
+
+    Raises:
+        KeyError: a delta names a layer that the model does not have
+    """
+    by_parameter: dict[tuple[nn.Module, nn.Module, str], list[tuple[Layer, Factors]]] = {}
+    for key, factors in deltas.items():
+        layer = layers[key]
+        by_parameter.setdefault((layer.module, layer.owner, layer.parameter), []).append((layer, factors))
+    with ExitStack() as stack:
+        for (module, owner, name), parts in by_parameter.items():
+            stack.enter_context(_substituted_parameter(module, owner, name, parts))
+        yield
+
+
+@contextmanager
+def _substituted_parameter(
+    module: nn.Module, owner: nn.Module, name: str, parts: list[tuple[Layer, Factors]]
+) -> Iterator[None]:
+    # nn.Module keeps parameters in a dictionary of its own and finds them by __getattr__, which Python asks last:
+    # an entry in the instance's __dict__ shadows the parameter, and the parameter stays where it is.
+    def put(*_: object) -> None:
+        owner.__dict__[name] = _changed_weight(owner._parameters[name], parts)
+
+    def take_back(*_: object) -> None:
+        owner.__dict__.pop(name, None)
+
+    handles = [module.register_forward_pre_hook(put), module.register_forward_hook(take_back)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        take_back()
+
+
+def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tensor:
+    """`weight` plus the deltas of its parts, added in fp32 and rounded once to the weight's precision."""
+    if len(parts) == 1 and parts[0][0].rows is None:
+        factors = parts[0][1]
+        return (weight.float() + factors.dense().float().view_as(weight)).to(weight.dtype)
+    total = weight.float()
+    for layer, factors in parts:
+        rows = layer.rows or slice(None)
+        change = torch.zeros_like(total)
+        change[rows] = factors.dense().float().view_as(total[rows])
+        total = total + change
+    return total.to(weight.dtype)

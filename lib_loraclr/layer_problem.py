@@ -1,0 +1,81 @@
+"""One layer's merge as a least-squares problem: what goes in, what each concept does with it, and its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .low_rank import Factors, concatenate, orthonormal_basis, zero
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs of one layer, recorded while some concepts were active.
+
+    Attributes:
+        inputs: `[n, d_in]`
+        active: the concepts that were active; the sum of their deltas is the target on these rows, no concept at all (the
+            base model) means target 0
+        importance: how much these rows count; `c` in docs/method.md
+    """
+
+    inputs: Tensor
+    active: tuple[int, ...]
+    importance: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """Weight of one row's squared error: recordings count by importance, not by their number of rows."""
+        return self.importance / max(1, len(self.inputs))
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """All that a method sees of one layer, on one device and in one floating-point type.
+
+    Attributes:
+        key: layer key
+        deltas: one per concept, its weight inside: up `[d_out, r_i]`, down `[r_i, d_in]`; None where a concept does not
+            change this layer
+        rows: the recordings; empty for methods that need none
+    """
+
+    key: str
+    deltas: tuple[Factors | None, ...]
+    rows: tuple[Rows, ...] = ()
+
+    @property
+    def present(self) -> list[Factors]:
+        """The deltas there are."""
+        return [delta for delta in self.deltas if delta is not None]
+
+    def target(self, active: Sequence[int]) -> Factors:
+        """The delta that the active concepts have together, `[d_out, d_in]`."""
+        deltas = [self.deltas[i] for i in active]
+        deltas = [delta for delta in deltas if delta is not None]
+        first = self.present[0]
+        return concatenate(deltas) if deltas else zero(*first.shape, like=first.up)
+
+    def column_space(self) -> Tensor:
+        """Orthonormal basis of all that the concepts can do: `U = orth([B_1 … B_N])`, `[d_out, R]`."""
+        return orthonormal_basis(torch.cat([delta.up for delta in self.present], dim=1))
+
+    def stacked(self) -> Tensor:
+        """All inputs, each row scaled by the root of its weight, `[sum n, d_in]`: the rows of `S = Σ c_i X_i^T X_i / n_i`."""
+        return torch.cat([rows.inputs * rows.weight**0.5 for rows in self.rows])
+
+    def gram(self) -> Tensor:
+        """`S`, `[d_in, d_in]`."""
+        stacked = self.stacked()
+        return stacked.mT @ stacked
+
+    def targets_in(self, basis: Tensor) -> list[Tensor]:
+        """What each recording's concepts do on its rows, in coordinates of the column space: `X D^T U`, `[n, R]` each."""
+        results = []
+        for rows in self.rows:
+            target = self.target(rows.active)
+            results.append((rows.inputs @ target.down.mT) @ (target.up.mT @ basis))
+        return results

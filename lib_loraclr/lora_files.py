@@ -1,0 +1,230 @@
+"""LoRA files: read with suspicion, written whole or not at all.
+
+Only `.safetensors` is read. `.pt`, `.ckpt` and `.bin` are pickles, and reading a pickle runs what its author put there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import LoraclrError
+from .layer_keys import split_key
+
+_PICKLES = {".pt", ".ckpt", ".bin", ".pth"}
+_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_HEADER_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA file holds; every key of the file is in exactly one of `layers`, `embeddings`, `unknown`.
+
+    Attributes:
+        path: where it was read
+        metadata: its `__metadata__`, strings as they are
+        layers: layer key -> {parameter name: tensor}, e.g. {"lora_up.weight": `[d_out, r]`, ...}
+        embeddings: tensors of bundled embeddings (`bundle_emb.…`), passed through by a merge
+        unknown: keys that are not of a form we know
+    """
+
+    path: Path
+    metadata: Mapping[str, str]
+    layers: Mapping[str, Mapping[str, Tensor]]
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def hash(self) -> str:
+        """The hash the WebUI knows the file by (`sshs_model_hash`): sha256 of all that follows the header."""
+        with self.path.open("rb") as stream:
+            (length,) = _HEADER_LENGTH.unpack(stream.read(8))
+            stream.seek(8 + length)
+            return _sha256(stream)
+
+
+def require_safetensors(path: Path) -> None:
+    """Refuse what cannot be a LoRA file before it is opened.
+
+    Raises:
+        LoraclrError: no such file, a folder, a pickle, or another extension
+    """
+    if path.suffix.lower() in _PICKLES:
+        raise LoraclrError(
+            f"{path} is a pickle ({path.suffix}), and reading a pickle can run any program its author put there: "
+            "convert it to .safetensors first."
+        )
+    if path.suffix.lower() != ".safetensors":
+        raise LoraclrError(f"{path} is not a .safetensors file: name a LoRA in the safetensors format.")
+    if not path.is_file():
+        raise LoraclrError(f"There is no file {path}: check the name and the folder.")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a `.safetensors` file, and its metadata.
+
+    Raises:
+        LoraclrError: not safetensors, truncated, or a header that does not fit the file
+    """
+    require_safetensors(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LoraclrError(
+            f"{path} cannot be read as safetensors ({error}): the file is damaged or incomplete, download it again."
+        ) from error
+
+
+def read_lora(path: Path | str) -> LoraFile:
+    """Read a LoRA file.
+
+    Raises:
+        LoraclrError: it cannot be read, holds no layer, or holds NaN or infinity
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    layers: dict[str, dict[str, Tensor]] = {}
+    embeddings, unknown = {}, []
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise LoraclrError(
+                f"{path} holds NaN or infinity in {key}: the training that made it went wrong; use an earlier epoch."
+            )
+        if key.startswith("bundle_emb."):
+            embeddings[key] = tensor
+        elif (parts := split_key(key)) is not None:
+            layers.setdefault(parts[0], {})[parts[1]] = tensor
+        else:
+            unknown.append(key)
+    if not layers:
+        shown = ", ".join(unknown[:3]) or "none at all"
+        raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA in kohya's key style?")
+    return LoraFile(path, metadata, layers, embeddings, tuple(unknown))
+
+
+def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A `.safetensors` file as bytes, the same for the same content.
+
+    The `safetensors` package writes the metadata in the order of a hash map seeded anew in each process; a merge that is
+    repeated must give the same bytes, so the header is written here: metadata and tensors sorted by name,
+    the header padded with spaces to a multiple of 8, tensors of the widest type first, as that package does.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}} if metadata else {}
+    chunks, offset = [], 0
+    for name in names:
+        tensor = tensors[name].detach().cpu().contiguous()
+        data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        shape = list(tensor.shape)
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": shape,
+            "data_offsets": [offset, offset + len(data)],
+        }
+        chunks.append(data)
+        offset += len(data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([_HEADER_LENGTH.pack(len(text)), text, *chunks])
+
+
+def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """`metadata` with fresh `sshs_model_hash` and `sshs_legacy_hash`, computed as kohya's trainer does.
+
+    A copied hash would make the WebUI take the file for its parent (`extensions-builtin/Lora/network.py`).
+    """
+    kept = {key: value for key, value in metadata.items() if not key.startswith("sshs_")}
+    blob = serialize(tensors, {key: value for key, value in kept.items() if key.startswith("ss_")})
+    (length,) = _HEADER_LENGTH.unpack(blob[:8])
+    legacy = hashlib.sha256(blob[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
+    return {**kept, "sshs_model_hash": hashlib.sha256(blob[8 + length :]).hexdigest(), "sshs_legacy_hash": legacy}
+
+
+def save_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool) -> None:
+    """Write a LoRA file whole or not at all.
+
+    Raises:
+        LoraclrError: the file exists and `overwrite` is False, or it cannot be written (disk full, no permission)
+    """
+    write_atomically(path, serialize(tensors, with_hashes(tensors, metadata)), overwrite=overwrite)
+
+
+def write_atomically(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write `data` to a temporary file in the same folder and move it in place.
+
+    Raises:
+        LoraclrError: as `save_lora`
+    """
+    write_files({path: lambda stream: stream.write(data)}, overwrite=overwrite)
+
+
+def write_files(writers: Mapping[Path, Callable], *, overwrite: bool) -> None:
+    """Write several files that belong together: first all under temporary names, then all moved in place.
+
+    Args:
+        writers: path -> function that writes the file's content to the binary stream it is given
+
+    Raises:
+        LoraclrError: as `save_lora`
+    """
+    for path in writers:
+        refuse_existing(path, overwrite=overwrite)
+    temporary: dict[Path, Path] = {}
+    try:
+        for path, write in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
+            temporary[path] = Path(name)
+            with os.fdopen(handle, "wb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # mkstemp makes files only their owner can read; a LoRA gets the permissions a new file would have
+            temporary[path].chmod(0o666 & ~_umask())
+        for path in list(temporary):
+            refuse_existing(path, overwrite=overwrite)
+            temporary.pop(path).replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LoraclrError(f"{path} cannot be written ({reason}): free some space or choose another folder.") from error
+    finally:
+        for left in temporary.values():
+            left.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raises:
+    LoraclrError: `path` exists and may not be overwritten
+    """
+    if path.exists() and not overwrite:
+        raise LoraclrError(f"{path} exists already: choose another name, or allow overwriting it (--overwrite).")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sha256(stream) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,132 @@
+"""Low-rank matrices: factors, their cheap algebra, and truncation in the metric of the inputs.
+
+Shapes: `d_out` rows and `d_in` columns of a layer's weight (a convolution's kernel flattened to
+`d_in = c_in * k * k`), `r` rank, `n` rows of recorded inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A delta `up @ down`.
+
+    Attributes:
+        up: `[d_out, r]`
+        down: `[r, d_in]`
+    """
+
+    up: Tensor
+    down: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(d_out, d_in)`"""
+        return self.up.shape[0], self.down.shape[1]
+
+    def dense(self) -> Tensor:
+        """The delta itself, `[d_out, d_in]`."""
+        return self.up @ self.down
+
+    def scaled(self, scale: float) -> Factors:
+        return Factors(self.up * scale, self.down)
+
+    def to(self, *args, **kwargs) -> Factors:
+        return Factors(self.up.to(*args, **kwargs), self.down.to(*args, **kwargs))
+
+    def norm(self) -> float:
+        """Frobenius norm, from the two `[r, r]` Gram matrices instead of the dense delta."""
+        squared = ((self.up.mT @ self.up) * (self.down @ self.down.mT)).sum()
+        return float(squared.clamp_min(0).sqrt())
+
+
+def zero(d_out: int, d_in: int, like: Tensor) -> Factors:
+    """The delta that does nothing, as rank 1 (files cannot hold rank 0)."""
+    return Factors(like.new_zeros(d_out, 1), like.new_zeros(1, d_in))
+
+
+def concatenate(deltas: Sequence[Factors]) -> Factors:
+    """The sum of deltas, exactly, at the sum of their ranks."""
+    return Factors(torch.cat([d.up for d in deltas], dim=1), torch.cat([d.down for d in deltas], dim=0))
+
+
+def orthonormal_basis(matrix: Tensor) -> Tensor:
+    """Orthonormal columns that span those of `matrix [d, r]`: `[d, s]`, `s` the numerical rank (at least 1).
+
+    Singular values below `max(d, r) * eps * largest` count as zero (the rule of `numpy.linalg.matrix_rank`).
+    """
+    u, singular, _ = torch.linalg.svd(matrix, full_matrices=False)
+    if singular[0] == 0:
+        return u[:, :1]
+    keep = singular > max(matrix.shape) * torch.finfo(matrix.dtype).eps * singular[0]
+    return u[:, keep]
+
+
+def balanced(delta: Factors) -> Factors:
+    """The same delta with both factors of equal size, `up = U sqrt(S)`, `down = sqrt(S) V^T`.
+
+    Gradient steps on factors move the product evenly only when neither factor dwarfs the other, and half
+    precision keeps more of balanced factors. QR of both factors keeps the SVD at `[r, r]`.
+    """
+    q_up, r_up = torch.linalg.qr(delta.up)
+    q_down, r_down = torch.linalg.qr(delta.down.mT)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.mT)
+    root = s.sqrt()
+    up, down = (q_up @ u) * root, root[:, None] * (vh @ q_down.mT)
+    # An SVD is unique only up to signs, and backends disagree: the largest entry of each column is made positive.
+    signs = torch.sign(up.gather(0, up.abs().argmax(0, keepdim=True)))
+    signs = torch.where(signs == 0, torch.ones_like(signs), signs)
+    return Factors(up * signs, down * signs.mT)
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """A delta at lower rank, and the share of its effect on the recorded inputs that was kept (0..1)."""
+
+    factors: Factors
+    kept: float
+
+
+def truncate(delta: Factors, gram: Tensor | None, *, rank: int | None = None, share: float = 1.0) -> Truncation:
+    """The best approximation of a delta at lower rank, measured on the inputs: `min ||(D - L) S^(1/2)||_F`.
+
+    With `D = U K` (`U` orthonormal) the effect energy of a direction `v` in the column space is
+    `v^T (K S K^T) v`; keeping the eigenvectors of the largest energies is the optimum (Eckart-Young in the
+    metric `S`), and costs one eigenproblem of size `r`.
+
+    Args:
+        delta: up `[d_out, r]`, down `[r, d_in]`
+        gram: `S`, `[d_in, d_in]`; None means the identity (plain Frobenius norm)
+        rank: the rank to keep at most; None lets `share` alone decide
+        share: the least share of the energy to keep; decides when `rank` is None
+
+    Returns:
+        balanced factors of rank between 1 and `r`, and the share of the energy they keep
+    """
+    basis, triangle = torch.linalg.qr(delta.up)
+    coordinates = triangle @ delta.down
+    weighted = coordinates if gram is None else coordinates @ gram
+    energy_matrix = weighted @ coordinates.mT
+    energies, vectors = torch.linalg.eigh((energy_matrix + energy_matrix.mT) / 2)
+    energies, vectors = energies.flip(0).clamp_min(0), vectors.flip(1)
+    total = energies.sum()
+    if total == 0:
+        return Truncation(zero(*delta.shape, like=delta.up), 1.0)
+    kept = (energies.cumsum(0) / total).clamp(max=1)
+    if rank is None:
+        # float rounding in the running sum must not cost a direction when everything was asked for
+        tolerance = len(energies) * torch.finfo(energies.dtype).eps
+        rank = int((kept < share - tolerance).sum()) + 1
+    rank = max(1, min(rank, len(energies)))
+    top = vectors[:, :rank]
+    return Truncation(balanced(Factors(basis @ top, top.mT @ coordinates)), float(kept[rank - 1]))

@@ -1,0 +1,58 @@
+"""How the memory budget is spent: on recorded rows and on teachers' predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import LoraclrError
+
+MEGABYTE = 1 << 20
+HALF = 2  # bytes of a half-precision number
+
+#: shares of the budget; what is left is for one layer's dense matrices and for what the allocator wastes
+ROWS_SHARE, POINTS_SHARE = 0.55, 0.25
+#: rows per layer and recording: fewer say nothing about a layer, more change nothing that was measured
+LEAST_ROWS, MOST_ROWS = 16, 256
+#: tensors of the size of a latent that each point keeps (`teachers.Examples`)
+TENSORS_PER_POINT = 4
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Attributes:
+    rows: per layer and recording
+    points: per denoising path
+    """
+
+    rows: int
+    points: int
+
+
+def plan_memory(
+    budget_mb: int, columns: Mapping[str, int], *, recordings: int, paths: int, steps: int, latent_numbers: int
+) -> MemoryPlan:
+    """Spend a budget.
+
+    Args:
+        budget_mb: in MB
+        columns: `d_in` of every recording of the largest stage, by layer key
+        recordings: how many recordings each layer has (one per teacher)
+        paths: denoising paths of all teachers
+        steps: of each path
+        latent_numbers: numbers in one latent, `c * h * w`
+
+    Raises:
+        LoraclrError: not even the least is within the budget
+    """
+    budget = budget_mb * MEGABYTE
+    row = sum(columns.values()) * HALF * recordings
+    point = paths * latent_numbers * HALF * TENSORS_PER_POINT
+    least = max(LEAST_ROWS * row / ROWS_SHARE, 2 * point / POINTS_SHARE)
+    if least > budget:
+        raise LoraclrError(
+            f"The memory budget of {budget_mb} MB is too small for {recordings} recordings of {len(columns)} inputs: "
+            f"give at least {int(least / MEGABYTE) + 1} MB, or merge fewer LoRAs at a time."
+        )
+    rows = int(budget * ROWS_SHARE / row) if row else MOST_ROWS
+    return MemoryPlan(min(MOST_ROWS, rows), min(steps, int(budget * POINTS_SHARE / point)))

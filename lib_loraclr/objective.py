@@ -1,0 +1,169 @@
+"""The contrastive objective of LoRACLR (arXiv 2412.09622, eq. 3 to 6), scale-free, at a layer and at the model's output.
+
+The paper's distances are norms of whole flattened tensors, 40 to 1400 in practice, so that its margin of 0.5 never acts. Here
+every distance is relative: the positive one to the size of the concept's own effect, the negative one to the distance
+between the two concepts' effects, so that a margin of 1 means "as far from the other concept as the concept itself is".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layer_problem import LayerProblem
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weights of the terms.
+
+    Attributes:
+        positive: weight of the distance to the concept's own effect
+        negative: weight of the hinge on the distance to the nearest other concept's effect
+        margin: `m`
+        delta: `λ_delta`, weight of the relative distance from the start
+    """
+
+    positive: float = 1.0
+    negative: float = 0.1
+    margin: float = 0.5
+    delta: float = 0.001
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One recording in coordinates of the column space.
+
+    Attributes:
+        inputs: `X`, `[n, d_in]`
+        target: `T_ii`, `[n, R]`
+        others: `T_ij` of every concept `j` that is not active on these rows, `[N', n, R]`
+        distances: `||T_ii - T_ij||` per row, `[N', n]`
+        share: weight of one row in the sum, importance included
+        energy: `e_i`, mean squared size of the target
+    """
+
+    inputs: Tensor
+    target: Tensor
+    others: Tensor
+    distances: Tensor
+    share: float
+    energy: float
+
+
+class LayerObjective:
+    """The objective of one layer as a function of `M`, where `ΔW = U M`; `M` is `[R, d_in]`.
+
+    ```
+    L(M) = Σ_i c_i mean_rows [ positive ||P - T_ii||² / e_i + negative max(0, m - min_j ||P - T_ij|| / ||T_ii - T_ij||)² ]
+           + λ_delta ||M - M_0||² / ||M_0||² ,      P = X_i M^T,  e_i = mean_rows ||T_ii||²
+    ```
+
+    Distances in coordinates are those at the layer's output, since `U` is orthonormal and spans all targets.
+    Rows of the base model have target 0 and no size of their own; `e` is the mean of the other recordings' there.
+    """
+
+    def __init__(self, problem: LayerProblem, basis: Tensor, start: Tensor, terms: Terms) -> None:
+        """
+        Args:
+            basis: `U`, `[d_out, R]`
+            start: `M_0`, `[R, d_in]`
+        """
+        self.start, self.terms = start, terms
+        self._start_energy = max(float(start.square().sum()), torch.finfo(start.dtype).tiny)
+        self._groups = _groups(problem, basis)
+
+    def __call__(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Value `[]` and gradient `[R, d_in]` at `point`."""
+        terms = self.terms
+        change = point - self.start
+        value = terms.delta * change.square().sum() / self._start_energy
+        gradient = 2 * terms.delta / self._start_energy * change
+        for group in self._groups:
+            output = group.inputs @ point.mT
+            residual = output - group.target
+            value = value + terms.positive * group.share / group.energy * residual.square().sum()
+            slope = 2 * terms.positive * group.share / group.energy * residual
+            if terms.negative and len(group.others):
+                hinge, push, _ = _hinge(output, group, terms.margin)
+                value = value + terms.negative * group.share * hinge.square().sum()
+                slope = slope + 2 * terms.negative * group.share * hinge[:, None] * push
+            gradient = gradient + slope.mT @ group.inputs
+        return value, gradient
+
+    def active_share(self, point: Tensor) -> float:
+        """Share of rows on which the hinge acts."""
+        active, total = 0, 0
+        for group in self._groups:
+            if len(group.others):
+                hinge, _, _ = _hinge(group.inputs @ point.mT, group, self.terms.margin)
+                active, total = active + int((hinge > 0).sum()), total + len(hinge)
+        return active / total if total else 0.0
+
+
+def _groups(problem: LayerProblem, basis: Tensor) -> list[_Group]:
+    total = sum(rows.importance for rows in problem.rows) or 1.0
+    targets = problem.targets_in(basis)
+    energies = [float(target.square().sum(1).mean()) if len(target) else 0.0 for target in targets]
+    known = [energy for energy, rows in zip(energies, problem.rows, strict=True) if rows.active and energy > 0]
+    fallback = sum(known) / len(known) if known else 1.0
+    groups = []
+    for rows, target, energy in zip(problem.rows, targets, energies, strict=True):
+        others = [
+            (rows.inputs @ delta.down.mT) @ (delta.up.mT @ basis)
+            for j, delta in enumerate(problem.deltas)
+            if rows.active and j not in rows.active and delta is not None
+        ]
+        stacked = torch.stack(others) if others else target.new_zeros(0, *target.shape)
+        distances = (stacked - target).norm(dim=2)
+        groups.append(
+            _Group(rows.inputs, target, stacked, distances, rows.weight / total, energy if energy > 0 else fallback)
+        )
+    return groups
+
+
+def _hinge(output: Tensor, group: _Group, margin: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The hinge of every row `[n]`, its derivative by the output `[n, R]`, and the relative distances `[N', n]`.
+
+    Where two concepts do the same (`||T_ii - T_ij|| = 0`) there is nothing to keep apart, and the hinge is off. At distance 0
+    the norm has no derivative; 0 is used, an element of its subdifferential.
+    """
+    offsets = output - group.others
+    lengths = offsets.norm(dim=2)
+    apart = group.distances > torch.finfo(output.dtype).eps * (1 + group.target.norm(dim=1))
+    relative = torch.where(apart, lengths / group.distances.where(apart, torch.ones_like(lengths)), torch.inf)
+    nearest, index = relative.min(dim=0)
+    hinge = (margin - nearest).clamp_min(0)
+    row = torch.arange(len(output), device=output.device)
+    length, distance = lengths[index, row], group.distances[index, row]
+    scale = torch.where((length > 0) & (hinge > 0), length * distance, torch.inf)
+    return hinge, -offsets[index, row] / scale[:, None], relative
+
+
+def output_terms(
+    prediction: Tensor, target: Tensor, scale: Tensor, other: Tensor, apart: Tensor, margin: float
+) -> tuple[Tensor, Tensor]:
+    """The objective's two terms at the model's output, per sample; differentiable by `prediction`.
+
+    Args:
+        prediction: `ε_m`, `[b, c, h, w]`
+        target: `ε_i`, what the concept's own LoRA predicts, `[b, c, h, w]`
+        scale: what a squared error is divided by, `[b]`: the mean square of the concept's own effect
+        other: `ε_j`, what the nearest other concept predicts for the same input and prompt, `[b, c, h, w]`
+        apart: `||ε_i - ε_j||`, `[b]`; 0 switches the hinge off
+        margin: `m`
+
+    Returns:
+        positive `mean (ε_m - ε_i)² / scale` and negative `max(0, m - ||ε_m - ε_j|| / ||ε_i - ε_j||)²`, each `[b]`. The hinge
+        is multiplied by `mean (ε_i - ε_j)² / scale`, so that both terms are in the same unit (method.md, "At the output").
+    """
+    positive = (prediction - target).square().mean((1, 2, 3)) / scale
+    on = apart > 0
+    # the square root has no finite derivative at 0; the smallest normal number keeps the quotient finite there
+    squared = (prediction - other).square().sum((1, 2, 3)).clamp_min(torch.finfo(prediction.dtype).tiny)
+    relative = squared.sqrt() / apart.where(on, torch.ones_like(apart))
+    hinge = torch.where(on, (margin - relative).clamp_min(0), torch.zeros_like(relative))
+    unit = apart.square() / target[0].numel() / scale
+    return positive, unit * hinge.square()

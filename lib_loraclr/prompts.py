@@ -1,0 +1,178 @@
+"""The prompts a merge records, and where trigger words come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import LoraclrError, unknown_name
+
+#: templates by the way a checkpoint is prompted; `{trigger}` stands for a concept's trigger words
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "photo": (
+        "a photo of {trigger}",
+        "{trigger}",
+        "a close-up photo of {trigger}",
+        "{trigger}, outdoors",
+        "a photo of {trigger} on a white background",
+        "a painting of {trigger}",
+        "{trigger} in the street at night",
+        "a bright photo of {trigger}",
+    ),
+    "booru": (
+        "{trigger}, solo",
+        "{trigger}",
+        "{trigger}, solo, upper body, looking at viewer",
+        "{trigger}, solo, simple background",
+        "{trigger}, outdoors, day",
+        "{trigger}, full body, standing",
+        "{trigger}, indoors, night",
+        "{trigger}, close-up",
+    ),
+}
+
+#: prompts that call no concept, for the rows that keep the merge from leaking into everything
+PLAIN: dict[str, tuple[str, ...]] = {
+    "photo": (
+        "a photo of a cat",
+        "a red car on a road",
+        "a portrait of a woman",
+        "a bowl of fruit on a table",
+        "a house in the mountains",
+        "a man in a suit",
+        "a city at night",
+        "a green bird on a branch",
+    ),
+    "booru": (
+        "1girl, solo, looking at viewer",
+        "1boy, solo, upper body",
+        "no humans, scenery, mountain",
+        "cat, animal focus, simple background",
+        "1girl, school uniform, classroom",
+        "still life, food, table",
+        "city, night, building",
+        "car, road, outdoors",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What is asked of the model while it is recorded.
+
+    Attributes:
+        templates: with `{trigger}`; every concept is asked each of them in turn
+        plain: prompts that call no concept
+        quality: words added to the end of every prompt ("masterpiece, best quality")
+        negative: the negative prompt, which guidance uses at every step
+        pair: asks for two concepts at once, `{first}` and `{second}`; for pictures only
+    """
+
+    templates: tuple[str, ...] = TEMPLATES["photo"]
+    plain: tuple[str, ...] = PLAIN["photo"]
+    quality: str = ""
+    negative: str = ""
+    pair: str = "{first} and {second}"
+
+    @classmethod
+    def preset(cls, name: str) -> PromptOptions:
+        """The options for "photo" or "booru" prompts.
+
+        Raises:
+            LoraclrError: there is no such preset
+        """
+        if name not in TEMPLATES:
+            raise unknown_name("prompt preset", name, TEMPLATES)
+        return cls(TEMPLATES[name], PLAIN[name])
+
+    def check(self) -> None:
+        """Raises:
+        LoraclrError: a template without `{trigger}`, or nothing to ask
+        """
+        if not self.templates:
+            raise LoraclrError("There are no prompt templates: give at least one with {trigger} in it.")
+        if not self.plain:
+            raise LoraclrError("There are no plain prompts: give at least one that calls no concept (--plain).")
+        for template in self.templates:
+            if "{trigger}" not in template:
+                raise LoraclrError(f"The prompt template {template!r} has no {{trigger}}: say where the trigger goes.")
+
+    def with_quality(self, prompt: str) -> str:
+        return ", ".join(part for part in (prompt, self.quality) if part)
+
+
+def trigger_from_metadata(metadata: Mapping[str, str]) -> str:
+    """Trigger words a file names: `modelspec.trigger_phrase`, else the most frequent tag of `ss_tag_frequency`, else ""."""
+    phrase = metadata.get("modelspec.trigger_phrase", "").strip()
+    if phrase:
+        return phrase
+    counts: dict[str, int] = {}
+    for tags in tag_frequency(metadata).values():
+        for tag, count in tags.items():
+            counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    return max(counts, key=lambda tag: (counts[tag], tag)) if counts else ""
+
+
+def tag_frequency(metadata: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """`ss_tag_frequency` as folder -> tag -> count; empty where it is missing or not of that form."""
+    try:
+        folders = json.loads(metadata.get("ss_tag_frequency", "") or "{}")
+        return {str(folder): {str(tag): int(count) for tag, count in tags.items()} for folder, tags in folders.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def find_trigger(path: Path, metadata: Mapping[str, str]) -> str:
+    """Trigger words of a LoRA file: the WebUI card's activation text, else the metadata's, else none."""
+    card = path.with_suffix(".json")
+    if card.is_file():
+        try:
+            text = json.loads(card.read_text("utf-8")).get("activation text", "")
+            if isinstance(text, str) and text.strip():
+                return text.strip()
+        except (ValueError, OSError, AttributeError):
+            pass  # a damaged card is the WebUI's business; the metadata may still know
+    return trigger_from_metadata(metadata)
+
+
+def is_background(concept) -> bool:
+    """Whether a concept changes everything without being called: a style without trigger words."""
+    return concept.kind == "style" and not concept.trigger
+
+
+def concept_prompts(concept, options: PromptOptions) -> tuple[str, ...]:
+    """The prompts a concept is recorded on."""
+    if concept.prompts:
+        prompts: Sequence[str] = concept.prompts
+    elif concept.kind == "style":
+        prompts = [f"{prompt}, {concept.trigger}" if concept.trigger else prompt for prompt in options.plain]
+    else:
+        prompts = [template.replace("{trigger}", concept.trigger) for template in options.templates]
+    return tuple(options.with_quality(prompt) for prompt in prompts)
+
+
+def check_prompts(concepts: Sequence, options: PromptOptions) -> None:
+    """Refuse concepts that nothing in the prompts tells apart.
+
+    Raises:
+        LoraclrError: a subject without trigger words, or two concepts with the same ones
+    """
+    options.check()
+    callers: dict[tuple[str, ...], str] = {}
+    for concept in concepts:
+        if is_background(concept):
+            continue
+        if not concept.trigger and not concept.prompts:
+            raise LoraclrError(
+                f"{concept.label} has no trigger words, and nothing in the prompts would call it: "
+                "give it some (trigger=…), or say that it is a style (kind=style)."
+            )
+        prompts = concept_prompts(concept, options)
+        if prompts in callers:
+            raise LoraclrError(
+                f"{callers[prompts]} and {concept.label} have the same prompts (trigger {concept.trigger!r}), so no prompt "
+                "could call one without the other: give at least one of them other trigger words."
+            )
+        callers[prompts] = concept.label

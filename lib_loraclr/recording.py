@@ -1,0 +1,147 @@
+"""Record what enters each layer: a bounded, uniform sample of rows, whatever the number of steps and pixels."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .hosts.substitution import Layer
+
+
+class Reservoir:
+    """A uniform sample of at most `capacity` rows from a stream of unknown length, in half precision in RAM.
+
+    Every row draws a random number, and those with the largest are kept: bottom-k sampling, the vectorised form of
+    Vitter's algorithm R.
+    """
+
+    def __init__(self, capacity: int, seed: int) -> None:
+        self.capacity = capacity
+        self._generator = torch.Generator().manual_seed(seed)
+        self._tags = torch.empty(0)
+        self._rows: Tensor | None = None
+
+    def update(self, count: int, gather: Callable[[Tensor], Tensor]) -> None:
+        """Offer `count` rows; `gather(indices [m])` is asked only for those that are kept, and gives `[m, d_in]`."""
+        tags = torch.rand(count, generator=self._generator)
+        full = len(self._tags) == self.capacity
+        candidates = torch.nonzero(tags > self._tags.min()).flatten() if full else torch.arange(count)
+        best = tags[candidates].argsort(descending=True, stable=True)[: self.capacity]
+        candidates = candidates[best]
+        if len(candidates) == 0:
+            return
+        rows = gather(candidates).detach().to("cpu", torch.float16)
+        if self._rows is not None:
+            tags, rows = torch.cat([self._tags, tags[candidates]]), torch.cat([self._rows, rows])
+        else:
+            tags = tags[candidates]
+        order = tags.argsort(descending=True, stable=True)[: self.capacity]
+        self._tags, self._rows = tags[order], rows[order]
+
+    def result(self) -> Tensor:
+        """The sample, `[n, d_in]`, fp16, `n <= capacity`."""
+        return torch.empty(0, 0, dtype=torch.float16) if self._rows is None else self._rows
+
+
+def input_rows(module: nn.Module, x: Tensor) -> tuple[int, Callable[[Tensor], Tensor]]:
+    """The rows that a layer multiplies with its flattened weight: how many, and a function that gathers some of them.
+
+    Args:
+        x: the layer's input, `[…, d_in]`, or `[b, c_in, h, w]` for a convolution, whose rows are
+            patches `[c_in * k * k]`, one per output position
+    """
+    if not isinstance(module, nn.Conv2d):
+        flat = x.reshape(-1, x.shape[-1])
+        return len(flat), lambda index: flat[index.to(flat.device)]
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    vertical, horizontal = module.padding if isinstance(module.padding, tuple) else (0, 0)
+    padded = nn.functional.pad(x, (horizontal, horizontal, vertical, vertical)).permute(0, 2, 3, 1)
+    batch, height, width, _ = padded.shape
+    rows = (height - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    columns = (width - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+
+    def gather(index: Tensor) -> Tensor:
+        index = index.to(x.device)
+        sample, position = index // (rows * columns), index % (rows * columns)
+        top, left = position // columns * stride[0], position % columns * stride[1]
+        down = torch.arange(kernel[0], device=x.device) * dilation[0]
+        right = torch.arange(kernel[1], device=x.device) * dilation[1]
+        y = (top[:, None] + down)[:, :, None]
+        z = (left[:, None] + right)[:, None, :]
+        patches = padded[sample[:, None, None], y, z]  # [m, k, k, c_in]
+        return patches.permute(0, 3, 1, 2).reshape(len(index), -1)
+
+    return batch * rows * columns, gather
+
+
+@contextmanager
+def record_inputs(
+    layers: Mapping[str, Layer], capacity: Mapping[str, int], *, seed: int
+) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    """Record what enters layers while the context is open; the hooks are gone when it closes.
+
+    Args:
+        layers: layer key -> layer of the model
+        capacity: layer key -> rows to keep at most; the layers to record
+        seed: of the choice of rows; a layer's rows do not depend on which other layers are recorded
+
+    Yields:
+        a function that gives layer key -> `[n, d_in]`, fp16 on the CPU
+    """
+    reservoirs = {key: Reservoir(rows, seed ^ zlib.crc32(key.encode())) for key, rows in capacity.items()}
+    handles = []
+
+    def hook(key: str):
+        reservoir, module = reservoirs[key], layers[key].owner
+
+        def record(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            reservoir.update(*input_rows(module, arguments[0].detach()))
+
+        return record
+
+    try:
+        for key in capacity:
+            handles.append(layers[key].module.register_forward_pre_hook(hook(key)))
+        yield lambda: {key: reservoir.result() for key, reservoir in reservoirs.items()}
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def shared_inputs(layers: Mapping[str, Layer], keys: list[str], run: Callable[[], None]) -> dict[str, str]:
+    """Which layers receive the very same tensor (q, k and v; the k and v of every cross-attention).
+
+    Args:
+        layers: layer key -> layer of the model
+        keys: the layers to look at
+        run: runs the model once, at any size
+
+    Returns:
+        layer key -> key of the layer whose recording serves it (its own, where it shares with none before it)
+    """
+    seen: list[tuple[str, Tensor]] = []
+    handles = []
+    try:
+        for key in keys:
+
+            def remember(_: nn.Module, arguments: tuple[Tensor, ...], key: str = key) -> None:
+                # the tensor is held until the end, since the address of one that is gone is used again
+                seen.append((key, arguments[0]))
+
+            handles.append(layers[key].module.register_forward_pre_hook(remember))
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    served_by: dict[str, str] = {}
+    for key, tensor in seen:
+        module = layers[key].owner
+        kernel = module.kernel_size if isinstance(module, nn.Conv2d) else ()
+        served_by.setdefault(key, first.setdefault((id(tensor), tuple(kernel)), key))
+    return served_by

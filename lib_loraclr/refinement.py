@@ -1,0 +1,273 @@
+"""The contrastive objective at the model's output: all factors of the merge together, against the teachers' predictions.
+
+Layer by layer the UNet cannot keep many concepts apart; errors add up over hundreds of layers. Here the same objective
+is minimised where it counts, at the network's prediction, starting from the layer-wise merge (docs/method.md, "At
+the output"). The base weights stay frozen in whatever precision they are; factors and optimiser state are fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .errors import LoraclrError
+from .low_rank import Factors, balanced, concatenate
+from .objective import Terms, output_terms
+from .retention import measure
+from .teachers import Classroom, Examples
+
+#: share of each batch that keeps the predictions without trigger, which guidance subtracts at every step
+NEGATIVE_SHARE = 0.25
+#: how often retention on the held-back examples is looked at
+CHECKS = 8
+#: checks without a better retention after which the run stops
+PATIENCE = 3
+
+
+@dataclass(frozen=True)
+class RefinementOptions:
+    """Attributes:
+    terms: of the objective
+    steps: at most
+    batch_size: predictions compared in each step
+    learning_rate: AdamW's, at its highest
+    """
+
+    terms: Terms
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Attributes:
+    factors: layer key -> factors, fp32 on the CPU
+    reason: "steps" (all were made) or "stalled" (retention on the held-back examples no longer improved)
+    steps: how many were made
+    history: one entry per check: step, loss, share of active hinges, retention on the held-back examples
+    """
+
+    factors: dict[str, Factors]
+    reason: str
+    steps: int
+    history: tuple[Mapping[str, float], ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """`b` predictions to compare; the fields are those of `objective.output_terms`."""
+
+    prompts: list[str]
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    scale: Tensor
+    other: Tensor
+    apart: Tensor
+    importance: Tensor
+
+
+class _Sampler:
+    """Draws batches: teachers in turn, points of a teacher without replacement until all were had."""
+
+    def __init__(self, examples: Sequence[Examples], negative_prompt: str, seed: int) -> None:
+        self.examples, self.negative_prompt = examples, negative_prompt
+        self._generator = torch.Generator().manual_seed(seed)
+        self._queues: list[list[int]] = [[] for _ in examples]
+        self._turn = 0
+        effects = torch.cat([own.effect for own in examples if own.teacher.concept is not None])
+        self._scale = effects.nanmean().clamp_min(torch.finfo(effects.dtype).tiny)
+
+    def draw(self, size: int, device: torch.device) -> _Batch:
+        """A batch; the last `NEGATIVE_SHARE` of it asks for the negative prompt's prediction."""
+        negatives = round(size * NEGATIVE_SHARE) if len(self.examples) > 1 else 0
+        rows = [self._row(negative=k >= size - negatives) for k in range(size)]
+        prompts, *columns = zip(*rows, strict=True)
+        return _Batch(list(prompts), *[torch.stack(column).to(device) for column in columns])
+
+    def _row(self, *, negative: bool):
+        own, index = self._next()
+        x, t = own.x[index].float(), own.t[index]
+        target = (own.negative_target if negative else own.target)[index].float()
+        if negative or own.other is None:
+            other, apart = target, torch.tensor(0.0)
+        else:
+            other = own.other[index].float()
+            apart = (target - other).norm()
+        prompt = self.negative_prompt if negative else own.prompts[index]
+        return prompt, x, t, target, self._scale, other, apart, torch.tensor(own.teacher.importance)
+
+    def _next(self) -> tuple[Examples, int]:
+        turn = self._turn % len(self.examples)
+        self._turn += 1
+        own = self.examples[turn]
+        if not self._queues[turn]:
+            self._queues[turn] = torch.randperm(len(own), generator=self._generator).tolist()
+        return own, self._queues[turn].pop()
+
+
+def refine(
+    room: Classroom,
+    start: Mapping[str, Factors],
+    examples: Sequence[Examples],
+    held_back: Sequence[Examples],
+    options: RefinementOptions,
+    *,
+    seed: int,
+) -> Refined:
+    """Minimise the contrastive objective at the model's output over all factors, by AdamW with a cosine schedule.
+
+    Args:
+        start: layer key -> factors of the layer-wise merge
+        examples: what the teachers predict
+        held_back: examples of other seeds, which decide when to stop and which point was best
+
+    Raises:
+        LoraclrError: the loss is not finite
+    """
+    device = room.host.device
+    parameters = {key: _trainable(factors, device) for key, factors in start.items()}
+    flat = [tensor for factors in parameters.values() for tensor in (factors.up, factors.down)]
+    anchor = {key: Factors(f.up.detach().clone(), f.down.detach().clone()) for key, f in parameters.items()}
+    optimizer = torch.optim.AdamW(flat, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    sampler = _Sampler(examples, room.negative_prompt, seed)
+    micro_batch, recompute = _fit(room, parameters, sampler, options)
+    best, best_retention, stale, history = _snapshot(parameters), measure(room, parameters, held_back, units=0), 0, []
+    room.progress.log(f"refinement: start, retention {best_retention.mean:.3f} (weakest {best_retention.weakest:.3f})")
+    interval = max(1, math.ceil(options.steps / CHECKS))
+    reason, step = "steps", 0
+    for step in range(1, options.steps + 1):
+        _set_learning_rate(optimizer, options.learning_rate, step, options.steps)
+        batch = sampler.draw(options.batch_size, device)
+        with room.host.recomputing() if recompute else nullcontext():
+            loss, active = _backward(room, parameters, batch, options.terms, micro_batch)
+        loss += _delta_penalty(parameters, anchor, options.terms.delta)
+        if not math.isfinite(loss):
+            raise LoraclrError(
+                f"The refinement's loss became {loss} at step {step}: lower learning_rate "
+                f"({options.learning_rate}), or use effort=fast."
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        room.progress.advance(1, f"step {step}, loss {loss:.4f}")
+        if step % interval and step != options.steps:
+            continue
+        retention = measure(room, parameters, held_back, units=0)
+        history.append({"step": step, "loss": loss, "active_hinges": active, "retention": retention.mean})
+        room.progress.log(
+            f"refinement: step {step}/{options.steps}, loss {loss:.4f}, hinges active {active:.0%}, "
+            f"retention {retention.mean:.3f} (weakest {retention.weakest:.3f})"
+        )
+        if retention.mean > best_retention.mean:
+            best, best_retention, stale = _snapshot(parameters), retention, 0
+        else:
+            stale += 1
+            if stale == PATIENCE:
+                reason = "stalled"
+                break
+    return Refined(best, reason, step, tuple(history))
+
+
+def _trainable(factors: Factors, device: torch.device) -> Factors:
+    even = balanced(factors.to(torch.float32)).to(device)
+    return Factors(even.up.contiguous().requires_grad_(), even.down.contiguous().requires_grad_())
+
+
+def _snapshot(parameters: Mapping[str, Factors]) -> dict[str, Factors]:
+    return {key: Factors(f.up.detach().cpu().clone(), f.down.detach().cpu().clone()) for key, f in parameters.items()}
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: int, steps: int) -> None:
+    """A short linear warm-up, then half a cosine down to zero."""
+    warm_up = max(1, min(5, steps // 10))
+    rate = min(1.0, step / warm_up) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+    for group in optimizer.param_groups:
+        group["lr"] = highest * rate
+
+
+def _backward(
+    room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms, micro_batch: int
+) -> tuple[float, float]:
+    """Gradients of one batch's loss into the factors, some samples at a time.
+
+    Returns:
+        the loss, and the share of samples with a rival on which the hinge acts
+    """
+    size = len(batch.t)
+    total, active, rivals = 0.0, 0, 0
+    for start in range(0, size, micro_batch):
+        part = slice(start, start + micro_batch)
+        loss, on, asked = _loss(room, parameters, batch, part, terms)
+        (loss / size).backward()
+        total, active, rivals = total + float(loss.detach()) / size, active + on, rivals + asked
+    return total, active / rivals if rivals else 0.0
+
+
+def _loss(room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, part: slice, terms: Terms):
+    unique = sorted(set(batch.prompts[part]))
+    with room.host.apply(parameters):
+        conditioning = room.host.encode(unique)[[unique.index(prompt) for prompt in batch.prompts[part]]]
+        prediction = room.host.denoise(batch.x[part], batch.t[part], conditioning)
+    positive, negative = output_terms(
+        prediction, batch.target[part], batch.scale[part], batch.other[part], batch.apart[part], terms.margin
+    )
+    loss = (batch.importance[part] * (terms.positive * positive + terms.negative * negative)).sum()
+    return loss, int((negative > 0).sum()), int((batch.apart[part] > 0).sum())
+
+
+def _delta_penalty(parameters: Mapping[str, Factors], anchor: Mapping[str, Factors], strength: float) -> float:
+    """Adds the gradient of `λ_delta Σ ||ΔW - ΔW_start||² / Σ ||ΔW_start||²`, and returns its value.
+
+    Both norms come from `[r, r]` Gram matrices of the factors; no delta is made dense.
+    """
+    if strength == 0:
+        return 0.0
+    size = sum(factors.norm() ** 2 for factors in anchor.values())
+    distance = torch.zeros((), device=next(iter(parameters.values())).up.device)
+    for key, factors in parameters.items():
+        difference = concatenate([factors, anchor[key].scaled(-1)])
+        distance = distance + ((difference.up.mT @ difference.up) * (difference.down @ difference.down.mT)).sum()
+    penalty = strength * distance / max(size, torch.finfo(torch.float32).tiny)
+    penalty.backward()
+    return float(penalty.detach())
+
+
+def _fit(
+    room: Classroom, parameters: Mapping[str, Factors], sampler: _Sampler, options: RefinementOptions
+) -> tuple[int, bool]:
+    """How many samples fit at a time, and whether activations must be recomputed for even one to fit.
+
+    Measured: one sample and two are run with their saved tensors counted.
+    """
+    budget = room.activation_budget()
+    for recompute in (False, True):
+        with room.host.recomputing() if recompute else nullcontext():
+            one, two = (
+                _saved_bytes(room, parameters, sampler.draw(n, room.host.device), options.terms) for n in (1, 2)
+            )
+        # the changed weights are kept once per evaluation, whatever the number of samples
+        per_sample = max(1, two - one)
+        fitting = 1 + max(0, budget - one) // per_sample
+        if one <= budget:
+            break
+    chunks = math.ceil(options.batch_size / min(options.batch_size, fitting))
+    return math.ceil(options.batch_size / chunks), recompute
+
+
+def _saved_bytes(room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms) -> int:
+    """Bytes that autograd keeps for the backward pass of a batch, each storage counted once."""
+    storages: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        _loss(room, parameters, batch, slice(None), terms)
+    return max(1, sum(storages.values()))

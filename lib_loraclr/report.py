@@ -1,0 +1,79 @@
+"""What a merge did: one object, shown as a table, or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ConceptReport:
+    """Attributes:
+    name, trigger: of the concept
+    all_tags: retention with every LoRA's tag in one prompt (the plain sum)
+    merged: retention in the merge
+    """
+
+    name: str
+    trigger: str
+    all_tags: float | None
+    merged: float | None
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """Attributes:
+    method, source: what merged, and the paper it comes from
+    concepts: in the order of the request
+    base_drift_all_tags, base_drift: of the sum and of the merge (docs/method.md)
+    layers: how many layers the merge has
+    rank: smallest, mean and largest rank
+    kept: the least and the mean share of a layer's effect that its rank keeps
+    refinement: how the refinement ended: reason, steps, and its checks; empty where there was none
+    warnings: what a person should know
+    """
+
+    method: str
+    source: str
+    concepts: tuple[ConceptReport, ...]
+    base_drift_all_tags: float | None
+    base_drift: float | None
+    layers: int = 0
+    rank: tuple[int, float, int] = (0, 0.0, 0)
+    kept: tuple[float, float] = (1.0, 1.0)
+    refinement: Mapping[str, Any] = field(default_factory=dict)
+    solver: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+
+    def table(self) -> str:
+        """A table for a terminal."""
+        rows = [("concept", "trigger", "all tags", "merged")]
+        rows += [(c.name, c.trigger or "(none)", figure(c.all_tags), figure(c.merged)) for c in self.concepts]
+        if self.base_drift is not None:
+            rows.append(("base drift", "", figure(self.base_drift_all_tags), figure(self.base_drift)))
+        return format_table(rows)
+
+
+def figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell; the first two left, figures right; a line under the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+        if number == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""Linear and quasi-Newton solvers. Each returns its value together with how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import LoraclrError
+
+#: how often a Gram matrix that is not positive definite is given ten times more ridge before it is refused
+MAX_REPAIRS = 6
+
+
+@dataclass(frozen=True)
+class RidgeSolution:
+    """Attributes:
+    value: the minimiser `K`, `[R, d_in]`
+    form: "primal" or "dual"
+    ridge: the absolute ridge that was used
+    repairs: how many times the ridge had to be raised tenfold
+    """
+
+    value: Tensor
+    form: str
+    ridge: float
+    repairs: int
+
+
+def ridge_solve(inputs: Tensor, targets: Tensor, ridge: float) -> RidgeSolution:
+    """The `K` that minimises `||inputs K^T - targets||_F² + λ ||K||_F²`.
+
+    Primal form `K = T^T X (X^T X + λ)^-1` or dual form `K = T^T (X X^T + λ)^-1 X`, whichever matrix is
+    smaller; both are the same by the push-through identity. RegMean (arXiv 2212.09849, eq. 2) is the case of `inputs`
+    stacked over models.
+
+    Args:
+        inputs: `X`, `[n, d_in]`, each row scaled by the root of its weight
+        targets: `T`, `[n, R]`, scaled likewise
+        ridge: `λ` relative to `trace(X^T X) / d_in`
+
+    Raises:
+        LoraclrError: `inputs` or `targets` are not finite, or the matrix stays singular after the bounded repairs
+    """
+    if not (inputs.isfinite().all() and targets.isfinite().all()):
+        raise LoraclrError("The recorded inputs hold NaN or infinity: the model overflowed; use fp32 or bf16 for it.")
+    n, d_in = inputs.shape
+    mean_eigenvalue = float(inputs.square().sum()) / d_in
+    if mean_eigenvalue == 0:
+        return RidgeSolution(targets.new_zeros(targets.shape[1], d_in), "primal", 0.0, 0)
+    dual = n < d_in
+    # the products lose little in fp32, the factorisation would: it squares the condition number
+    gram = (inputs @ inputs.mT if dual else inputs.mT @ inputs).double()
+    floor = len(gram) * torch.finfo(inputs.dtype).eps
+    absolute = max(ridge, floor) * mean_eigenvalue
+    factor, absolute, repairs = _cholesky(gram, absolute)
+    if dual:
+        value = torch.cholesky_solve(targets.double(), factor).to(inputs.dtype).mT @ inputs
+    else:
+        value = torch.cholesky_solve((inputs.mT @ targets).double(), factor).to(inputs.dtype).mT
+    return RidgeSolution(value, "dual" if dual else "primal", absolute, repairs)
+
+
+def _cholesky(gram: Tensor, ridge: float) -> tuple[Tensor, float, int]:
+    """Cholesky factor of `gram + ridge`, raising the ridge tenfold up to `MAX_REPAIRS` times where rounding demands it."""
+    gram = (gram + gram.mT) / 2
+    for repairs in range(MAX_REPAIRS + 1):
+        shifted = gram.clone()
+        shifted.diagonal().add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if not failed:
+            return factor, ridge, repairs
+        ridge *= 10
+    raise LoraclrError(
+        f"The recorded inputs of a layer are too alike to solve for ({MAX_REPAIRS} repairs failed): "
+        "record more prompts, or raise the ridge."
+    )
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Attributes:
+    value: the best point found, shaped like the start
+    objective: the objective there
+    reason: "converged" (small gradient), "stalled" (no further descent) or "steps" (the limit was reached)
+    steps: iterations made
+    """
+
+    value: Tensor
+    objective: float
+    reason: str
+    steps: int
+
+
+def minimize(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    *,
+    max_steps: int,
+    tolerance: float = 1e-6,
+    memory: int = 10,
+) -> Minimum:
+    """L-BFGS with a backtracking line search (Nocedal and Wright, Numerical Optimization, algorithms 7.4, 7.5 and 3.1).
+
+    Args:
+        function: point -> (objective `[]`, gradient shaped like the point)
+        start: where to begin
+        max_steps: limit of iterations
+        tolerance: the gradient's norm, relative to that at the start, that counts as converged
+        memory: pairs of steps and gradient changes kept
+    """
+    point = start
+    value, gradient = function(point)
+    first_norm = float(gradient.norm())
+    pairs: list[tuple[Tensor, Tensor, float]] = []
+    for step in range(max_steps):
+        if float(gradient.norm()) <= tolerance * first_norm:
+            return Minimum(point, float(value), "converged", step)
+        direction = _two_loop(gradient, pairs)
+        found = _backtrack(function, point, value, gradient, direction)
+        if found is None:
+            return Minimum(point, float(value), "stalled", step)
+        next_point, value, next_gradient = found
+        change, difference = next_point - point, next_gradient - gradient
+        curvature = float((change * difference).sum())
+        # the objective is only piecewise smooth: pairs across a kink may have no positive curvature, and are left out
+        if curvature > torch.finfo(point.dtype).eps * float(difference.square().sum()):
+            pairs = [*pairs[1 - memory :], (change, difference, 1 / curvature)] if memory > 1 else []
+        point, gradient = next_point, next_gradient
+    return Minimum(point, float(value), "steps", max_steps)
+
+
+def _two_loop(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """Minus the inverse-Hessian estimate times the gradient (algorithm 7.4)."""
+    direction = -gradient
+    coefficients = []
+    for change, difference, inverse in reversed(pairs):
+        coefficient = inverse * (change * direction).sum()
+        direction = direction - coefficient * difference
+        coefficients.append(coefficient)
+    if pairs:
+        change, difference, inverse = pairs[-1]
+        direction = direction / (inverse * difference.square().sum())
+    for (change, difference, inverse), coefficient in zip(pairs, reversed(coefficients), strict=True):
+        direction = direction + change * (coefficient - inverse * (difference * direction).sum())
+    return direction
+
+
+def _backtrack(function, point: Tensor, value: Tensor, gradient: Tensor, direction: Tensor):
+    """Halve the step until Armijo's condition holds (algorithm 3.1, c = 1e-4); None if 30 halvings do not help."""
+    slope = (gradient * direction).sum()
+    length = 1.0
+    for _ in range(30):
+        candidate = point + length * direction
+        new_value, new_gradient = function(candidate)
+        if new_value <= value + 1e-4 * length * slope:
+            return candidate, new_value, new_gradient
+        length /= 2
+    return None
