@@ -31,8 +31,8 @@ from .teachers import Classroom, Examples, Teacher, add_nearest_other, make_teac
 #: first seeds of the three sets of denoising paths: learnt from, deciding when to stop, and only ever measured
 TRAIN, HELD_BACK, TEST = 0, 1_000_000, 2_000_000
 #: denoising paths per teacher and their steps, of the sets that are not learnt from
-HELD_BACK_PATHS, HELD_BACK_STEPS = 2, 8
-TEST_PATHS, TEST_STEPS = 4, 10
+HELD_BACK_PATHS, HELD_BACK_STEPS, HELD_BACK_KEPT = 2, 8, 4
+TEST_PATHS, TEST_STEPS = 4, 8
 #: points per teacher whose layer inputs are recorded
 RECORDED_POINTS = 64
 #: points per teacher at which the size of its effect is measured, as the unit of the loss
@@ -186,9 +186,9 @@ class _Job:
             latent_numbers=self.host.latent_channels * height * width,
         )
 
-    def learn(self, seed: int, stage: str, *, paths: int, steps: int, effects: int | None = None) -> list[Examples]:
-        """What every teacher predicts on its own denoising paths."""
-        plan = {"paths": paths, "steps": steps, "keep": min(self.plan.points, steps), "effects": effects}
+    def learn(self, seed: int, stage: str, **plan: int) -> list[Examples]:
+        """What every teacher predicts on its own denoising paths; `plan` is that of `Classroom.learn`."""
+        plan["keep"] = min(self.plan.points, plan.get("keep", plan["steps"]))
         self.progress.start(stage, sum(self.room.evaluations(teacher, **plan) for teacher in self.teachers))
         return [self.room.learn(teacher, **plan, seed=seed + self.request.seed) for teacher in self.teachers]
 
@@ -281,7 +281,9 @@ class _Job:
         if options.terms.negative:
             self.progress.start("comparing the concepts", sum(map(len, lessons)))
             lessons = add_nearest_other(self.room, lessons, self.subjects)
-        held_back = self.learn(HELD_BACK, "recording held-back paths", paths=HELD_BACK_PATHS, steps=HELD_BACK_STEPS)
+        held_back = self.learn(
+            HELD_BACK, "recording held-back paths", paths=HELD_BACK_PATHS, steps=HELD_BACK_STEPS, keep=HELD_BACK_KEPT
+        )
         self.progress.start("refining", options.steps)
         start = {key: layer.factors for key, layer in layers.items()}
         return refine(self.room, start, lessons, held_back, options, seed=self.request.seed)
@@ -343,6 +345,7 @@ class _Job:
             base_drift_all_tags=before.base_drift,
             base_drift=after.base_drift,
             layers=len(layers),
+            rows=self.plan.rows if method.records else 0,
             rank=(min(ranks), _mean(ranks), max(ranks)),
             kept=(min(kept), _mean(kept)),
             refinement=ending,

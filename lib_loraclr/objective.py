@@ -28,7 +28,7 @@ class Terms:
 
     positive: float = 1.0
     negative: float = 0.1
-    margin: float = 0.5
+    margin: float = 1.0
     delta: float = 0.001
 
 

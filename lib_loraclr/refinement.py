@@ -18,13 +18,13 @@ from torch import Tensor
 from .errors import LoraclrError
 from .low_rank import Factors, balanced, concatenate
 from .objective import Terms, output_terms
-from .retention import measure
+from .retention import Retention, measure
 from .teachers import Classroom, Examples
 
 #: share of each batch that keeps the predictions without trigger, which guidance subtracts at every step
 NEGATIVE_SHARE = 0.25
 #: how often retention on the held-back examples is looked at
-CHECKS = 8
+CHECKS = 6
 #: checks without a better retention after which the run stops
 PATIENCE = 3
 
@@ -50,7 +50,8 @@ class Refined:
     factors: layer key -> factors, fp32 on the CPU
     reason: "steps" (all were made) or "stalled" (retention on the held-back examples no longer improved)
     steps: how many were made
-    history: one entry per check: step, loss, share of active hinges, retention on the held-back examples
+    history: one entry per check: step, mean loss and share of active hinges since the last one, retention on the
+        held-back examples
     """
 
     factors: dict[str, Factors]
@@ -73,43 +74,57 @@ class _Batch:
     importance: Tensor
 
 
-class _Sampler:
-    """Draws batches: teachers in turn, points of a teacher without replacement until all were had."""
+class _Turns:
+    """Draws points of examples: teachers in turn, points of a teacher without replacement until all were had."""
 
-    def __init__(self, examples: Sequence[Examples], negative_prompt: str, seed: int) -> None:
-        self.examples, self.negative_prompt = examples, negative_prompt
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, examples: Sequence[Examples], generator: torch.Generator) -> None:
+        self._examples, self._generator = examples, generator
         self._queues: list[list[int]] = [[] for _ in examples]
         self._turn = 0
+
+    def next(self) -> tuple[Examples, int]:
+        turn = self._turn % len(self._examples)
+        self._turn += 1
+        own = self._examples[turn]
+        if not self._queues[turn]:
+            self._queues[turn] = torch.randperm(len(own), generator=self._generator).tolist()
+        return own, self._queues[turn].pop()
+
+
+class _Sampler:
+    """Draws batches: `NEGATIVE_SHARE` of each asks for the negative prompt's prediction, the rest for the prompts' own."""
+
+    def __init__(self, examples: Sequence[Examples], negative_prompt: str, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.negative_prompt = negative_prompt
+        # A concept merged alone has no teacher without triggers (teachers.make_teachers), and keeps what it does there.
+        self._share = NEGATIVE_SHARE if len(examples) > 1 else 0.0
+        self._prompted, self._negatives = _Turns(examples, generator), _Turns(examples, generator)
         effects = torch.cat([own.effect for own in examples if own.teacher.concept is not None])
         self._scale = effects.nanmean().clamp_min(torch.finfo(effects.dtype).tiny)
 
     def draw(self, size: int, device: torch.device) -> _Batch:
-        """A batch; the last `NEGATIVE_SHARE` of it asks for the negative prompt's prediction."""
-        negatives = round(size * NEGATIVE_SHARE) if len(self.examples) > 1 else 0
-        rows = [self._row(negative=k >= size - negatives) for k in range(size)]
+        negatives = round(size * self._share)
+        rows = [self._row(*self._prompted.next()) for _ in range(size - negatives)]
+        rows += [self._negative_row(*self._negatives.next()) for _ in range(negatives)]
         prompts, *columns = zip(*rows, strict=True)
         return _Batch(list(prompts), *[torch.stack(column).to(device) for column in columns])
 
-    def _row(self, *, negative: bool):
-        own, index = self._next()
-        x, t = own.x[index].float(), own.t[index]
-        target = (own.negative_target if negative else own.target)[index].float()
-        if negative or own.other is None:
-            other, apart = target, torch.tensor(0.0)
-        else:
-            other = own.other[index].float()
-            apart = (target - other).norm()
-        prompt = self.negative_prompt if negative else own.prompts[index]
-        return prompt, x, t, target, self._scale, other, apart, torch.tensor(own.teacher.importance)
+    def _row(self, own: Examples, k: int) -> tuple:
+        target = own.target[k].float()
+        other = target if own.other is None else own.other[k].float()
+        return (own.prompts[k], *self._common(own, k, target), other, (target - other).norm(), self._importance(own))
 
-    def _next(self) -> tuple[Examples, int]:
-        turn = self._turn % len(self.examples)
-        self._turn += 1
-        own = self.examples[turn]
-        if not self._queues[turn]:
-            self._queues[turn] = torch.randperm(len(own), generator=self._generator).tolist()
-        return own, self._queues[turn].pop()
+    def _negative_row(self, own: Examples, k: int) -> tuple:
+        target = own.negative_target[k].float()
+        nothing = torch.zeros(())  # no other concept to stay away from
+        return (self.negative_prompt, *self._common(own, k, target), target, nothing, self._importance(own))
+
+    def _common(self, own: Examples, k: int, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return own.x[k].float(), own.t[k], target, self._scale
+
+    def _importance(self, own: Examples) -> Tensor:
+        return torch.tensor(own.teacher.importance)
 
 
 def refine(
@@ -138,10 +153,7 @@ def refine(
     optimizer = torch.optim.AdamW(flat, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     sampler = _Sampler(examples, room.negative_prompt, seed)
     micro_batch, recompute = _fit(room, parameters, sampler, options)
-    best, best_retention, stale, history = _snapshot(parameters), measure(room, parameters, held_back, units=0), 0, []
-    room.progress.log(f"refinement: start, retention {best_retention.mean:.3f} (weakest {best_retention.weakest:.3f})")
-    interval = max(1, math.ceil(options.steps / CHECKS))
-    reason, step = "steps", 0
+    watch = _Watch(room, parameters, held_back, options.steps)
     for step in range(1, options.steps + 1):
         _set_learning_rate(optimizer, options.learning_rate, step, options.steps)
         batch = sampler.draw(options.batch_size, device)
@@ -156,22 +168,45 @@ def refine(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         room.progress.advance(1, f"step {step}, loss {loss:.4f}")
-        if step % interval and step != options.steps:
-            continue
-        retention = measure(room, parameters, held_back, units=0)
-        history.append({"step": step, "loss": loss, "active_hinges": active, "retention": retention.mean})
-        room.progress.log(
-            f"refinement: step {step}/{options.steps}, loss {loss:.4f}, hinges active {active:.0%}, "
-            f"retention {retention.mean:.3f} (weakest {retention.weakest:.3f})"
+        if watch.stalled(step, loss, active):
+            return Refined(watch.best, "stalled", step, tuple(watch.history))
+    return Refined(watch.best, "steps", options.steps, tuple(watch.history))
+
+
+class _Watch:
+    """Looks at the held-back examples now and then, keeps the best point, and says when nothing improves any more."""
+
+    def __init__(
+        self, room: Classroom, parameters: Mapping[str, Factors], held_back: Sequence[Examples], steps: int
+    ) -> None:
+        self._room, self._parameters, self._held_back, self._steps = room, parameters, held_back, steps
+        self._interval = max(1, math.ceil(steps / CHECKS))
+        self._stale, self._recent, self.history = 0, [], []
+        self._retention = measure(room, parameters, held_back, units=0)
+        self.best = _snapshot(parameters)
+        room.progress.log(f"refinement: start, {self._shown(self._retention)}")
+
+    def stalled(self, step: int, loss: float, active: float) -> bool:
+        """Note a step, and look if it is time to. True if `PATIENCE` looks in a row brought nothing."""
+        self._recent.append((loss, active))
+        if step % self._interval and step != self._steps:
+            return False
+        loss, active = (sum(values) / len(values) for values in zip(*self._recent, strict=True))
+        self._recent = []
+        retention = measure(self._room, self._parameters, self._held_back, units=0)
+        self.history.append({"step": step, "loss": loss, "active_hinges": active, "retention": retention.mean})
+        self._room.progress.log(
+            f"refinement: step {step}/{self._steps}, loss {loss:.4f}, hinges active {active:.0%}, {self._shown(retention)}"
         )
-        if retention.mean > best_retention.mean:
-            best, best_retention, stale = _snapshot(parameters), retention, 0
+        if retention.mean > self._retention.mean:
+            self.best, self._retention, self._stale = _snapshot(self._parameters), retention, 0
         else:
-            stale += 1
-            if stale == PATIENCE:
-                reason = "stalled"
-                break
-    return Refined(best, reason, step, tuple(history))
+            self._stale += 1
+        return self._stale == PATIENCE
+
+    @staticmethod
+    def _shown(retention: Retention) -> str:
+        return f"retention {retention.mean:.3f} (weakest {retention.weakest:.3f})"
 
 
 def _trainable(factors: Factors, device: torch.device) -> Factors:

@@ -30,6 +30,7 @@ class MergeReport:
     concepts: in the order of the request
     base_drift_all_tags, base_drift: of the sum and of the merge (docs/method.md)
     layers: how many layers the merge has
+    rows: rows of inputs that were kept per layer and teacher
     rank: smallest, mean and largest rank
     kept: the least and the mean share of a layer's effect that its rank keeps
     refinement: how the refinement ended: reason, steps, and its checks; empty where there was none
@@ -42,6 +43,7 @@ class MergeReport:
     base_drift_all_tags: float | None
     base_drift: float | None
     layers: int = 0
+    rows: int = 0
     rank: tuple[int, float, int] = (0, 0.0, 0)
     kept: tuple[float, float] = (1.0, 1.0)
     refinement: Mapping[str, Any] = field(default_factory=dict)

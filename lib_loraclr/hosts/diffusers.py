@@ -50,7 +50,7 @@ class DiffusersHost:
         self.default_size = int(unet.config.sample_size) * self.pixels_per_latent
         self.prediction_type = schedule.config.prediction_type
         self.alphas_cumprod = schedule.alphas_cumprod
-        self._layers = _layers(unet, text_encoder)
+        self._layers = model_layers(unet, text_encoder)
 
     def layers(self) -> Mapping[str, Layer]:
         return self._layers
@@ -86,7 +86,7 @@ class DiffusersHost:
         return [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in pixels]
 
 
-def _layers(unet: nn.Module, text_encoder: nn.Module) -> dict[str, Layer]:
+def model_layers(unet: nn.Module, text_encoder: nn.Module) -> dict[str, Layer]:
     """Every linear layer and convolution of both models, by layer key."""
     found = {}
     for model, key in ((text_encoder, text_encoder_key), (unet, unet_key)):

@@ -30,7 +30,7 @@ class ContrastiveOptions:
     )
     negative: float = option(0.1, "Weight of staying away from the nearest other concept.", minimum=0.0, maximum=100.0)
     margin: float = option(
-        0.5, "How far to stay away: 1 is as far as the concept's own LoRA is.", minimum=0.0, maximum=2.0
+        1.0, "How far to stay away: 1 is as far as the concept's own LoRA is.", minimum=0.0, maximum=2.0
     )
     lambda_delta: float = option(0.001, "Pull back towards the closed form.", minimum=0.0, maximum=10.0)
     ridge: float = option(
@@ -43,7 +43,7 @@ class ContrastiveOptions:
     steps: int = option(
         0, "Steps at the model's output; 0: by effort and number of concepts.", minimum=0, maximum=100000
     )
-    batch_size: int = option(16, "Predictions compared in each step at the output.", minimum=1, maximum=1024)
+    batch_size: int = option(8, "Predictions compared in each step at the output.", minimum=1, maximum=1024)
     learning_rate: float = option(0.002, "Of the steps at the output (AdamW).", minimum=1e-6, maximum=1.0)
 
     @property
@@ -52,7 +52,7 @@ class ContrastiveOptions:
 
 
 #: steps at the output, per concept
-STEPS_PER_CONCEPT = {"fast": 0, "balanced": 25, "thorough": 75}
+STEPS_PER_CONCEPT = {"fast": 0, "balanced": 36, "thorough": 108}
 
 
 def refinement_options(options: ContrastiveOptions, concepts: int) -> RefinementOptions | None:
