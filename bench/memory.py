@@ -10,6 +10,7 @@ model and LoRAs are loaded; Linux only.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,9 +132,10 @@ class ShapesHost:
                 module = self._layers[key].module
                 shared[same[key]] = given = shared.get(same[key], None)
                 if given is None:
-                    shared[same[key]] = given = torch.randn(batch, *shape)
-                if given.dim() == 4:
-                    given = given.permute(0, 2, 3, 1)  # a 1x1 convolution's rows are its pixels
+                    # one random row per sample, seen at every position: the maps themselves are the model's, not ours
+                    columns = self._layers[key].shape[1]
+                    positions = math.prod(shape) // columns
+                    shared[same[key]] = given = torch.randn(batch, 1, columns).expand(batch, positions, columns)
                 module(given)
 
     def recomputing(self):
@@ -219,7 +221,8 @@ def main() -> None:
             random_lora(host, path, i)
         report, watch = measure(host, loras, arguments.budget, size=arguments.size, steps=arguments.steps)
     print(
-        f"{layers} layers, N = {arguments.concepts}, {arguments.size} px, {arguments.steps} steps, budget {arguments.budget} MB"
+        f"{report.layers} layers, N = {arguments.concepts}, {arguments.size} px, {arguments.steps} steps, "
+        f"budget {arguments.budget} MB: {report.rows} rows kept per layer and teacher"
     )
     for stage, peak in watch.peaks.items():
         print(f"  {stage:32} {peak:7.0f} MB beyond model and LoRAs")

@@ -157,6 +157,15 @@ def table(results: Mapping[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def demo_request(concepts: int) -> tuple[MergeRequest, list[Sprite]]:
+    """The demo's request for its first concepts, and what the judge knows them by."""
+    entries = [c for c in json.loads((DEMO / "concepts.json").read_text("utf-8")) if c["kind"] == "subject"]
+    sprites = [Sprite(c["name"], f"{c['trigger']} {c['class']}") for c in entries[:concepts]]
+    request = MergeRequest.from_json((DEMO / "all-twelve.json").read_text("utf-8"))
+    loras = tuple(replace(c, lora=str(DEMO / c.lora)) for c in request.concepts[:concepts])
+    return replace(request, concepts=loras), sprites
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--concepts", type=int, default=4, help="how many of the demo's twelve")
@@ -165,11 +174,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(ROWS), help="rows of the table (default: all)")
     parser.add_argument("--results", type=Path, default=None, help="JSON file to keep rows in")
     arguments = parser.parse_args()
-    entries = [c for c in json.loads((DEMO / "concepts.json").read_text("utf-8")) if c["kind"] == "subject"]
-    sprites = [Sprite(c["name"], f"{c['trigger']} {c['class']}") for c in entries[: arguments.concepts]]
-    request = MergeRequest.from_json((DEMO / "all-twelve.json").read_text("utf-8"))
-    concepts = [replace(c, lora=str(DEMO / c.lora)) for c in request.concepts[: arguments.concepts]]
-    request = replace(request, concepts=tuple(concepts))
+    request, sprites = demo_request(arguments.concepts)
     host, judge = load(DEMO / "emoji-sd1.safetensors"), Judge()
     kept = arguments.results is not None and arguments.results.is_file()
     results = json.loads(arguments.results.read_text("utf-8")) if kept else {}

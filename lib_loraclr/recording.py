@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,16 +97,16 @@ def record_inputs(
     handles = []
 
     def hook(key: str):
-        reservoir, module = reservoirs[key], layers[key].owner
+        reservoir, layer = reservoirs[key], layers[key]
 
-        def record(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            reservoir.update(*input_rows(module, arguments[0].detach()))
+        def record(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            reservoir.update(*input_rows(layer.owner, layer.observed(module, arguments, named).detach()))
 
         return record
 
     try:
         for key in capacity:
-            handles.append(layers[key].module.register_forward_pre_hook(hook(key)))
+            handles.append(layers[key].module.register_forward_pre_hook(hook(key), with_kwargs=True))
         yield lambda: {key: reservoir.result() for key, reservoir in reservoirs.items()}
     finally:
         for handle in handles:
@@ -128,11 +129,13 @@ def shared_inputs(layers: Mapping[str, Layer], keys: list[str], run: Callable[[]
     try:
         for key in keys:
 
-            def remember(_: nn.Module, arguments: tuple[Tensor, ...], key: str = key) -> None:
+            def remember(
+                module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any], key: str = key
+            ) -> None:
                 # the tensor is held until the end, since the address of one that is gone is used again
-                seen.append((key, arguments[0]))
+                seen.append((key, layers[key].observed(module, arguments, named)))
 
-            handles.append(layers[key].module.register_forward_pre_hook(remember))
+            handles.append(layers[key].module.register_forward_pre_hook(remember, with_kwargs=True))
         with torch.no_grad():
             run()
     finally:

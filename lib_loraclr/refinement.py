@@ -21,6 +21,9 @@ from .objective import Terms, output_terms
 from .retention import Retention, measure
 from .teachers import Classroom, Examples
 
+# torch 2.3 moved it
+GradScaler = torch.amp.GradScaler if hasattr(torch.amp, "GradScaler") else torch.cuda.amp.GradScaler
+
 #: share of each batch that keeps the predictions without trigger, which guidance subtracts at every step
 NEGATIVE_SHARE = 0.25
 #: how often retention on the held-back examples is looked at
@@ -153,19 +156,22 @@ def refine(
     optimizer = torch.optim.AdamW(flat, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     sampler = _Sampler(examples, room.negative_prompt, seed)
     micro_batch, recompute = _fit(room, parameters, sampler, options)
+    scaler = _gradient_scaler(room)
     watch = _Watch(room, parameters, held_back, options.steps)
     for step in range(1, options.steps + 1):
         _set_learning_rate(optimizer, options.learning_rate, step, options.steps)
         batch = sampler.draw(options.batch_size, device)
         with room.host.recomputing() if recompute else nullcontext():
-            loss, active = _backward(room, parameters, batch, options.terms, micro_batch)
-        loss += _delta_penalty(parameters, anchor, options.terms.delta)
+            loss, active = _backward(room, parameters, batch, options.terms, micro_batch, scaler)
+        loss += _delta_penalty(parameters, anchor, options.terms.delta, scaler)
         if not math.isfinite(loss):
             raise LoraclrError(
                 f"The refinement's loss became {loss} at step {step}: lower learning_rate "
                 f"({options.learning_rate}), or use effort=fast."
             )
-        optimizer.step()
+        # steps whose gradients overflowed are left out by the scaler, which then scales less
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         room.progress.advance(1, f"step {step}, loss {loss:.4f}")
         if watch.stalled(step, loss, active):
@@ -218,6 +224,12 @@ def _snapshot(parameters: Mapping[str, Factors]) -> dict[str, Factors]:
     return {key: Factors(f.up.detach().cpu().clone(), f.down.detach().cpu().clone()) for key, f in parameters.items()}
 
 
+def _gradient_scaler(room: Classroom) -> GradScaler:
+    """Scales the loss where the model is in half precision, whose smallest numbers the gradients would fall below."""
+    half = any(layer.weight.dtype == torch.float16 for layer in room.host.layers().values())
+    return GradScaler(enabled=half and room.host.device.type == "cuda")
+
+
 def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: int, steps: int) -> None:
     """A short linear warm-up, then half a cosine down to zero."""
     warm_up = max(1, min(5, steps // 10))
@@ -227,7 +239,12 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: i
 
 
 def _backward(
-    room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms, micro_batch: int
+    room: Classroom,
+    parameters: Mapping[str, Factors],
+    batch: _Batch,
+    terms: Terms,
+    micro_batch: int,
+    scaler: GradScaler,
 ) -> tuple[float, float]:
     """Gradients of one batch's loss into the factors, some samples at a time.
 
@@ -239,7 +256,7 @@ def _backward(
     for start in range(0, size, micro_batch):
         part = slice(start, start + micro_batch)
         loss, on, asked = _loss(room, parameters, batch, part, terms)
-        (loss / size).backward()
+        scaler.scale(loss / size).backward()
         total, active, rivals = total + float(loss.detach()) / size, active + on, rivals + asked
     return total, active / rivals if rivals else 0.0
 
@@ -256,7 +273,9 @@ def _loss(room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, par
     return loss, int((negative > 0).sum()), int((batch.apart[part] > 0).sum())
 
 
-def _delta_penalty(parameters: Mapping[str, Factors], anchor: Mapping[str, Factors], strength: float) -> float:
+def _delta_penalty(
+    parameters: Mapping[str, Factors], anchor: Mapping[str, Factors], strength: float, scaler: GradScaler
+) -> float:
     """Adds the gradient of `λ_delta Σ ||ΔW - ΔW_start||² / Σ ||ΔW_start||²`, and returns its value.
 
     Both norms come from `[r, r]` Gram matrices of the factors; no delta is made dense.
@@ -269,7 +288,7 @@ def _delta_penalty(parameters: Mapping[str, Factors], anchor: Mapping[str, Facto
         difference = concatenate([factors, anchor[key].scaled(-1)])
         distance = distance + ((difference.up.mT @ difference.up) * (difference.down @ difference.down.mT)).sum()
     penalty = strength * distance / max(size, torch.finfo(torch.float32).tiny)
-    penalty.backward()
+    scaler.scale(penalty).backward()
     return float(penalty.detach())
 
 

@@ -114,12 +114,14 @@ class MergeRequest:
             raise LoraclrError("There is nothing to merge: name at least one LoRA.")
         for concept in self.concepts:
             _check_concept(concept)
-        labels = [concept.lora for concept in self.concepts]
-        for lora in labels:
-            if labels.count(lora) > 1:
+        loras, labels = [c.lora for c in self.concepts], [c.label for c in self.concepts]
+        for lora, label in zip(loras, labels, strict=True):
+            if loras.count(lora) > 1:
                 raise LoraclrError(
-                    f"{lora} is named {labels.count(lora)} times: name it once, and raise its weight instead."
+                    f"{lora} is named {loras.count(lora)} times: name it once, and raise its weight instead."
                 )
+            if labels.count(label) > 1:
+                raise LoraclrError(f"Two LoRAs are called {label} ({lora} is one): rename one of the files.")
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.rank not in ("auto", "full") and not (str(self.rank).isdecimal() and int(self.rank) >= 1):

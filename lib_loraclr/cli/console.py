@@ -86,4 +86,5 @@ def load_host(arguments: argparse.Namespace) -> Host:
     if precision == "auto":
         precision = "fp32" if torch.device(device).type == "cpu" else "fp16"
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    print(f"loading {arguments.checkpoint} …", file=sys.stderr, flush=True)
     return load(arguments.checkpoint, device=device, dtype=dtype)

@@ -1,0 +1,231 @@
+"""The stages of a merge, each seeing the result of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import LoraclrError
+from .hosts.base import Host
+from .inputs import InputLora
+from .layer_keys import is_text_encoder
+from .layer_problem import LayerProblem, Rows
+from .lora_files import PRECISIONS
+from .low_rank import Factors, truncate
+from .memory import MemoryPlan, plan_memory
+from .methods import LayerResult, Method
+from .progress import Progress
+from .prompts import is_background
+from .recording import record_inputs, shared_inputs
+from .refinement import Refined, RefinementOptions, refine
+from .request import MergeRequest
+from .retention import Retention, drift_of_singles, measure
+from .sampling import BATCH
+from .teachers import Classroom, Examples, Teacher, add_nearest_other, make_teachers, spread
+
+#: first seeds of the three sets of denoising paths: learnt from, deciding when to stop, and only ever measured
+TRAIN, HELD_BACK, TEST = 0, 1_000_000, 2_000_000
+#: denoising paths per teacher and their steps, of the sets that are not learnt from
+HELD_BACK_PATHS, HELD_BACK_STEPS, HELD_BACK_KEPT = 2, 8, 4
+TEST_PATHS, TEST_STEPS = 4, 8
+#: points per teacher whose layer inputs are recorded
+RECORDED_POINTS = 64
+#: points per teacher at which the size of its effect is measured, as the unit of the loss
+SCALE_POINTS = 16
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """A merged layer: what the method said of it, and the share of its effect that its rank keeps."""
+
+    factors: Factors
+    notes: Mapping[str, float]
+    kept: float
+
+
+class Job:
+    """One merge's stages, in the order of their methods, and what they share."""
+
+    def __init__(self, request: MergeRequest, inputs: Sequence[InputLora], host: Host, progress: Progress) -> None:
+        concepts = [given.concept for given in inputs]
+        self.request, self.inputs, self.host, self.progress = request, inputs, host, progress
+        self.labels = [concept.label for concept in concepts]
+        self.warnings = tuple(warning for given in inputs for warning in given.warnings)
+        self.teachers = make_teachers(concepts, request.prompts)
+        self.subjects = [i for i, concept in enumerate(concepts) if concept.kind == "subject"]
+        self.room = Classroom(
+            host,
+            [given.deltas for given in inputs],
+            request.recording,
+            negative_prompt=request.prompts.negative,
+            background=tuple(i for i, concept in enumerate(concepts) if is_background(concept)),
+            memory=request.memory_mb << 20,
+            progress=progress,
+        )
+        keys = sorted(set().union(*(given.deltas for given in inputs)))
+        self.text_encoder_keys = [key for key in keys if is_text_encoder(key)]
+        self.unet_keys = [key for key in keys if not is_text_encoder(key)]
+        self.serves = self._shared_inputs()
+        self.plan = self._plan()
+
+    def _shared_inputs(self) -> dict[str, str]:
+        """Which recording serves each layer, found by one run at the smallest size."""
+        host = self.host
+
+        def run() -> None:
+            conditioning = host.encode([""])
+            smallest = torch.zeros(1, host.latent_channels, 8, 8, device=host.device)
+            host.denoise(smallest, torch.zeros(1, dtype=torch.long, device=host.device), conditioning)
+
+        keys = [*self.text_encoder_keys, *self.unet_keys]
+        serves = shared_inputs(host.layers(), keys, run)
+        for key in keys:
+            if key not in serves:
+                raise LoraclrError(
+                    f"The layer {key} takes no part in {host.checkpoint}: the checkpoint is of another kind."
+                )
+        return serves
+
+    def _plan(self) -> MemoryPlan:
+        layers = self.host.layers()
+
+        def columns(keys: Sequence[str]) -> dict[str, int]:
+            return {self.serves[key]: layers[self.serves[key]].shape[1] for key in keys}
+
+        height, width = (side // self.host.pixels_per_latent for side in self.room.size)
+        stages = [columns(self.text_encoder_keys), columns(self.unet_keys)]
+        return plan_memory(
+            self.request.memory_mb,
+            max(stages, key=lambda stage: sum(stage.values())),
+            recordings=len(self.teachers),
+            paths=len(self.teachers) * self.request.recording.paths,
+            steps=self.request.recording.steps,
+            latent_numbers=self.host.latent_channels * height * width,
+        )
+
+    def learn(self, seed: int, stage: str, **plan: int) -> list[Examples]:
+        """What every teacher predicts on its own denoising paths; `plan` is that of `Classroom.learn`."""
+        plan["keep"] = min(self.plan.points, plan.get("keep", plan["steps"]))
+        self.progress.start(stage, sum(self.room.evaluations(teacher, **plan) for teacher in self.teachers))
+        return [self.room.learn(teacher, **plan, seed=seed + self.request.seed) for teacher in self.teachers]
+
+    def learn_to_merge(self) -> list[Examples]:
+        """The examples that the merge is made from."""
+        recording = self.request.recording
+        return self.learn(
+            TRAIN, "recording the LoRAs", paths=recording.paths, steps=recording.steps, effects=SCALE_POINTS
+        )
+
+    def solve(self, method: Method, options: Any, lessons: Sequence[Examples]) -> dict[str, MergedLayer]:
+        """Merge layer by layer: the text encoder(s), then the UNet behind the merged text encoder(s)."""
+        merged: dict[str, MergedLayer] = {}
+        for name, keys, record in (
+            ("text encoder", self.text_encoder_keys, self._record_text_encoder),
+            ("UNet", self.unet_keys, self._record_unet),
+        ):
+            recordings = record(merged, lessons) if method.records and keys else None
+            self.progress.start(f"merging the {name}", len(keys))
+            for key in keys:
+                merged[key] = self._merge_layer(key, method, options, recordings)
+                self.progress.advance(1, key)
+        return merged
+
+    def _record_text_encoder(self, merged: Mapping[str, MergedLayer], lessons: Sequence[Examples]):
+        prompts = [sorted({*lesson.prompts, self.request.prompts.negative}) for lesson in lessons]
+        self.progress.start("recording the text encoder", sum(map(len, prompts)))
+
+        def run(lesson: Examples) -> None:
+            asked = prompts[lessons.index(lesson)]
+            with self.host.apply(self._part(lesson.teacher, self.text_encoder_keys)):
+                for start in range(0, len(asked), BATCH):
+                    self.host.encode(asked[start : start + BATCH])
+                    self.progress.advance(len(asked[start : start + BATCH]), lesson.teacher.name)
+
+        return self._record(self.text_encoder_keys, lessons, run)
+
+    def _record_unet(self, merged: Mapping[str, MergedLayer], lessons: Sequence[Examples]):
+        points = [lesson.select(spread(len(lesson), RECORDED_POINTS)) for lesson in lessons]
+        self.progress.start("recording the UNet", sum(map(len, points)))
+        text_encoder = {key: merged[key].factors.to(self.host.device) for key in self.text_encoder_keys}
+
+        def run(lesson: Examples) -> None:
+            few = points[lessons.index(lesson)]
+            # The merged text encoder stands before the UNet from here on, so the UNet is recorded behind it.
+            deltas = {**text_encoder, **self._part(lesson.teacher, self.unet_keys)}
+            with self.host.apply(deltas):
+                for start in range(0, len(few), BATCH):
+                    part = slice(start, start + BATCH)
+                    conditioning = self.host.encode(few.prompts[part])
+                    x, t = few.x[part].to(self.host.device).float(), few.t[part].to(self.host.device)
+                    self.host.denoise(x, t, conditioning)
+                    self.progress.advance(len(t), lesson.teacher.name)
+
+        return self._record(self.unet_keys, lessons, run)
+
+    def _part(self, teacher: Teacher, keys: Sequence[str]) -> dict[str, Factors]:
+        together = self.room.together(teacher.active)
+        return {key: together[key] for key in keys if key in together}
+
+    def _record(
+        self, keys: Sequence[str], lessons: Sequence[Examples], run: Callable[[Examples], None]
+    ) -> list[tuple[Teacher, Mapping[str, torch.Tensor]]]:
+        """The inputs of these layers under every teacher."""
+        capacity = {self.serves[key]: self.plan.rows for key in keys}
+        recordings = []
+        for lesson in lessons:
+            with record_inputs(self.host.layers(), capacity, seed=self.request.seed) as result, torch.no_grad():
+                run(lesson)
+            recordings.append((lesson.teacher, result()))
+        return recordings
+
+    def _merge_layer(self, key: str, method: Method, options: Any, recordings) -> MergedLayer:
+        """One layer; nothing here is larger than this layer's own matrices."""
+        deltas = [given.deltas.get(key) for given in self.inputs]
+        exact = [None if delta is None else delta.to(torch.float32) for delta in deltas]
+        rows = tuple(
+            Rows(inputs[self.serves[key]].to(self.host.device, torch.float32), teacher.active, teacher.importance)
+            for teacher, inputs in recordings or ()
+        )
+        problem = LayerProblem(key, tuple(exact), rows)
+        result: LayerResult = method.function(problem, options)
+        chosen = {"auto": {"share": self.request.kept if rows else 1.0}, "full": {"share": 1.0}}
+        limits = chosen.get(self.request.rank) or {"rank": int(self.request.rank)}
+        cut = truncate(result.factors, problem.gram() if rows else None, **limits)
+        return MergedLayer(cut.factors.to(torch.float32), result.notes, cut.kept)
+
+    def refine(
+        self, layers: Mapping[str, MergedLayer], lessons: Sequence[Examples], options: RefinementOptions
+    ) -> Refined:
+        """The contrastive objective at the model's output, from the layer-wise merge on."""
+        if options.terms.negative:
+            self.progress.start("comparing the concepts", sum(map(len, lessons)))
+            lessons = add_nearest_other(self.room, lessons, self.subjects)
+        held_back = self.learn(
+            HELD_BACK, "recording held-back paths", paths=HELD_BACK_PATHS, steps=HELD_BACK_STEPS, keep=HELD_BACK_KEPT
+        )
+        self.progress.start("refining", options.steps)
+        start = {key: layer.factors for key, layer in layers.items()}
+        return refine(self.room, start, lessons, held_back, options, seed=self.request.seed)
+
+    def rounded(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
+        """Factors as the file will hold them, on the model's device."""
+        dtype = PRECISIONS[self.request.precision]
+        rounded = {key: f.to(dtype) for key, f in factors.items()}
+        for key, f in rounded.items():
+            if not (f.up.isfinite().all() and f.down.isfinite().all()):
+                raise LoraclrError(f"The merged {key} does not fit into {self.request.precision}: choose bf16 or fp32.")
+        return {key: f.to(self.host.device) for key, f in rounded.items()}
+
+    def measure(self, factors: Mapping[str, Factors] | None) -> tuple[Retention, Retention | None]:
+        """Retention of all tags together and of the merge (if any), on paths that nothing was learnt from or stopped by."""
+        examples = self.learn(TEST, "recording paths to measure on", paths=TEST_PATHS, steps=TEST_STEPS)
+        everyone = self.room.together(range(len(self.inputs)))
+        singles = sum(len(own) for own in examples if own.teacher.concept is None) * len(self.inputs)
+        results = 1 if factors is None else 2
+        self.progress.start("measuring retention", results * sum(map(len, examples)) + singles)
+        drift = drift_of_singles(self.room, examples)
+        before = measure(self.room, everyone, examples, single_drift=drift)
+        return before, None if factors is None else measure(self.room, factors, examples, single_drift=drift)
