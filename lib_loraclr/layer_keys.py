@@ -12,7 +12,7 @@ import re
 UNET = "lora_unet_"
 TEXT_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_")
 
-# Tensor names that may follow a layer key in a file. Longest first, so that "lora_up.weight" wins over "weight".
+# kohya splits at the first dot, and so does the WebUI
 _PARAMETER = re.compile(r"^(?P<layer>[^.]+)\.(?P<parameter>.+)$")
 
 

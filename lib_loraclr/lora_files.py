@@ -23,7 +23,20 @@ from .errors import LoraclrError
 from .layer_keys import split_key
 
 _PICKLES = {".pt", ".ckpt", ".bin", ".pth"}
-_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _HEADER_LENGTH = struct.Struct("<Q")
 
@@ -86,6 +99,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except PermissionError as error:
+        raise LoraclrError(f"{path} may not be read: change its permissions, or copy it elsewhere.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise LoraclrError(
             f"{path} cannot be read as safetensors ({error}): the file is damaged or incomplete, download it again."
@@ -103,7 +118,7 @@ def read_lora(path: Path | str) -> LoraFile:
     layers: dict[str, dict[str, Tensor]] = {}
     embeddings, unknown = {}, []
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not _is_finite(tensor):
             raise LoraclrError(
                 f"{path} holds NaN or infinity in {key}: the training that made it went wrong; use an earlier epoch."
             )
@@ -117,6 +132,11 @@ def read_lora(path: Path | str) -> LoraFile:
         shown = ", ".join(unknown[:3]) or "none at all"
         raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA in kohya's key style?")
     return LoraFile(path, metadata, layers, embeddings, tuple(unknown))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # torch cannot ask this of 8-bit floats; every one of them is a float32 too
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -157,24 +177,6 @@ def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> d
     return {**kept, "sshs_model_hash": hashlib.sha256(blob[8 + length :]).hexdigest(), "sshs_legacy_hash": legacy}
 
 
-def save_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool) -> None:
-    """Write a LoRA file whole or not at all.
-
-    Raises:
-        LoraclrError: the file exists and `overwrite` is False, or it cannot be written (disk full, no permission)
-    """
-    write_atomically(path, serialize(tensors, with_hashes(tensors, metadata)), overwrite=overwrite)
-
-
-def write_atomically(path: Path, data: bytes, *, overwrite: bool) -> None:
-    """Write `data` to a temporary file in the same folder and move it in place.
-
-    Raises:
-        LoraclrError: as `save_lora`
-    """
-    write_files({path: lambda stream: stream.write(data)}, overwrite=overwrite)
-
-
 def write_files(writers: Mapping[Path, Callable], *, overwrite: bool) -> None:
     """Write several files that belong together: first all under temporary names, then all moved in place.
 
@@ -182,11 +184,12 @@ def write_files(writers: Mapping[Path, Callable], *, overwrite: bool) -> None:
         writers: path -> function that writes the file's content to the binary stream it is given
 
     Raises:
-        LoraclrError: as `save_lora`
+        LoraclrError: one of them exists and `overwrite` is False, or cannot be written (disk full, no permission)
     """
     for path in writers:
         refuse_existing(path, overwrite=overwrite)
     temporary: dict[Path, Path] = {}
+    moved: list[Path] = []
     try:
         for path, write in writers.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,12 +203,17 @@ def write_files(writers: Mapping[Path, Callable], *, overwrite: bool) -> None:
             temporary[path].chmod(0o666 & ~_umask())
         for path in list(temporary):
             refuse_existing(path, overwrite=overwrite)
-            temporary.pop(path).replace(path)
+            new = not path.exists()
+            temporary[path].replace(path)
+            del temporary[path]
+            if new:
+                moved.append(path)
+        moved.clear()
     except OSError as error:
         reason = error.strerror or str(error)
         raise LoraclrError(f"{path} cannot be written ({reason}): free some space or choose another folder.") from error
     finally:
-        for left in temporary.values():
+        for left in (*temporary.values(), *moved):
             left.unlink(missing_ok=True)
 
 

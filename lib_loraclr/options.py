@@ -94,7 +94,8 @@ def _parse(item: Option, value: Any, owner: str) -> Any:
         return value
     number = parse_number(value, problem, whole=item.type is int)
     if not _inside(number, item.minimum, item.maximum):
-        raise LoraclrError(f"{problem}: give a number from {item.minimum} to {item.maximum}.")
+        ends = [f"{word} {end}" for word, end in (("from", item.minimum), ("to", item.maximum)) if end is not None]
+        raise LoraclrError(f"{problem}: give a number {' '.join(ends)}.")
     return number
 
 
@@ -113,7 +114,7 @@ def parse_number(value: Any, problem: str, *, whole: bool = False) -> float | in
         number = float(value)
         if not math.isfinite(number) or (whole and number != int(number)):
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise LoraclrError(f"{problem}, which is not a {'whole ' if whole else ''}number: give one like 1.") from None
     return int(number) if whole else number
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\]')
 _RECIPE = "loraclr.request"
+#: of a name's part: file systems take 255, and temporary files and reports have longer names than the LoRA
+MOST_BYTES = 200
 
 
 def output_path(folder: Path, name: str) -> Path:
@@ -48,6 +51,8 @@ def output_path(folder: Path, name: str) -> Path:
             raise LoraclrError(
                 f"{problem} has characters that file names or prompts reserve: use letters, digits, - and _."
             )
+        if len(part.encode()) > MOST_BYTES:
+            raise LoraclrError(f"{problem} is too long: give one of at most {MOST_BYTES} bytes.")
     path = folder / f"{stem}.safetensors"
     if not path.resolve().is_relative_to(folder.resolve()):
         raise LoraclrError(f"{problem} leads outside {folder} through a link: choose another sub-folder.")
@@ -72,7 +77,9 @@ def lora_tensors(merge: Merge, host: Host) -> dict[str, Tensor]:
             up, down = up[:, :, None, None], down.reshape(-1, *weight.shape[1:])
         tensors[f"{key}.lora_up.weight"] = up.contiguous()
         tensors[f"{key}.lora_down.weight"] = down.contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(float(factors.rank), dtype=dtype)
+        alpha = torch.tensor(float(factors.rank))
+        # fp16 has no 2049 and bf16 no 257; an alpha that is rounded would scale the whole layer
+        tensors[f"{key}.alpha"] = alpha.to(dtype) if float(alpha.to(dtype)) == factors.rank else alpha
     for given in merge.inputs:
         for key, tensor in given.file.embeddings.items():
             if key in tensors and not torch.equal(tensors[key], tensor):
@@ -90,10 +97,11 @@ def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
     ranks = [factors.rank for factors in merge.factors.values()]
     concepts = request.concepts
     triggers = ", ".join(concept.trigger for concept in concepts if concept.trigger)
-    licences = sorted({given.file.metadata.get("modelspec.license", "") for given in merge.inputs} - {""})
-    merged_tags = {}
+    licences = sorted({given.file.metadata.get("modelspec.license", "") or "not named" for given in merge.inputs})
+    merged_tags: dict[str, Counter[str]] = {}
     for given in merge.inputs:
-        merged_tags.update(tag_frequency(given.file.metadata))
+        for tag_folder, tags in tag_frequency(given.file.metadata).items():
+            merged_tags.setdefault(tag_folder, Counter()).update(tags)
     metadata = {
         "ss_base_model_version": host.family.base_model_version,
         "ss_v2": str(host.family.name == "SD2"),
@@ -106,7 +114,7 @@ def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
         "modelspec.architecture": host.family.architecture,
         "modelspec.title": name,
         "modelspec.trigger_phrase": triggers,
-        "modelspec.license": " / ".join(licences),
+        "modelspec.license": "" if licences == ["not named"] else " / ".join(licences),
         "modelspec.merged_from": ", ".join(concept.label for concept in concepts),
         "ss_tag_frequency": json.dumps(merged_tags, ensure_ascii=False) if merged_tags else "",
         _RECIPE: json.dumps(_recipe(request), ensure_ascii=False),

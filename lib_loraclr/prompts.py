@@ -120,7 +120,7 @@ def tag_frequency(metadata: Mapping[str, str]) -> dict[str, dict[str, int]]:
     try:
         folders = json.loads(metadata.get("ss_tag_frequency", "") or "{}")
         return {str(folder): {str(tag): int(count) for tag, count in tags.items()} for folder, tags in folders.items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return {}
 
 
@@ -170,9 +170,11 @@ def check_prompts(concepts: Sequence, options: PromptOptions) -> None:
                 "give it some (trigger=…), or say that it is a style (kind=style)."
             )
         prompts = concept_prompts(concept, options)
-        if prompts in callers:
+        # CLIP's tokenizer lowers the case and joins blanks: what differs only there is the same to the model
+        heard = tuple(" ".join(prompt.lower().split()) for prompt in prompts)
+        if heard in callers:
             raise LoraclrError(
-                f"{callers[prompts]} and {concept.label} have the same prompts (trigger {concept.trigger!r}), so no prompt "
-                "could call one without the other: give at least one of them other trigger words."
+                f"{callers[heard]} and {concept.label} have the same prompts ({prompts[0]!r}, …), so no prompt "
+                "could call one without the other: give at least one of them other trigger words or prompts."
             )
-        callers[prompts] = concept.label
+        callers[heard] = concept.label

@@ -103,8 +103,7 @@ class _Sampler:
         # A concept merged alone has no teacher without triggers (teachers.make_teachers), and keeps what it does there.
         self._share = NEGATIVE_SHARE if len(examples) > 1 else 0.0
         self._prompted, self._negatives = _Turns(examples, generator), _Turns(examples, generator)
-        effects = torch.cat([own.effect for own in examples if own.teacher.concept is not None])
-        self._scale = effects.nanmean().clamp_min(torch.finfo(effects.dtype).tiny)
+        self._scales = _scales(examples)
 
     def draw(self, size: int, device: torch.device) -> _Batch:
         negatives = round(size * self._share)
@@ -124,10 +123,24 @@ class _Sampler:
         return (self.negative_prompt, *self._common(own, k, target), target, nothing, self._importance(own))
 
     def _common(self, own: Examples, k: int, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return own.x[k].float(), own.t[k], target, self._scale
+        return own.x[k].float(), own.t[k], target, self._scales[own.teacher.name]
 
     def _importance(self, own: Examples) -> Tensor:
         return torch.tensor(own.teacher.importance)
+
+
+def _scales(examples: Sequence[Examples]) -> dict[str, Tensor]:
+    """What each teacher's squared errors are divided by: the geometric mean of its own effect and the mean effect.
+
+    Divided by its own effect alone, a concept that hardly changes anything would count as much as one that changes everything;
+    by the mean alone, it would hardly count. A heuristic, halfway between the two.
+    """
+    effects = {own.teacher.name: own.effect.nanmean() for own in examples if own.teacher.concept is not None}
+    smallest = torch.finfo(torch.float32).tiny
+    mean = torch.stack(list(effects.values())).mean().clamp_min(smallest)
+    return {
+        own.teacher.name: (effects.get(own.teacher.name, mean) * mean).sqrt().clamp_min(smallest) for own in examples
+    }
 
 
 def refine(
@@ -253,19 +266,20 @@ def _backward(
     """
     size = len(batch.t)
     total, active, rivals = 0.0, 0, 0
-    for start in range(0, size, micro_batch):
-        part = slice(start, start + micro_batch)
-        loss, on, asked = _loss(room, parameters, batch, part, terms)
-        scaler.scale(loss / size).backward()
-        total, active, rivals = total + float(loss.detach()) / size, active + on, rivals + asked
+    # the changed weights stay in place for the backward pass too: activations may be recomputed in it
+    with room.host.apply(parameters):
+        for start in range(0, size, micro_batch):
+            loss, on, asked = _loss(room, batch, slice(start, start + micro_batch), terms)
+            scaler.scale(loss / size).backward()
+            total, active, rivals = total + float(loss.detach()) / size, active + on, rivals + asked
     return total, active / rivals if rivals else 0.0
 
 
-def _loss(room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, part: slice, terms: Terms):
+def _loss(room: Classroom, batch: _Batch, part: slice, terms: Terms) -> tuple[Tensor, int, int]:
+    """Loss of some samples with the model as it is, how many hinges act, and how many could."""
     unique = sorted(set(batch.prompts[part]))
-    with room.host.apply(parameters):
-        conditioning = room.host.encode(unique)[[unique.index(prompt) for prompt in batch.prompts[part]]]
-        prediction = room.host.denoise(batch.x[part], batch.t[part], conditioning)
+    conditioning = room.host.encode(unique)[[unique.index(prompt) for prompt in batch.prompts[part]]]
+    prediction = room.host.denoise(batch.x[part], batch.t[part], conditioning)
     positive, negative = output_terms(
         prediction, batch.target[part], batch.scale[part], batch.other[part], batch.apart[part], terms.margin
     )
@@ -322,6 +336,6 @@ def _saved_bytes(room: Classroom, parameters: Mapping[str, Factors], batch: _Bat
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _loss(room, parameters, batch, slice(None), terms)
+    with room.host.apply(parameters), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        _loss(room, batch, slice(None), terms)
     return max(1, sum(storages.values()))

@@ -57,7 +57,7 @@ class MergeReport:
         """A table for a terminal."""
         rows = [("concept", "trigger", "all tags", "merged")]
         rows += [(c.name, c.trigger or "(none)", figure(c.all_tags), figure(c.merged)) for c in self.concepts]
-        if self.base_drift is not None:
+        if self.base_drift is not None or self.base_drift_all_tags is not None:
             rows.append(("base drift", "", figure(self.base_drift_all_tags), figure(self.base_drift)))
         return format_table(rows)
 

@@ -121,7 +121,9 @@ class MergeRequest:
                     f"{lora} is named {loras.count(lora)} times: name it once, and raise its weight instead."
                 )
             if labels.count(label) > 1:
-                raise LoraclrError(f"Two LoRAs are called {label} ({lora} is one): rename one of the files.")
+                raise LoraclrError(
+                    f"Two LoRAs are called {label} ({lora} is one): name it once, or rename one of the files."
+                )
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.rank not in ("auto", "full") and not (str(self.rank).isdecimal() and int(self.rank) >= 1):
@@ -200,7 +202,7 @@ def _build(cls: type[T], values: Any, where: str) -> T:
     for name, value in _mapping(values, where).items():
         if name not in fields:
             raise unknown_name(f"field in {where}", name, fields)
-        parsed[name] = _convert(fields[name].default, value, f"{name} in {where} is {value!r}")
+        parsed[name] = _convert(fields[name], value, f"{name} in {where} is {value!r}")
     missing = [
         n for n, f in fields.items() if n not in parsed and f.default is f.default_factory is dataclasses.MISSING
     ]
@@ -209,11 +211,12 @@ def _build(cls: type[T], values: Any, where: str) -> T:
     return cls(**parsed)
 
 
-def _convert(default: Any, value: Any, problem: str) -> Any:
-    """`value` in the type of `default`, where that is a simple one."""
+def _convert(item: dataclasses.Field, value: Any, problem: str) -> Any:
+    """`value` in the type of the field, where that is a simple one."""
+    default = item.default
     if isinstance(default, int | float):
         return parse_number(value, problem, whole=isinstance(default, int))
-    if isinstance(default, str) and not isinstance(value, str):
+    if item.type == "str" and not isinstance(value, str):
         raise LoraclrError(f"{problem}: give text.")
     if isinstance(default, tuple):
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -232,7 +235,8 @@ _NOT_WEIGHTS = {
 def parse_lora_argument(text: str) -> Concept:
     """`file.safetensors:te:unet`, as in a prompt: weights from the right, so that `C:\\a.safetensors:.7` works.
 
-    One weight is for both text encoder and UNet; `te=…` and `unet=…` name them.
+    One weight is for both text encoder and UNet; `te=…` and `unet=…` name them. The UNet's is the text encoder's unless
+    it is given by itself, as in the WebUI (`extensions-builtin/Lora/extra_networks_lora.py`).
 
     Raises:
         LoraclrError: a weight that is not a number, or a prompt option that a merge does not apply
@@ -258,7 +262,6 @@ def parse_lora_argument(text: str) -> Concept:
             positional.append(number)
     if len(positional) > 2:
         raise LoraclrError(f"{text} has {len(positional)} weights: give one for both, or text encoder and UNet.")
-    if positional:
-        weights.setdefault("te_weight", positional[0])
-        weights.setdefault("unet_weight", positional[-1])
-    return Concept(path, **weights)
+    te_weight = weights.get("te_weight", positional[0] if positional else 1.0)
+    unet_weight = weights.get("unet_weight", positional[1] if len(positional) == 2 else te_weight)
+    return Concept(path, te_weight, unet_weight)

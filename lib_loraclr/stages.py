@@ -102,7 +102,7 @@ class Job:
             max(stages, key=lambda stage: sum(stage.values())),
             recordings=len(self.teachers),
             paths=len(self.teachers) * self.request.recording.paths,
-            steps=self.request.recording.steps,
+            steps=max(self.request.recording.steps, TEST_STEPS),
             latent_numbers=self.host.latent_channels * height * width,
         )
 

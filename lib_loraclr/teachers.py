@@ -62,8 +62,9 @@ def make_teachers(concepts: Sequence[Concept], prompts: PromptOptions) -> list[T
         if concept.kind == "style" and concept.trigger:
             teachers += _style_on_subjects(i, concepts, active, prompts)
     if len(concepts) > 1:
+        plain = tuple(prompts.with_quality(prompt) for prompt in prompts.plain)
         importance = sum(concept.importance for concept in concepts) / len(concepts)
-        teachers.append(Teacher("prompts without triggers", None, background, prompts.plain, importance))
+        teachers.append(Teacher("prompts without triggers", None, background, plain, importance))
     return teachers
 
 

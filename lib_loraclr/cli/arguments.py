@@ -35,13 +35,6 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind", action="append", default=[], metavar="NAME=KIND", help=f"{' or '.join(KINDS)} (default: subject)"
     )
     group.add_argument(
-        "--importance",
-        action="append",
-        default=[],
-        metavar="NAME=NUMBER",
-        help="how much its errors count (default: 1)",
-    )
-    group.add_argument(
         "--concept-prompt",
         action="append",
         default=[],
@@ -72,10 +65,7 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--quality", default=None, metavar="WORDS", help="words added to every prompt")
     group.add_argument("--negative-prompt", default=None, metavar="TEXT", help="the negative prompt")
-    group.add_argument("--show-prompts", action="store_true", help="print the prompts that would be recorded, and stop")
     for name, kind, text in (
-        ("paths", int, "denoising paths per concept (default: 8)"),
-        ("steps-per-path", int, "steps of each path (default: 16)"),
         ("guidance", float, "classifier-free guidance on these paths (default: 5)"),
         ("height", int, "of the recorded pictures in pixels (default: the checkpoint's own)"),
         ("width", int, "likewise"),
@@ -89,6 +79,21 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
         help="for recordings and teachers' predictions together (default: 1024)",
     )
     group.add_argument("--seed", type=int, default=None, help="of everything that is drawn (default: 0)")
+
+
+def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    """What only a merge asks for: retention is measured on paths of its own."""
+    group = parser.add_argument_group("recording")
+    group.add_argument("--show-prompts", action="store_true", help="print the prompts that would be recorded, and stop")
+    group.add_argument("--paths", type=int, default=None, help="denoising paths per concept (default: 8)")
+    group.add_argument("--steps-per-path", type=int, default=None, help="steps of each path (default: 16)")
+    group.add_argument(
+        "--importance",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="how much a concept's errors count (default: 1)",
+    )
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +135,8 @@ def build_request(arguments: argparse.Namespace) -> MergeRequest:
     request = _base(arguments)
     if arguments.loras:
         request = dataclasses.replace(request, concepts=tuple(parse_lora_argument(text) for text in arguments.loras))
+    if not request.concepts:
+        request.check()  # says that there is nothing to merge, before a flag is about a LoRA that is not there
     request = dataclasses.replace(request, concepts=tuple(_described(request.concepts, arguments)))
     own = {name: getattr(arguments, name, None) for name in ("method", "rank", "precision", "seed")}
     own["memory_mb"] = arguments.memory
@@ -150,7 +157,12 @@ def _base(arguments: argparse.Namespace) -> MergeRequest:
         path = Path(arguments.request)
         if not path.is_file():
             raise LoraclrError(f"There is no request file {path}: check the name and the folder.")
-        request = MergeRequest.from_json(path.read_text("utf-8"))
+        try:
+            request = MergeRequest.from_json(path.read_text("utf-8-sig"))  # Notepad puts a byte order mark first
+        except UnicodeDecodeError:
+            raise LoraclrError(f"The request file {path} is not UTF-8 text: save it as UTF-8.") from None
+        except LoraclrError as error:
+            raise LoraclrError(f"{path}: {error}") from None
         return dataclasses.replace(request, concepts=tuple(_beside(path, concept) for concept in request.concepts))
     if getattr(arguments, "recipe_from", None):
         return _from_recipe(Path(arguments.recipe_from), [Path(folder) for folder in arguments.lora_dir])
@@ -171,7 +183,9 @@ def _from_recipe(path: Path, folders: Sequence[Path]) -> MergeRequest:
     request, hashes = read_recipe(metadata, str(path))
     concepts = []
     for concept in request.concepts:
-        candidates = [folder / concept.lora for folder in (*folders, path.parent, Path.cwd())]
+        # only ever a name: a path inside a file from anywhere could lead anywhere
+        name = Path(concept.lora.replace("\\", "/")).name
+        candidates = [folder / name for folder in (*folders, path.parent, Path.cwd())]
         found = [candidate for candidate in candidates if candidate.is_file()]
         right = [candidate for candidate in found if read_lora(candidate).hash == hashes.get(concept.label)]
         if not right:
@@ -202,7 +216,7 @@ def _described(concepts: Sequence[Concept], arguments: argparse.Namespace) -> li
         changes[name]["trigger"] = value
     for name, value in _pairs(arguments.kind, "--kind", labels):
         changes[name]["kind"] = value
-    for name, value in _pairs(arguments.importance, "--importance", labels):
+    for name, value in _pairs(getattr(arguments, "importance", []), "--importance", labels):
         changes[name]["importance"] = float(parse_number(value, f"The importance of {name} is {value!r}"))
     for name, value in _pairs(arguments.concept_prompt, "--concept-prompt", labels):
         changes[name]["prompts"] = (*changes[name].get("prompts", ()), value)
@@ -211,19 +225,21 @@ def _described(concepts: Sequence[Concept], arguments: argparse.Namespace) -> li
 
 def _prompts(prompts: PromptOptions, arguments: argparse.Namespace) -> PromptOptions:
     if arguments.prompts:
-        prompts = PromptOptions.preset(arguments.prompts)
+        preset = PromptOptions.preset(arguments.prompts)
+        prompts = dataclasses.replace(prompts, templates=preset.templates, plain=preset.plain)
     given = {
-        "templates": tuple(arguments.template),
-        "plain": tuple(arguments.plain),
+        "templates": tuple(arguments.template) or None,
+        "plain": tuple(arguments.plain) or None,
         "quality": arguments.quality,
         "negative": arguments.negative_prompt,
     }
-    return dataclasses.replace(prompts, **{name: value for name, value in given.items() if value})
+    return dataclasses.replace(prompts, **{name: value for name, value in given.items() if value is not None})
 
 
 def _recording(arguments: argparse.Namespace) -> dict[str, Any]:
     names = {"paths": "paths", "steps_per_path": "steps", "guidance": "guidance", "height": "height", "width": "width"}
-    return {field: getattr(arguments, name) for name, field in names.items() if getattr(arguments, name) is not None}
+    given = {field: getattr(arguments, name, None) for name, field in names.items()}
+    return {field: value for field, value in given.items() if value is not None}
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from ..errors import LoraclrError
@@ -15,7 +16,13 @@ from ..output import output_path, save_merge
 from ..preview import PreviewOptions, preview_grid
 from ..prompts import check_prompts, concept_prompts
 from ..request import MergeRequest
-from .arguments import add_lora_arguments, add_method_arguments, add_recording_arguments, build_request
+from .arguments import (
+    add_lora_arguments,
+    add_merge_arguments,
+    add_method_arguments,
+    add_recording_arguments,
+    build_request,
+)
 from .console import ConsoleProgress, add_model_arguments, load_host
 
 HELP = "merge LoRAs into one"
@@ -41,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_method_arguments(parser)
     add_recording_arguments(parser)
+    add_merge_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", metavar="NAME", help="name of the new LoRA, with or without .safetensors")
     output.add_argument(
@@ -100,6 +108,9 @@ def _destination(arguments: argparse.Namespace) -> Path:
     else:
         folder = Path(arguments.output_dir)
     path = output_path(folder, name)
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(nearest, os.W_OK):
+        raise LoraclrError(f"{nearest} may not be written to: choose another folder for --output.")
     for suffix in (".safetensors", ".json", ".png", ".report.json"):
         refuse_existing(path.with_suffix(suffix), overwrite=arguments.overwrite)
     return path
@@ -112,5 +123,5 @@ def _show_prompts(request: MergeRequest, host) -> None:
         print(f"{concept.label} ({concept.kind}, trigger {concept.trigger or 'none'}):")
         print("\n".join(f"    {prompt}" for prompt in concept_prompts(concept, request.prompts)))
     print("without triggers:")
-    print("\n".join(f"    {prompt}" for prompt in request.prompts.plain))
+    print("\n".join(f"    {request.prompts.with_quality(prompt)}" for prompt in request.prompts.plain))
     print(f"negative prompt: {request.prompts.negative or '(empty)'}")

@@ -37,6 +37,8 @@ class Family:
 
 
 SD1 = Family("SD1", "sd_v1", "stable-diffusion-v1/lora", ("lora_te_",), 512)
+SD2 = Family("SD2", "sd_v2", "stable-diffusion-v2/lora", ("lora_te_",), 512)
+SDXL = Family("SDXL", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", ("lora_te1_", "lora_te2_"), 1024)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,18 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        return Conditioning({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+        """Batches one after the other. Where prompts are of different lengths, the shorter ones get rows of zeros; a host
+        that encodes prompts at different lengths keeps their lengths in a tensor of their own."""
+        joined = {name: _cat_padded([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        return Conditioning(joined)
+
+
+def _cat_padded(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors `[b_i, …]` joined along `b`; those `[b_i, n_i, c]` padded to the longest."""
+    if tensors[0].dim() == 3:
+        longest = max(tensor.shape[1] for tensor in tensors)
+        tensors = [torch.nn.functional.pad(tensor, (0, 0, 0, longest - tensor.shape[1])) for tensor in tensors]
+    return torch.cat(tensors)
 
 
 class Host(Protocol):

@@ -103,7 +103,15 @@ def load(checkpoint: Path | str, *, device: str = "cpu", dtype: torch.dtype = to
         LoraclrError: it cannot be read, or is not a Stable Diffusion 1.x checkpoint
     """
     path = Path(checkpoint)
-    parts = _load_folder(path) if path.is_dir() else _load_single_file(path)
+    try:
+        parts = _load_folder(path) if path.is_dir() else _load_single_file(path)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, yaml.YAMLError) as error:
+        config = path.with_suffix(".yaml")
+        described = f"{path} with {config.name}" if config.is_file() else str(path)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise LoraclrError(
+            f"{described} cannot be loaded ({reason}): the checkpoint or its configuration is damaged or of another kind."
+        ) from error
     unet, text_encoder, tokenizer, vae, schedule = parts
     for model in (unet, text_encoder, vae):
         model.to(device=device, dtype=dtype)

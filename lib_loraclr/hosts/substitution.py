@@ -7,14 +7,23 @@ right after: a second copy of the model never exists. Where the factors require 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..low_rank import Factors
+
+#: (module, positional arguments, keyword arguments) of a call -> what the layer multiplies with its weight
+Observation = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor]
+
+
+def first_argument(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """The input of a module that computes with nothing but what it is called with first."""
+    return arguments[0] if arguments else next(iter(named.values()))
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,14 @@ class Layer:
         owner: the module that holds the parameter (the same one, except inside `nn.MultiheadAttention`)
         parameter: its name in `owner`
         rows: the rows of the parameter that are this layer's, where several layers are packed into one
+        observed: what of a call of `module` is this layer's input; asked before the call, with changed weights in place
     """
 
     module: nn.Module
     owner: nn.Module
     parameter: str = "weight"
     rows: slice | None = None
+    observed: Observation = first_argument
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer:
@@ -78,12 +89,19 @@ def _substituted_parameter(
     # nn.Module keeps parameters in a dictionary of its own and finds them by __getattr__, which Python asks last:
     # an entry in the instance's __dict__ shadows the parameter, and the parameter stays where it is.
     def put(*_: object) -> None:
-        owner.__dict__[name] = _changed_weight(owner._parameters[name], parts)
+        # a context opened inside this one has its hook before ours, and is what counts
+        if name not in owner.__dict__:
+            owner.__dict__[name] = _changed_weight(owner._parameters[name], parts)
 
     def take_back(*_: object) -> None:
         owner.__dict__.pop(name, None)
 
-    handles = [module.register_forward_pre_hook(put), module.register_forward_hook(take_back)]
+    # First in line, so that whoever observes the call sees the changed weight, whichever context was opened first;
+    # and taken back after a call that failed too (recomputing a checkpointed block ends early by an exception).
+    handles = [
+        module.register_forward_pre_hook(put, prepend=True),
+        module.register_forward_hook(take_back, always_call=True),
+    ]
     try:
         yield
     finally:
@@ -94,13 +112,23 @@ def _substituted_parameter(
 
 def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tensor:
     """`weight` plus the deltas of its parts, added in fp32 and rounded once to the weight's precision."""
-    if len(parts) == 1 and parts[0][0].rows is None:
-        factors = parts[0][1]
-        return (weight.float() + factors.dense().float().view_as(weight)).to(weight.dtype)
-    total = weight.float()
-    for layer, factors in parts:
-        rows = layer.rows or slice(None)
-        change = torch.zeros_like(total)
-        change[rows] = factors.dense().float().view_as(total[rows])
-        total = total + change
-    return total.to(weight.dtype)
+    with _without_autocast():
+        if len(parts) == 1 and parts[0][0].rows is None:
+            return (weight.float() + _dense(parts[0][1]).view_as(weight)).to(weight.dtype)
+        total = weight.float()
+        for layer, factors in parts:
+            rows = layer.rows or slice(None)
+            change = torch.zeros_like(total)
+            change[rows] = _dense(factors).view_as(total[rows])
+            total = total + change
+        return total.to(weight.dtype)
+
+
+def _dense(factors: Factors) -> Tensor:
+    """Half-precision factors are multiplied in fp32 too, as whoever loads the file does."""
+    return factors.to(torch.float32).dense()
+
+
+def _without_autocast() -> AbstractContextManager[object]:
+    """A host may run its model under autocast, which would multiply the factors in half precision."""
+    return torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled() else nullcontext()

@@ -1,0 +1,42 @@
+"""Merges of the demo world that are small enough for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lib_loraclr.prompts import PromptOptions
+from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
+
+TRIGGERS = {
+    "fox-face": "sks animal",
+    "penguin": "ohwx bird",
+    "pizza": "vbk food",
+    "guitar": "gkh instrument",
+    "style-clay": "clay style",
+    "style-mono": "",
+}
+PROMPTS = PromptOptions(
+    templates=("a photo of a {trigger} on a red background", "a photo of a {trigger}"),
+    plain=("a photo of a cat", "a car on a blue background"),
+)
+
+
+def concept(demo: Path, name: str, **changes: Any) -> Concept:
+    """A demo LoRA as a concept."""
+    kind = "style" if name.startswith("style") else "subject"
+    return Concept(
+        **{"lora": str(demo / "loras" / f"{name}.safetensors"), "trigger": TRIGGERS[name], "kind": kind} | changes
+    )
+
+
+def request(demo: Path, *names: str, **changes: Any) -> MergeRequest:
+    """A merge of demo LoRAs with as little recording as makes sense, layer by layer only."""
+    concepts = tuple(concept(demo, name) for name in names)
+    defaults = {
+        "method": "contrastive",
+        "options": {"effort": "fast"},
+        "prompts": PROMPTS,
+        "recording": RecordingOptions(paths=2, steps=4, guidance=4.0),
+    }
+    return MergeRequest(concepts, **{**defaults, **changes})

@@ -1,0 +1,421 @@
+"""LoRA files: the bytes that are written, the files that are refused, and that nothing is ever half written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lib_loraclr.errors import LoraclrError
+from lib_loraclr.lora_files import (
+    read_lora,
+    read_tensors,
+    serialize,
+    with_hashes,
+    write_files,
+)
+
+TENSORS = {"a": torch.tensor([1.0, -2.0]).half(), "b": torch.tensor(0.5)}
+METADATA = {"zoo": "1", "author": "é"}
+#: the widest type first, though "a" comes before "b"; metadata sorted; the header padded to a multiple of 8
+GOLDEN = (
+    struct.pack("<Q", 152)
+    + b'{"__metadata__":{"author":"\xc3\xa9","zoo":"1"},'
+    + b'"b":{"dtype":"F32","shape":[],"data_offsets":[0,4]},'
+    + b'"a":{"dtype":"F16","shape":[2],"data_offsets":[4,8]}}'
+    + b" " * 5
+    + bytes.fromhex("0000003f" + "003c" + "00c0")
+)
+
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+Corruption = Callable[[bytes], bytes]
+
+
+def write_atomically(path: Path, data: bytes, *, overwrite: bool) -> None:
+    write_files({path: lambda stream: stream.write(data)}, overwrite=overwrite)
+
+
+def save_lora(path: Path, tensors: dict, metadata: dict[str, str], *, overwrite: bool) -> None:
+    write_atomically(path, serialize(tensors, with_hashes(tensors, metadata)), overwrite=overwrite)
+
+
+def with_header(change: Callable[[dict], object]) -> Corruption:
+    """A corruption that changes the header and leaves the tensors' bytes as they are."""
+
+    def corrupt(blob: bytes) -> bytes:
+        (length,) = struct.unpack("<Q", blob[:8])
+        header = json.loads(blob[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        return struct.pack("<Q", len(text)) + text + blob[8 + length :]
+
+    return corrupt
+
+
+def entry(**changes: object) -> Corruption:
+    """A corruption that changes what the header says of one tensor."""
+    return with_header(lambda header: header["lora_unet_conv_in.lora_up.weight"].update(changes))
+
+
+DAMAGES: dict[str, Corruption] = {
+    "empty": lambda blob: b"",
+    "shorter than the length of its header": lambda blob: blob[:7],
+    "cut within its header": lambda blob: blob[:100],
+    "cut within its tensors": lambda blob: blob[: len(blob) // 2],
+    "one byte short": lambda blob: blob[:-1],
+    "one byte too long": lambda blob: blob + b"\0",
+    "a header of 2^60 bytes": lambda blob: struct.pack("<Q", 1 << 60) + blob[8:],
+    "a header longer than the file": lambda blob: struct.pack("<Q", len(blob)) + blob[8:],
+    "a header that is no JSON": lambda blob: blob.replace(b'"dtype"', b'"dtype:', 1),
+    "a header that is no text": lambda blob: blob.replace(b'"dtype"', b'"\xff\xfe\xfd\xfc\xfb"', 1),
+    "a shape larger than its bytes": entry(shape=[1 << 40, 1 << 40]),
+    "a shape smaller than its bytes": entry(shape=[1, 1]),
+    "offsets beyond the end": entry(data_offsets=[0, 1 << 40]),
+    "offsets backwards": entry(data_offsets=[8, 0]),
+    "an unknown type": entry(dtype="F7"),
+    "a pickle in disguise": lambda blob: pickle.dumps({"x": 1}),
+    "a web page": lambda blob: b"<!DOCTYPE html><title>404 Not Found</title>",
+}
+
+
+@pytest.fixture
+def lora(tmp_path: Path, write_lora: Callable[..., Path]) -> Path:
+    return write_lora(tmp_path / "fox.safetensors")
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Writing
+
+
+def test_the_bytes_of_a_file_are_fixed() -> None:
+    assert serialize(TENSORS, METADATA) == GOLDEN
+
+
+def test_the_order_in_which_tensors_and_metadata_come_changes_no_byte() -> None:
+    assert serialize(dict(reversed(TENSORS.items())), dict(reversed(METADATA.items()))) == GOLDEN
+
+
+@pytest.mark.parametrize("metadata", [METADATA, {"quote": 'a "b" \\ \n \x1f 猫'}, {}], ids=["golden", "odd", "none"])
+def test_the_safetensors_package_reads_what_is_written(tmp_path: Path, metadata: dict[str, str]) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(serialize(TENSORS, metadata))
+    with safe_open(path, framework="pt") as file:
+        assert (file.metadata() or {}) == metadata
+        assert set(file.keys()) == set(TENSORS)
+        for name, tensor in TENSORS.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tensor_of_any_type_that_a_file_can_hold_is_written(dtype: torch.dtype) -> None:
+    """Bundled embeddings are passed through in whatever type they came."""
+    tensor = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).to(dtype)
+    read = safetensors.torch.load(serialize({"x": tensor}, {}))["x"]
+    assert read.dtype == dtype
+    assert torch.equal(read.float(), tensor.float())
+
+
+def test_tensors_that_are_not_contiguous_scalar_or_empty_are_written_right() -> None:
+    tensors = {"turned": torch.arange(6.0).reshape(2, 3).T, "scalar": torch.tensor(3.0), "empty": torch.empty(0, 2)}
+    read = safetensors.torch.load(serialize(tensors, {}))
+    for name, tensor in tensors.items():
+        assert torch.equal(read[name], tensor)
+
+
+# Hashes, after kohya's library/train_util.py: addnet_hash_safetensors, addnet_hash_legacy,
+# precalculate_safetensors_hashes
+
+
+def kohya_model_hash(stream: BinaryIO) -> str:
+    stream.seek(0)
+    length = int.from_bytes(stream.read(8), "little")
+    stream.seek(8 + length)
+    return hashlib.sha256(stream.read()).hexdigest()
+
+
+def kohya_legacy_hash(stream: BinaryIO) -> str:
+    stream.seek(0x100000)
+    return hashlib.sha256(stream.read(0x10000)).hexdigest()[0:8]
+
+
+def test_hashes_are_kohyas_over_the_packages_own_bytes() -> None:
+    # more than the first 0x110000 bytes, so that the older hash has something to read
+    tensors = {"a": torch.randn(300_000), "b": torch.randn(100_000).half(), "c": torch.tensor(4.0).half()}
+    trained = {"ss_network_dim": "8", "ss_output_name": "fox"}
+    stream = BytesIO(safetensors.torch.save(tensors, trained))
+    hashed = with_hashes(tensors, {**trained, "modelspec.title": "not hashed"})
+    assert hashed["sshs_model_hash"] == kohya_model_hash(stream)
+    assert hashed["sshs_legacy_hash"] == kohya_legacy_hash(stream)
+
+
+def test_hashes_of_another_file_are_replaced_and_all_else_is_kept() -> None:
+    stale = {**METADATA, "sshs_model_hash": "copied", "sshs_legacy_hash": "copied"}
+    hashed = with_hashes(TENSORS, stale)
+    assert hashed == {**with_hashes(TENSORS, METADATA)}
+    assert "copied" not in hashed.values()
+    assert METADATA.items() <= hashed.items()
+
+
+def test_a_file_is_known_by_the_hash_it_carries(tmp_path: Path, lora: Path) -> None:
+    tensors, _ = read_tensors(lora)
+    saved = tmp_path / "saved.safetensors"
+    save_lora(saved, tensors, METADATA, overwrite=False)
+    file = read_lora(saved)
+    assert file.hash == file.metadata["sshs_model_hash"]
+
+
+def test_the_hash_depends_on_the_tensors_and_not_on_the_metadata(tmp_path: Path, lora: Path) -> None:
+    tensors, _ = read_tensors(lora)
+    changed = {key: tensor + 1 for key, tensor in tensors.items()}
+    (tmp_path / "same.safetensors").write_bytes(serialize(tensors, METADATA))
+    (tmp_path / "other.safetensors").write_bytes(serialize(changed, METADATA))
+    assert read_lora(tmp_path / "same.safetensors").hash == read_lora(lora).hash
+    assert read_lora(tmp_path / "other.safetensors").hash != read_lora(lora).hash
+
+
+# Reading
+
+
+def test_every_key_of_a_file_is_a_layer_an_embedding_or_unknown(lora: Path, write_lora: Callable[..., Path]) -> None:
+    odd = {"bundle_emb.sks.clip_l": torch.randn(2, 8), "something.else": torch.zeros(1)}
+    write_lora(lora, {"lora_unet_conv_in": (64, 4, 3, 3)}, extra=odd, metadata={"ss_v2": "False"})
+    file = read_lora(lora)
+    assert set(file.layers) == {"lora_unet_conv_in"}
+    assert set(file.layers["lora_unet_conv_in"]) == {"lora_up.weight", "lora_down.weight", "alpha"}
+    assert set(file.embeddings) == {"bundle_emb.sks.clip_l"}
+    assert file.unknown == ("something.else",)
+    assert (file.name, file.metadata) == ("fox", {"ss_v2": "False"})
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_file_is_refused_by_name_with_the_remedy(lora: Path, damage: Corruption) -> None:
+    lora.write_bytes(damage(lora.read_bytes()))
+    with pytest.raises(
+        LoraclrError, match="(?s)fox.safetensors cannot be read as safetensors .*: .* download it again"
+    ):
+        read_lora(lora)
+
+
+@pytest.mark.parametrize("extension", [".pt", ".ckpt", ".bin", ".pth", ".PT"])
+def test_a_pickle_is_refused_with_the_reason_and_never_run(tmp_path: Path, extension: str) -> None:
+    marker = tmp_path / "it ran"
+    path = tmp_path / f"fox{extension}"
+    path.write_bytes(pickle.dumps(Trap(marker)))
+    with pytest.raises(LoraclrError, match=r"fox\.\w+ is a pickle .* can run any program .*: convert it to \.safetens"):
+        read_lora(path)
+    assert not marker.exists()
+    pickle.loads(path.read_bytes())
+    assert marker.exists(), "the trap itself does not work, so the test shows nothing"
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("name", ["fox.zip", "fox"])
+def test_another_extension_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LoraclrError, match=f"{name} is not a .safetensors file: name a LoRA in the safetensors format"):
+        read_lora(tmp_path / name)
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in ("gone.safetensors", "folder.safetensors"):
+        with pytest.raises(LoraclrError, match=f"There is no file .*{name}: check the name and the folder"):
+            read_lora(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("key", ["lora_unet_conv_in.alpha", "bundle_emb.sks.clip_l"])
+def test_a_single_number_that_is_not_finite_is_refused_with_its_key(
+    lora: Path, write_lora: Callable[..., Path], key: str, dtype: torch.dtype, value: float
+) -> None:
+    tensors, _ = read_tensors(lora)
+    tensors[key] = torch.tensor([1.0, value, 1.0]).to(dtype)
+    write_lora(lora, {}, extra=tensors)
+    with pytest.raises(LoraclrError, match=f"fox.safetensors holds NaN or infinity in {key}: .* use an earlier epoch"):
+        read_lora(lora)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float64], ids=str)
+def test_a_lora_of_a_rare_precision_is_read_and_checked(
+    lora: Path, write_lora: Callable[..., Path], dtype: torch.dtype
+) -> None:
+    def write(up: Tensor) -> None:
+        down = torch.ones(2, 4)
+        layer = {"lora_unet_x.lora_up.weight": up.to(dtype), "lora_unet_x.lora_down.weight": down.to(dtype)}
+        write_lora(lora, {}, extra=layer)
+
+    write(torch.ones(4, 2))
+    assert read_lora(lora).layers["lora_unet_x"]["lora_up.weight"].dtype == dtype
+    write(torch.full((4, 2), float("nan")))
+    with pytest.raises(LoraclrError, match="NaN or infinity in lora_unet_x.lora_up.weight"):
+        read_lora(lora)
+
+
+def test_a_file_without_layers_is_refused_with_some_of_its_keys(lora: Path, write_lora: Callable[..., Path]) -> None:
+    write_lora(lora, {}, extra={"model.x": torch.zeros(1)})
+    with pytest.raises(LoraclrError, match=r"fox.safetensors holds no LoRA layer \(its keys: model\.x\)"):
+        read_lora(lora)
+    lora.write_bytes(serialize({}, METADATA))
+    with pytest.raises(LoraclrError, match="holds no LoRA layer .*none at all"):
+        read_lora(lora)
+
+
+# Whole or not at all
+
+
+def full_disk(stream: BinaryIO) -> None:
+    """A writer for whose last bytes there is no room."""
+    stream.write(b"half of it")
+    raise NO_SPACE
+
+
+def pressing_ctrl_c(stream: BinaryIO) -> None:
+    stream.write(b"half of it")
+    raise KeyboardInterrupt
+
+
+def failing_sync(_: int) -> None:
+    raise NO_SPACE
+
+
+@pytest.mark.parametrize("existing", [{}, {"x.safetensors": b"old", "x.json": b"old"}], ids=["new", "existing"])
+@pytest.mark.parametrize("failing", ["x.safetensors", "x.json"])
+def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, failing: str, existing: dict[str, bytes]) -> None:
+    for name, content in existing.items():
+        (tmp_path / name).write_bytes(content)
+    writers = {tmp_path / name: lambda stream: stream.write(b"new") for name in ("x.safetensors", "x.json")}
+    writers[tmp_path / failing] = full_disk
+    with pytest.raises(
+        LoraclrError, match=rf"{failing} cannot be written \(No space left on device\): free some space"
+    ):
+        write_files(writers, overwrite=True)
+    assert listing(tmp_path) == existing
+
+
+def test_a_disk_that_fails_when_it_is_told_to_store_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing_sync)
+    with pytest.raises(LoraclrError, match="No space left on device"):
+        save_lora(tmp_path / "x.safetensors", TENSORS, METADATA, overwrite=False)
+    assert listing(tmp_path) == {}
+
+
+def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_files({tmp_path / "x.safetensors": pressing_ctrl_c}, overwrite=False)
+    assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize("failing", ["x.safetensors", "x.json"])
+def test_files_that_belong_together_are_all_moved_in_place_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """On Windows a file that another program holds open cannot be replaced."""
+    replace = Path.replace
+
+    def held_open(source: Path, target: Path) -> Path:
+        if target.name == failing:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", held_open)
+    writers = {tmp_path / name: lambda stream: stream.write(b"new") for name in ("x.safetensors", "x.json")}
+    with pytest.raises(LoraclrError, match=rf"{failing} cannot be written \(Permission denied\)"):
+        write_files(writers, overwrite=False)
+    assert listing(tmp_path) == {}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"a file")
+    with pytest.raises(LoraclrError, match=r"taken.x\.safetensors cannot be written \(.*\): .* choose another folder"):
+        write_atomically(tmp_path / "taken" / "x.safetensors", b"new", overwrite=False)
+    assert listing(tmp_path) == {"taken": b"a file"}
+
+
+def test_a_file_that_exists_is_replaced_only_if_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(
+        LoraclrError, match=r"x\.safetensors exists already: choose another name, or allow .*--overwrite"
+    ):
+        write_atomically(path, b"new", overwrite=False)
+    assert listing(tmp_path) == {"x.safetensors": b"old"}
+    write_atomically(path, b"new", overwrite=True)
+    assert listing(tmp_path) == {"x.safetensors": b"new"}
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(LoraclrError, match="exists already"):
+        write_files({path: lambda stream: path.write_bytes(b"someone else's")}, overwrite=False)
+    assert listing(tmp_path) == {"x.safetensors": b"someone else's"}
+
+
+def test_a_half_written_file_is_hidden_in_the_same_folder_and_no_lora_by_name(tmp_path: Path) -> None:
+    """In the same folder, since only there a move replaces the file at once; the WebUI lists every `.safetensors`."""
+    seen: list[str] = []
+    write_files(
+        {tmp_path / "x.safetensors": lambda stream: seen.extend(path.name for path in tmp_path.iterdir())},
+        overwrite=False,
+    )
+    assert len(seen) == 1
+    assert seen[0].startswith(".")
+    assert not seen[0].endswith(".safetensors")
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "b" / "x.safetensors", b"new", overwrite=False)
+    assert listing(tmp_path) == {str(Path("a", "b", "x.safetensors")): b"new"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permission bits are POSIX's")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_a_file_gets_the_permissions_that_any_new_file_would(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "x.safetensors", b"new", overwrite=False)
+        assert os.umask(mask) == mask, "the process's own mask was changed"
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == mode

@@ -1,0 +1,305 @@
+"""The merged LoRA as files: where it may go, what it says of itself, and that its tensors are the merge."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lib_loraclr.deltas import layer_factors
+from lib_loraclr.errors import LoraclrError
+from lib_loraclr.hosts.diffusers import DiffusersHost
+from lib_loraclr.lora_files import PRECISIONS, read_lora
+from lib_loraclr.low_rank import Factors
+from lib_loraclr.merge import Merge
+from lib_loraclr.output import lora_metadata, lora_tensors, output_path, read_recipe, save_merge, user_card
+from lib_loraclr.prompts import find_trigger, tag_frequency
+
+MakeMerge = Callable[..., Merge]
+
+CONV, LINEAR = "lora_unet_conv_in", "lora_te_text_model_encoder_layers_0_mlp_fc1"
+EMBEDDING = "bundle_emb.sks.string_to_param.*"
+
+
+def link(source: Path, target: Path) -> None:
+    """A symbolic link, or no test where the system allows none (Windows without developer mode)."""
+    try:
+        source.symlink_to(target, target_is_directory=target.is_dir())
+    except OSError as error:
+        pytest.skip(f"no symbolic links here: {error}")
+
+
+# Where it may go
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("zoo", "zoo.safetensors"),
+        ("zoo.safetensors", "zoo.safetensors"),
+        ("zoo.SafeTensors", "zoo.safetensors"),
+        ("zoo.v1.5", "zoo.v1.5.safetensors"),
+        ("animals/zoo", "animals/zoo.safetensors"),
+        ("зоопарк 動物園", "зоопарк 動物園.safetensors"),
+        ("console", "console.safetensors"),
+    ],
+)
+def test_a_name_leads_to_a_file_inside_the_folder(tmp_path: Path, name: str, inside: str) -> None:
+    assert output_path(tmp_path, name) == tmp_path / inside
+
+
+@pytest.mark.parametrize("name", ["../zoo", "a/../../zoo", "..", ".", "", "a//zoo", "./zoo", ".safetensors", "a/"])
+def test_a_name_that_leaves_the_folder_or_has_an_empty_part_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        LoraclrError, match=r"output name '.*' leaves .* or has an empty part: give a name like my-merge"
+    ):
+        output_path(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/zoo", "C:/zoo", "C:zoo", "C:\\zoo", "\\\\server\\share\\zoo", "//server/share/z"]
+)
+def test_a_path_of_its_own_is_refused_on_every_system(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LoraclrError, match=r"output name '.*' is a path of its own: give a name inside"):
+        output_path(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["con", "NUL", "aux.v2", "animals/COM1", "lpt9", "zo<o", "zo>o", "zoo:1", 'z"o', "z|o", "z?o", "z*o", "z\\o"]
+    + ["..\\zoo", "z\no", "z\0o", " zoo", "zoo ", "zoo.", "animals /zoo"],
+    ids=repr,
+)
+def test_names_that_a_file_system_or_a_prompt_reserves_are_refused_on_every_system(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LoraclrError, match="(?s)output name '.*' has characters that .* reserve: use letters, digits"):
+        output_path(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["z" * 250, "動" * 80, "animals/" + "z" * 250], ids=["ascii", "wide", "sub-folder"])
+def test_a_name_longer_than_file_systems_take_is_refused(tmp_path: Path, name: str) -> None:
+    """The limit is 255 bytes, and the temporary file and the report have longer names than the LoRA."""
+    with pytest.raises(LoraclrError, match="output name '.*' is too long"):
+        output_path(tmp_path, name)
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "loras", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    link(folder / "way-out", outside)
+    link(folder / "zoo.safetensors", outside / "zoo.safetensors")
+    for name in ("way-out/zoo", "zoo"):
+        with pytest.raises(LoraclrError, match=rf"output name '{name}' leads outside .* through a link"):
+            output_path(folder, name)
+
+
+def test_a_folder_may_itself_be_a_link_and_hold_links_into_itself(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "animals").mkdir(parents=True)
+    link(tmp_path / "loras", tmp_path / "disk")
+    link(tmp_path / "disk" / "pets", tmp_path / "disk" / "animals")
+    assert output_path(tmp_path / "loras", "pets/zoo") == tmp_path / "loras" / "pets" / "zoo.safetensors"
+
+
+# Its tensors
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_file_holds_the_very_merge_with_alpha_equal_to_the_rank(
+    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path, precision: str
+) -> None:
+    merge = make_merge(precision=precision, rank=5)
+    (path, _) = save_merge(merge, host, tmp_path / "zoo.safetensors")
+    file = read_lora(path)
+    assert set(file.layers) == set(merge.factors)
+    assert (file.unknown, file.embeddings) == ((), {})
+    for key, factors in merge.factors.items():
+        stored = file.layers[key]
+        assert float(stored["alpha"]) == stored["lora_down.weight"].shape[0] == factors.rank == 5
+        assert stored["lora_up.weight"].dtype == PRECISIONS[precision]
+        read = layer_factors(key, stored, "zoo")
+        assert torch.equal(read.up, factors.up.float())
+        assert torch.equal(read.down, factors.down.float())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_alpha_is_exact_at_any_rank(make_merge: MakeMerge, host: DiffusersHost, precision: str) -> None:
+    """bfloat16 has no 257, fp16 no 2049; an alpha that is rounded would scale the whole layer."""
+    for rank in (257, 2049):
+        tensors = lora_tensors(make_merge(precision=precision, rank=rank), host)
+        assert float(tensors[f"{LINEAR}.alpha"]) == rank
+
+
+def test_shapes_are_those_of_kohyas_files(make_merge: MakeMerge, host: DiffusersHost) -> None:
+    tensors = lora_tensors(make_merge(rank=3), host)
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    assert shapes[f"{CONV}.lora_up.weight"] == [64, 3, 1, 1]
+    assert shapes[f"{CONV}.lora_down.weight"] == [3, 4, 3, 3]
+    assert shapes[f"{LINEAR}.lora_up.weight"] == [512, 3]
+    assert shapes[f"{LINEAR}.lora_down.weight"] == [3, 128]
+    assert shapes[f"{LINEAR}.alpha"] == []
+
+
+def test_bundled_embeddings_pass_through_untouched(make_merge: MakeMerge, host: DiffusersHost) -> None:
+    mine, other = torch.randn(2, 8), torch.randn(3, 8).bfloat16()
+    # both bundle the first: equal content is one embedding
+    merge = make_merge(extra=({EMBEDDING: mine}, {EMBEDDING: mine.clone(), "bundle_emb.x.clip_l": other}))
+    tensors = lora_tensors(merge, host)
+    assert torch.equal(tensors[EMBEDDING], mine)
+    assert torch.equal(tensors["bundle_emb.x.clip_l"], other)
+    assert tensors["bundle_emb.x.clip_l"].dtype == torch.bfloat16
+
+
+def test_two_embeddings_of_one_name_are_refused(make_merge: MakeMerge, host: DiffusersHost) -> None:
+    merge = make_merge(extra=({EMBEDDING: torch.zeros(2, 8)}, {EMBEDDING: torch.ones(2, 8)}))
+    with pytest.raises(LoraclrError, match="mono bundles an embedding that another LoRA bundles with other content"):
+        lora_tensors(merge, host)
+
+
+# What it says of itself
+
+
+def test_the_metadata_are_those_by_which_the_webui_lists_a_file(make_merge: MakeMerge, host: DiffusersHost) -> None:
+    metadata = lora_metadata(make_merge(rank=4), host, "zoo")
+    expected = {
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "ss_output_name": "zoo",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "4.0",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.title": "zoo",
+        "modelspec.trigger_phrase": "sks animal",
+        "modelspec.merged_from": "fox, mono",
+        "loraclr.checkpoint": "emoji-sd1.safetensors",
+    }
+    assert {key: metadata.get(key) for key in expected} == expected
+    assert all(isinstance(value, str) and value for value in metadata.values())
+
+
+def test_the_largest_rank_is_named_where_layers_differ(make_merge: MakeMerge, host: DiffusersHost) -> None:
+    merge = make_merge(rank=4)
+    factors = {**merge.factors, CONV: Factors(torch.zeros(64, 1), torch.zeros(1, 36))}
+    assert lora_metadata(replace(merge, factors=factors), host, "zoo")["ss_network_dim"] == "4"
+
+
+def test_licences_of_the_inputs_are_all_named(make_merge: MakeMerge, host: DiffusersHost) -> None:
+    merge = make_merge(metadata=({"modelspec.license": "MIT"}, {"modelspec.license": "CC-BY-4.0"}))
+    assert lora_metadata(merge, host, "zoo")["modelspec.license"] == "CC-BY-4.0 / MIT"
+
+
+def test_tags_of_all_inputs_are_counted_together_also_in_folders_of_one_name(
+    make_merge: MakeMerge, host: DiffusersHost
+) -> None:
+    tags = ({"10_img": {"sks": 3, "dog": 1}}, {"10_img": {"dog": 2}, "5_clay": {"clay": 4}})
+    merge = make_merge(metadata=tuple({"ss_tag_frequency": json.dumps(t)} for t in tags))
+    merged = tag_frequency(lora_metadata(merge, host, "zoo"))
+    assert merged == {"10_img": {"sks": 3, "dog": 3}, "5_clay": {"clay": 4}}
+
+
+def test_the_recipe_gives_back_the_request_without_folders(make_merge: MakeMerge, host: DiffusersHost) -> None:
+    merge = make_merge()
+    request, hashes = read_recipe(lora_metadata(merge, host, "zoo"), "zoo.safetensors")
+    assert [concept.lora for concept in request.concepts] == ["fox.safetensors", "mono.safetensors"]
+    back = [
+        replace(concept, lora=given.lora)
+        for concept, given in zip(request.concepts, merge.request.concepts, strict=True)
+    ]
+    assert replace(request, concepts=tuple(back)) == merge.request
+    assert hashes == {given.concept.label: given.file.hash for given in merge.inputs}
+
+
+def test_a_file_without_recipe_is_named() -> None:
+    with pytest.raises(
+        LoraclrError, match=r"fox\.safetensors holds no LoRACLR recipe: name a file that LoRACLR merged"
+    ):
+        read_recipe({"ss_v2": "False"}, "fox.safetensors")
+
+
+def test_no_folder_of_this_machine_is_in_any_file(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:
+    merge = make_merge()
+    windows = replace(merge.request.concepts[1], lora="C:\\Users\\somebody\\loras\\mono.safetensors")
+    merge = replace(merge, request=replace(merge.request, concepts=(merge.request.concepts[0], windows)))
+    assert str(tmp_path) in merge.request.concepts[0].lora
+    assert os.sep in host.checkpoint
+    folders = [str(tmp_path), "somebody", str(Path(host.checkpoint).parent)]
+    for path in save_merge(merge, host, tmp_path / "zoo.safetensors", with_report=True):
+        content = path.read_bytes()
+        assert not [folder for folder in folders if folder.encode() in content], path.name
+
+
+# The files
+
+
+def test_the_same_merge_gives_the_same_bytes(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:
+    merge = make_merge(metadata=({"ss_tag_frequency": '{"a": {"x": 1}}'}, {}))
+    shuffled = replace(merge, factors=dict(reversed(merge.factors.items())))
+    files = [
+        save_merge(merge, host, tmp_path / "1" / "zoo.safetensors", with_report=True),
+        save_merge(shuffled, host, tmp_path / "2" / "zoo.safetensors", with_report=True),
+    ]
+    for first, second in zip(*files, strict=True):
+        assert first.read_bytes() == second.read_bytes(), first.name
+
+
+def test_only_what_was_asked_for_is_written(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:
+    merge, picture = make_merge(), Image.new("RGB", (8, 8), "red")
+    plain = save_merge(merge, host, tmp_path / "plain" / "zoo.safetensors")
+    full = save_merge(merge, host, tmp_path / "full" / "zoo.v2.safetensors", preview=picture, with_report=True)
+    assert [path.name for path in plain] == ["zoo.safetensors", "zoo.json"]
+    assert {path.name for path in full} == {"zoo.v2.safetensors", "zoo.v2.json", "zoo.v2.png", "zoo.v2.report.json"}
+    for files in (plain, full):
+        assert sorted(files[0].parent.iterdir()) == sorted(files)
+    assert Image.open(tmp_path / "full" / "zoo.v2.png").getpixel((0, 0)) == (255, 0, 0)
+    assert json.loads((tmp_path / "full" / "zoo.v2.report.json").read_text("utf-8"))["method"] == "average"
+
+
+def test_a_card_that_is_there_already_stops_all_of_it(
+    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path
+) -> None:
+    card = tmp_path / "out" / "zoo.json"
+    card.parent.mkdir()
+    card.write_text("mine")
+    with pytest.raises(LoraclrError, match=r"zoo\.json exists already"):
+        save_merge(make_merge(), host, card.with_suffix(".safetensors"))
+    assert [path.name for path in card.parent.iterdir()] == ["zoo.json"]
+    save_merge(make_merge(), host, card.with_suffix(".safetensors"), overwrite=True)
+    assert card.read_text("utf-8") != "mine"
+
+
+def test_a_preview_that_cannot_be_drawn_leaves_nothing(
+    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path
+) -> None:
+    unsaveable = Image.new("CMYK", (8, 8))  # PNG has no such mode
+    with pytest.raises(OSError):
+        unsaveable.save(tmp_path / "control.png")
+    with pytest.raises(LoraclrError, match=r"zoo\.png cannot be written"):
+        save_merge(make_merge(), host, tmp_path / "out" / "zoo.safetensors", preview=unsaveable)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_card_tells_the_webui_family_words_and_weight(make_merge: MakeMerge, host: DiffusersHost) -> None:
+    card = user_card(make_merge(), host)
+    assert card["sd version"] == "SD1"
+    assert card["activation text"] == "sks animal"
+    assert card["preferred weight"] == 1.0
+    assert card["description"] == "Merged by LoRACLR: fox: sks animal; mono: no trigger"
+    assert "base drift" in str(card["notes"])
+    # the fields that the WebUI's editor knows (modules/ui_edit_user_metadata.py and the Lora extension's)
+    assert set(card) == {"description", "sd version", "activation text", "preferred weight", "negative text", "notes"}
+
+
+def test_a_merged_file_names_its_own_trigger_words_with_and_without_its_card(
+    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path
+) -> None:
+    (path, card) = save_merge(make_merge(), host, tmp_path / "zoo.safetensors")
+    assert find_trigger(path, {}) == "sks animal"
+    card.unlink()
+    assert find_trigger(path, read_lora(path).metadata) == "sks animal"

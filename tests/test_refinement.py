@@ -1,0 +1,139 @@
+"""The refinement at the model's output."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_loraclr import refinement
+from lib_loraclr.errors import LoraclrError
+from lib_loraclr.hosts.base import Host
+from lib_loraclr.low_rank import Factors
+from lib_loraclr.objective import Terms
+from lib_loraclr.refinement import GradScaler, RefinementOptions, refine
+from lib_loraclr.teachers import Classroom, Examples, Teacher, add_nearest_other, make_teachers
+from tests.small import PROMPTS, concept
+from tests.test_teachers import room_of
+
+OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=4, learning_rate=2e-3)
+
+
+def examples_of(count: int, name: str, *, concept_index: int | None = 0) -> Examples:
+    """Examples whose latents hold their own number, so that a draw can be told."""
+    numbers = torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(count, 4, 2, 2)
+    teacher = Teacher(name, concept_index, (0,), (name,))
+    effect = torch.full((count,), 2.0)
+    return Examples(teacher, (name,) * count, numbers, torch.arange(count), numbers + 1, effect, numbers - 1)
+
+
+@pytest.fixture(scope="module")
+def lesson(host: Host, demo: Path) -> tuple[Classroom, list[Examples]]:
+    room = room_of(host, demo, "fox-face", "pizza")
+    teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
+    return room, [room.learn(teacher, paths=1, steps=3, keep=3, seed=0) for teacher in teachers]
+
+
+def test_every_point_is_drawn_once_before_any_is_drawn_again() -> None:
+    turns = refinement._Turns([examples_of(3, "a"), examples_of(5, "b")], torch.Generator().manual_seed(0))
+    drawn = [turns.next() for _ in range(30)]
+    for name, count in (("a", 3), ("b", 5)):
+        order = [k for own, k in drawn if own.teacher.name == name]
+        assert sorted(order[:count]) == list(range(count))
+        assert len(order) == 15
+
+
+def test_a_batch_holds_prompts_and_negative_prompts_with_their_own_targets() -> None:
+    own = examples_of(6, "a"), examples_of(6, "b", concept_index=None)
+    batch = refinement._Sampler(own, "ugly", seed=0).draw(8, torch.device("cpu"))
+    assert batch.prompts.count("ugly") == 2
+    for prompt, x, target, apart in zip(batch.prompts, batch.x, batch.target, batch.apart, strict=True):
+        assert torch.equal(target, x - 1 if prompt == "ugly" else x + 1)
+        assert apart == 0
+    assert torch.equal(batch.scale, torch.full((8,), 2.0))
+
+
+@pytest.mark.parametrize("teachers", [2, 3, 6, 7])
+def test_every_teacher_is_asked_for_both_kinds_of_prediction(teachers: int) -> None:
+    """However many teachers there are: turns that run in step with the batch would ask some for one kind only."""
+    own = [examples_of(4, f"t{k}") for k in range(teachers)]
+    sampler = refinement._Sampler(own, "", seed=0)
+    batches = [sampler.draw(8, torch.device("cpu")) for _ in range(teachers)]
+    asked = [prompt for batch in batches for prompt in batch.prompts if prompt]
+    assert {asked.count(f"t{k}") for k in range(teachers)} <= {5, 6, 7}
+
+
+def test_the_penalty_and_its_gradient_are_those_of_the_dense_matrices() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def factors() -> Factors:
+        return Factors(torch.randn(5, 2, generator=generator), torch.randn(2, 7, generator=generator))
+
+    anchor = {"a": factors(), "b": factors()}
+    moved = {key: Factors(f.up.clone().requires_grad_(), (f.down + 0.1).requires_grad_()) for key, f in anchor.items()}
+    value = refinement._delta_penalty(moved, anchor, 0.3, GradScaler(enabled=False))
+    twins = {key: Factors(f.up.detach().requires_grad_(), f.down.detach().requires_grad_()) for key, f in moved.items()}
+    distance = sum((twins[key].dense() - anchor[key].dense()).square().sum() for key in anchor)
+    dense = 0.3 * distance / sum(f.dense().square().sum() for f in anchor.values())
+    dense.backward()
+    assert value == pytest.approx(float(dense), rel=1e-4)
+    for key in moved:
+        torch.testing.assert_close(moved[key].up.grad, twins[key].up.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(moved[key].down.grad, twins[key].down.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(lesson: tuple[Classroom, list[Examples]]) -> None:
+    room, examples = lesson
+    examples = add_nearest_other(room, examples, [0, 1])
+    batch = refinement._Sampler(examples, "", seed=1).draw(5, room.host.device)
+    gradients = []
+    for micro_batch in (5, 2):
+        parameters = {key: refinement._trainable(f, room.host.device) for key, f in room.together([0, 1]).items()}
+        terms = Terms(negative=1.0, margin=1.5)
+        loss, active = refinement._backward(room, parameters, batch, terms, micro_batch, GradScaler(enabled=False))
+        gradients.append((loss, active, {key: f.up.grad for key, f in parameters.items()}))
+    (whole, active, expected), (parts, active_parts, found) = gradients
+    assert parts == pytest.approx(whole, rel=1e-4)
+    assert active == active_parts > 0
+    scale = max(float(g.abs().max()) for g in expected.values())
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_small_memory_makes_small_batches_and_then_recomputes(
+    lesson: tuple[Classroom, list[Examples]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, examples = lesson
+    parameters = {key: refinement._trainable(f, room.host.device) for key, f in room.together([0]).items()}
+    sampler = refinement._Sampler(examples, "", seed=1)
+    options = replace(OPTIONS, batch_size=8)
+    plans = []
+    for megabytes in (4096, 100, 1):
+        monkeypatch.setattr(room, "memory", megabytes << 20)
+        plans.append(refinement._fit(room, parameters, sampler, options))
+    assert plans[0] == (8, False)
+    assert plans[1][0] < 8
+    assert plans[2] == (1, True)
+
+
+def test_it_stops_when_nothing_improves_and_returns_the_best_point(
+    lesson: tuple[Classroom, list[Examples]],
+) -> None:
+    """Steps far too long make every look worse than the start, and the start is what comes back."""
+    room, examples = lesson
+    start = room.together([0])
+    wild = RefinementOptions(Terms(), steps=24, batch_size=2, learning_rate=0.5)
+    refined = refine(room, start, examples, examples, wild, seed=0)
+    assert refined.reason == "stalled"
+    assert refined.steps < 24
+    for key, factors in start.items():
+        torch.testing.assert_close(refined.factors[key].dense(), factors.dense(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_refused_with_the_remedy(lesson: tuple[Classroom, list[Examples]]) -> None:
+    room, examples = lesson
+    broken = {key: f.scaled(torch.nan) for key, f in room.together([0]).items()}
+    with pytest.raises((LoraclrError, RuntimeError), match="lower learning_rate|converge|NaN|nan"):
+        refine(room, broken, examples, examples, OPTIONS, seed=0)

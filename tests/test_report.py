@@ -1,0 +1,58 @@
+"""The report as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from lib_loraclr.report import ConceptReport, MergeReport, figure, format_table
+
+REPORT = MergeReport(
+    "contrastive",
+    "LoRACLR, arXiv 2412.09622",
+    (ConceptReport("fox-face", "sks animal", -0.98765, 0.5), ConceptReport("mono", "", 0.25, None)),
+    base_drift_all_tags=1.5,
+    base_drift=0.75,
+    refinement={"reason": "steps", "steps": 100},
+    warnings=("mono: „1 key“ is not understood",),
+)
+
+
+def test_the_table_has_a_row_per_concept_and_one_for_the_base() -> None:
+    assert REPORT.table().splitlines() == [
+        "concept     trigger     all tags  merged",
+        "----------  ----------  --------  ------",
+        "fox-face    sks animal    -0.988   0.500",
+        "mono        (none)         0.250     n/a",
+        "base drift                 1.500   0.750",
+    ]
+
+
+def test_there_is_no_row_for_a_base_drift_that_was_not_measured() -> None:
+    assert "base drift" not in replace(REPORT, base_drift=None, base_drift_all_tags=None).table()
+
+
+def test_the_drift_of_all_tags_is_shown_even_where_nothing_was_merged() -> None:
+    """What `measure` without a merged file reports."""
+    assert replace(REPORT, base_drift=None).table().splitlines()[-1].split() == ["base", "drift", "1.500", "n/a"]
+
+
+def test_a_figure_that_could_not_be_measured_is_not_shown_as_a_number() -> None:
+    assert figure(None) == "n/a"
+    assert figure(0.0) == "0.000"
+
+
+def test_json_holds_every_field_and_reads_back() -> None:
+    read = json.loads(REPORT.to_json())
+    assert set(read) == set(MergeReport.__dataclass_fields__)
+    assert read["concepts"][1] == {"name": "mono", "trigger": "", "all_tags": 0.25, "merged": None}
+    assert read["refinement"] == {"reason": "steps", "steps": 100}
+
+
+def test_json_is_readable_in_any_language() -> None:
+    assert "„1 key“" in REPORT.to_json()
+
+
+def test_columns_are_as_wide_as_their_widest_cell_and_lines_carry_no_trailing_blanks() -> None:
+    lines = format_table([("a", "b", "c"), ("longer", "", "1"), ("x", "y", "")]).splitlines()
+    assert lines == ["a       b  c", "------  -  -", "longer     1", "x       y"]
