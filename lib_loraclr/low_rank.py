@@ -80,7 +80,7 @@ def balanced(delta: Factors) -> Factors:
     """
     q_up, r_up = torch.linalg.qr(delta.up)
     q_down, r_down = torch.linalg.qr(delta.down.mT)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.mT)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
     root = s.sqrt()
     up, down = (q_up @ u) * root, root[:, None] * (vh @ q_down.mT)
     # An SVD is unique only up to signs, and backends disagree: the largest entry of each column is made positive.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def plan_memory(
     if least > budget:
         raise LoraclrError(
             f"The memory budget of {budget_mb} MB is too small for {recordings} recordings of {len(columns)} inputs: "
-            f"give at least {int(least / MEGABYTE) + 1} MB, or merge fewer LoRAs at a time."
+            f"give at least {math.ceil(least / MEGABYTE)} MB, or merge fewer LoRAs at a time."
         )
     rows = int(budget * ROWS_SHARE / row) if row else MOST_ROWS
     return MemoryPlan(min(MOST_ROWS, rows), min(steps, int(budget * POINTS_SHARE / point)))

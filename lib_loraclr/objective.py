@@ -111,11 +111,9 @@ def _groups(problem: LayerProblem, basis: Tensor) -> list[_Group]:
     fallback = sum(known) / len(known) if known else 1.0
     groups = []
     for rows, target, energy in zip(problem.rows, targets, energies, strict=True):
-        others = [
-            (rows.inputs @ delta.down.mT) @ (delta.up.mT @ basis)
-            for j, delta in enumerate(problem.deltas)
-            if rows.active and j not in rows.active and delta is not None
-        ]
+        # a concept that does not change this layer is a rival too: its effect here is none
+        rivals = [problem.target((j,)) for j in range(len(problem.deltas)) if rows.active and j not in rows.active]
+        others = [(rows.inputs @ rival.down.mT) @ (rival.up.mT @ basis) for rival in rivals]
         stacked = torch.stack(others) if others else target.new_zeros(0, *target.shape)
         distances = (stacked - target).norm(dim=2)
         groups.append(

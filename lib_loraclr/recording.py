@@ -59,8 +59,9 @@ def input_rows(module: nn.Module, x: Tensor) -> tuple[int, Callable[[Tensor], Te
         flat = x.reshape(-1, x.shape[-1])
         return len(flat), lambda index: flat[index.to(flat.device)]
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-    vertical, horizontal = module.padding if isinstance(module.padding, tuple) else (0, 0)
-    padded = nn.functional.pad(x, (horizontal, horizontal, vertical, vertical)).permute(0, 2, 3, 1)
+    # as the convolution itself pads, which may be "same", or circular where a host makes tiles
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode).permute(0, 2, 3, 1)
     batch, height, width, _ = padded.shape
     rows = (height - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
     columns = (width - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1

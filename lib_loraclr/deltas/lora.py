@@ -35,11 +35,11 @@ def factors(tensors: Mapping[str, Tensor]) -> Factors:
     up = tensors["lora_up.weight"] if "lora_up.weight" in tensors else tensors["lora_B.weight"]
     down = tensors["lora_down.weight"] if "lora_down.weight" in tensors else tensors["lora_A.weight"]
     rank = down.shape[0]
-    up = up.reshape(up.shape[0], -1)
-    if up.shape[1] != rank:
-        raise ValueError(f"up has rank {up.shape[1]}, down has rank {rank}")
     if "lora_mid.weight" in tensors:
-        down = torch.einsum("mrkl,rc->mckl", tensors["lora_mid.weight"], down.reshape(rank, -1))
+        down = torch.einsum("mrkl,rc->mckl", tensors["lora_mid.weight"], down.flatten(1))
+    up, down = up.flatten(1), down.flatten(1)
+    if rank == 0 or up.shape[1] != down.shape[0]:
+        raise ValueError(f"up has rank {up.shape[1]}, down has rank {down.shape[0]}")
     scale = float(tensors["alpha"]) / rank if "alpha" in tensors else 1.0
     scale = float(tensors["scale"]) if "scale" in tensors else scale
-    return Factors(up * scale, down.reshape(rank, -1))
+    return Factors(up * scale, down)

@@ -1,0 +1,203 @@
+"""The import table, the size of functions and files, and what else of the code's shape can be held by a test."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "lib_loraclr"
+FILES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
+
+#: top-level names of the WebUI's own modules, of its Lora extension, and of the model code it brings (Forge's too)
+WEBUI = {
+    *("modules", "modules_forge", "backend", "launch", "webui", "scripts"),
+    *("network", "networks", "lora", "lora_patches", "lora_script", "lora_logger", "ui_extra_networks_lora"),
+    *("extra_networks_lora", "ldm", "sgm", "k_diffusion", "ldm_patched"),
+}
+STAND_ALONE = {"diffusers", "transformers", "yaml", "accelerate", "peft"}
+
+#: who alone may import it (files, or folders by their trailing slash), even inside a function
+TABLE = {
+    "the WebUI": (WEBUI, ("lib_loraclr/hosts/a1111", "lib_loraclr/hosts/forge", "lib_loraclr/webui/", "scripts/")),
+    "the WebUI's front end": ({"gradio", "fastapi", "starlette"}, ("lib_loraclr/webui/",)),
+    "diffusers and what comes with it": (STAND_ALONE, ("lib_loraclr/hosts/diffusers.py",)),
+}
+WITHOUT_TORCH = ("errors", "options", "prompts", "request", "report")
+
+LONGEST_FUNCTION, LONGEST_FILE = 60, 400
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def foreign_names(node: ast.AST) -> Iterator[str]:
+    """Top-level names that a piece of code imports from outside its package, also by `import_module` and `__import__`."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.level == 0:
+            yield child.module.partition(".")[0]
+        elif isinstance(child, ast.Call):
+            called = child.func.attr if isinstance(child.func, ast.Attribute) else getattr(child.func, "id", "")
+            if called in ("import_module", "__import__"):
+                yield from _literal_names(child)
+
+
+def _literal_names(call: ast.Call) -> Iterator[str]:
+    for part in ast.walk(call.args[0]):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value.partition(".")[0]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES if path.is_relative_to(LIBRARY)}
+
+
+def import_time_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported: not those in functions, nor those for type checkers."""
+    for statement in body:
+        if isinstance(statement, ast.If | ast.Try | ast.With | ast.ClassDef):
+            if "TYPE_CHECKING" not in ast.dump(getattr(statement, "test", statement)):
+                yield from import_time_statements(statement.body)
+            for name in ("orelse", "finalbody"):
+                yield from import_time_statements(getattr(statement, name, []))
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            yield statement
+
+
+def own_imports(name: str) -> set[str]:
+    """Modules of the library that one of its modules imports when it is imported itself."""
+    path, found = MODULES[name], set()
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    for statement in import_time_statements(tree(path).body):
+        if isinstance(statement, ast.Import):
+            found |= {alias.name for alias in statement.names}
+            continue
+        base = package
+        for _ in range(statement.level - 1):
+            base = base.rpartition(".")[0]
+        origin = ".".join(filter(None, (base if statement.level else "", statement.module)))
+        members = {f"{origin}.{alias.name}" for alias in statement.names}
+        submodules = members & set(MODULES)
+        found |= submodules
+        if members - submodules:  # at least one name is defined in the package's or module's own file
+            found.add(origin)
+    return found & set(MODULES)
+
+
+GRAPH = {name: own_imports(name) for name in MODULES}
+
+
+@pytest.mark.parametrize("what", TABLE)
+def test_only_those_named_in_the_table_import(what: str) -> None:
+    names, allowed = TABLE[what]
+    offenders = {
+        relative(path): sorted(names & set(foreign_names(tree(path))))
+        for path in FILES
+        if names & set(foreign_names(tree(path))) and not relative(path).startswith(allowed)
+    }
+    assert not offenders
+
+
+def test_the_walk_sees_every_way_to_import() -> None:
+    """The control of the test above, whose table would hold for any code if the walk saw nothing."""
+    source = """
+import modules.shared as shared
+def later():
+    from gradio.blocks import Blocks
+    importlib.import_module("networks")
+    import_module(f"lora.{name}")
+    __import__("diffusers")
+from .modules import mine
+"""
+    assert set(foreign_names(ast.parse(source))) == {"modules", "gradio", "networks", "lora", "diffusers"}
+    assert {"diffusers", "transformers", "yaml"} <= set(foreign_names(tree(LIBRARY / "hosts" / "diffusers.py")))
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_what_a_door_needs_to_show_a_form_imports_no_torch_not_even_through_others(name: str) -> None:
+    reached, waiting = set(), [f"lib_loraclr.{name}"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += GRAPH[module]
+    for module in {*reached, "lib_loraclr"}:
+        names = set(foreign_names(tree(MODULES[module])))
+        assert not names & {"torch", "safetensors", "numpy"}, module
+        assert names <= set(sys.stdlib_module_names), module
+
+
+def test_a_request_is_checked_where_torch_is_not_installed() -> None:
+    """The same, as Python sees it."""
+    code = "import sys; sys.modules['torch'] = None\n" + "\n".join(
+        f"import lib_loraclr.{name}" for name in WITHOUT_TORCH
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_imports_go_one_way() -> None:
+    """No cycle when a module is imported.
+
+    A package's `__init__` is left out where one of its own files imports it: it registers its files last (methods), after
+    all that they need of it is defined.
+    """
+    graph = {name: {used for used in uses if not name.startswith(f"{used}.")} for name, uses in GRAPH.items()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+    assert (
+        order.index("lib_loraclr.low_rank")
+        < order.index("lib_loraclr.methods.ridge")
+        < order.index("lib_loraclr.merge")
+    )
+
+
+def test_the_order_of_imports_would_show_a_cycle() -> None:
+    """The control of the test above."""
+    with pytest.raises(CycleError):
+        TopologicalSorter({**GRAPH, "lib_loraclr.errors": {"lib_loraclr.merge"}}).prepare()
+    assert GRAPH["lib_loraclr.merge"] >= {"lib_loraclr.methods", "lib_loraclr.report"}
+    assert GRAPH["lib_loraclr.methods.ridge"] >= {"lib_loraclr.methods", "lib_loraclr.solvers"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_files_and_functions_are_short(path: Path) -> None:
+    lines = len(path.read_text("utf-8").splitlines())
+    assert lines <= LONGEST_FILE
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines, its docstring included"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if not relative(path).startswith("lib_loraclr/cli/")], ids=relative
+)
+def test_only_the_command_line_prints(path: Path) -> None:
+    called = {
+        node.func.id for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert "print" not in called
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_every_file_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(tree(path))

@@ -1,0 +1,92 @@
+"""The memory plan stays within the budget, and a refusal names a budget that works."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lib_loraclr.errors import LoraclrError
+from lib_loraclr.memory import HALF, LEAST_ROWS, MEGABYTE, MOST_ROWS, TENSORS_PER_POINT, plan_memory
+
+#: from a merge of two on a small model to one of twelve at SD1.5's sizes
+JOBS = {
+    "small": {
+        "columns": {"a": 320, "b": 1280},
+        "recordings": 3,
+        "paths": 24,
+        "steps": 16,
+        "latent_numbers": 4 * 16 * 16,
+    },
+    "large": {
+        "columns": {f"layer {i}": 1280 for i in range(200)},
+        "recordings": 13,
+        "paths": 104,
+        "steps": 16,
+        "latent_numbers": 4 * 64 * 64,
+    },
+    "many paths": {
+        "columns": {"a": 320},
+        "recordings": 2,
+        "paths": 2000,
+        "steps": 50,
+        "latent_numbers": 4 * 128 * 128,
+    },
+    "no layers": {"columns": {}, "recordings": 2, "paths": 8, "steps": 16, "latent_numbers": 4 * 64 * 64},
+}
+
+
+@pytest.fixture(params=JOBS.values(), ids=JOBS)
+def job(request) -> dict:
+    return request.param
+
+
+def least_budget(job: dict) -> int:
+    """The budget that the refusal of 0 MB names."""
+    with pytest.raises(LoraclrError, match="memory budget of 0 MB is too small") as refusal:
+        plan_memory(0, **job)
+    return int(re.search(r"at least (\d+) MB", str(refusal.value))[1])
+
+
+def spent(plan, job: dict) -> int:
+    """Bytes that the plan's rows and points take."""
+    rows = plan.rows * sum(job["columns"].values()) * job["recordings"]
+    points = plan.points * job["paths"] * job["latent_numbers"] * TENSORS_PER_POINT
+    return (rows + points) * HALF
+
+
+@pytest.mark.parametrize("times", [1, 2, 10, 1000])
+def test_the_budget_is_obeyed(job: dict, times: int) -> None:
+    budget = least_budget(job) * times
+    assert spent(plan_memory(budget, **job), job) <= budget * MEGABYTE
+
+
+def test_a_larger_budget_never_buys_less(job: dict) -> None:
+    least = least_budget(job)
+    plans = [plan_memory(budget, **job) for budget in range(least, least * 40, max(1, least // 3))]
+    for smaller, larger in zip(plans, plans[1:], strict=False):
+        assert larger.rows >= smaller.rows
+        assert larger.points >= smaller.points
+    assert plans[-1] != plans[0] or not job["columns"]
+
+
+def test_the_least_budget_that_a_refusal_names_works_and_less_does_not(job: dict) -> None:
+    least = least_budget(job)
+    plan = plan_memory(least, **job)
+    assert plan.rows >= LEAST_ROWS
+    assert plan.points >= 2
+    with pytest.raises(LoraclrError, match=f"at least {least} MB"):
+        plan_memory(least - 1, **job)
+
+
+def test_no_more_is_planned_than_there_is_use_for(job: dict) -> None:
+    plan = plan_memory(1 << 30, **job)
+    assert plan.rows == MOST_ROWS
+    assert plan.points == job["steps"]
+
+
+def test_memory_does_not_grow_with_the_number_of_steps(job: dict) -> None:
+    budget = least_budget(job) * 2
+    plans = [plan_memory(budget, **{**job, "steps": steps}) for steps in (100, 1000)]
+    assert spent(plans[1], job) <= budget * MEGABYTE
+    assert plans[0].rows == plans[1].rows

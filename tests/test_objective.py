@@ -1,0 +1,251 @@
+"""The contrastive objective, at a layer and at the output, against its formula written out row by row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_loraclr.layer_problem import LayerProblem
+from lib_loraclr.low_rank import Factors
+from lib_loraclr.methods.ridge import closed_form
+from lib_loraclr.objective import LayerObjective, Terms, output_terms
+from lib_loraclr.solvers import minimize
+from tests.test_layer_problem import dense_target, random_problem
+
+#: relative; the two ways differ by float64 rounding alone
+CLOSE = 1e-10
+#: relative; central differences of step 1e-6 have an error of about their square times the curvature, plus rounding
+DIFFERENCES = 1e-5
+#: relative; two different solvers that both stop at a small gradient
+OPTIMUM = 1e-5
+
+#: a hinge that acts on a good part of the rows
+HINGED = Terms(positive=0.7, negative=0.6, margin=0.7, delta=0.05)
+QUADRATIC = replace(HINGED, negative=0.0)
+
+
+def slow_objective(delta: Tensor, problem: LayerProblem, start: Tensor, terms: Terms) -> Tensor:
+    """`LayerObjective`'s formula on the dense `ΔW [d_out, d_in]`, one row at a time; differentiable."""
+    targets = [rows.inputs @ dense_target(problem, rows.active).mT for rows in problem.rows]
+    sizes = [target.square().sum(1).mean() for target in targets]
+    own = [size for rows, size in zip(problem.rows, sizes, strict=True) if rows.active]
+    everything = sum(rows.importance for rows in problem.rows)
+    total = terms.delta * (delta - start).square().sum() / start.square().sum()
+    for rows, target, size in zip(problem.rows, targets, sizes, strict=True):
+        energy = size if rows.active else sum(own) / len(own)
+        rivals = [j for j in range(len(problem.deltas)) if rows.active and j not in rows.active]
+        for x, t in zip(rows.inputs, target, strict=True):
+            output = delta @ x
+            loss = terms.positive * (output - t).square().sum() / energy
+            effects = [dense_target(problem, (j,)) @ x for j in rivals]
+            ratios = [
+                (output - effect).norm() / (t - effect).norm() for effect in effects if not torch.equal(t, effect)
+            ]
+            if ratios:
+                loss = loss + terms.negative * (terms.margin - torch.stack(ratios).min()).clamp_min(0).square()
+            total = total + rows.importance / everything / len(rows.inputs) * loss
+    return total
+
+
+def objective_of(problem: LayerProblem, terms: Terms) -> tuple[LayerObjective, Tensor, Tensor]:
+    """The objective, the column space, and the closed form in its coordinates."""
+    basis = problem.column_space()
+    _, start = closed_form(problem, basis, 0.01)
+    return LayerObjective(problem, basis, start, terms), basis, start
+
+
+def nearby(start: Tensor, seed: int = 3) -> Tensor:
+    """A point away from the start, so that every term has a slope."""
+    generator = torch.Generator().manual_seed(seed)
+    return start + 0.3 * start.std() * torch.randn(start.shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("terms", [HINGED, QUADRATIC], ids=["hinged", "quadratic"])
+@pytest.mark.parametrize("ranks", [(2, 3, 2), (3, 2)], ids=["three", "two"])
+def test_value_and_gradient_equal_the_formula_on_the_dense_delta(ranks: tuple[int, ...], terms: Terms) -> None:
+    problem = random_problem(ranks=ranks)
+    objective, basis, start = objective_of(problem, terms)
+    point = nearby(start)
+    assert 0.2 < objective.active_share(point) < 0.9  # so both sides of the hinge are tried
+    dense = (basis @ point).requires_grad_()
+    expected = slow_objective(dense, problem, basis @ start, terms)
+    slope = basis.mT @ torch.autograd.grad(expected, dense)[0]
+    value, gradient = objective(point)
+    assert float(value) == pytest.approx(float(expected.detach()), rel=CLOSE)
+    assert (gradient - slope).norm() <= CLOSE * slope.norm()
+
+
+def test_gradient_equals_finite_differences_and_without_the_hinge_does_not() -> None:
+    objective, _, start = objective_of(random_problem(), HINGED)
+    unhinged, _, _ = objective_of(random_problem(), QUADRATIC)
+    point, step = nearby(start), 1e-6
+    differences = torch.zeros_like(point)
+    for index in range(point.numel()):
+        change = torch.zeros_like(point)
+        change.view(-1)[index] = step
+        differences.view(-1)[index] = (objective(point + change)[0] - objective(point - change)[0]) / (2 * step)
+    assert (objective(point)[1] - differences).norm() < DIFFERENCES * differences.norm()
+    assert (unhinged(point)[1] - differences).norm() > 100 * DIFFERENCES * differences.norm()
+
+
+def test_the_optimum_equals_that_of_a_dense_solver_and_the_closed_form_is_not_it() -> None:
+    """Two concepts: the nearest rival never changes, so that the optimum is smooth enough to be compared point by point."""
+    problem = random_problem(ranks=(2, 3), size=(8, 7), rows=12)
+    objective, basis, start = objective_of(problem, HINGED)
+    minimum = minimize(objective, start, max_steps=2000, tolerance=1e-7)
+    dense = (basis @ start).requires_grad_()
+    solver = torch.optim.LBFGS(
+        [dense], max_iter=400, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = slow_objective(dense, problem, basis @ start, HINGED)
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    lowest = float(slow_objective(dense.detach(), problem, basis @ start, HINGED))
+    assert objective.active_share(minimum.value) > 0.1
+    assert minimum.objective == pytest.approx(lowest, rel=OPTIMUM)
+    assert (basis @ minimum.value - dense.detach()).norm() < 100 * OPTIMUM * dense.norm()
+    assert float(objective(start)[0]) > lowest * 1.01
+
+
+def test_without_the_hinge_the_optimum_solves_the_normal_equations() -> None:
+    problem = random_problem()
+    objective, basis, start = objective_of(problem, QUADRATIC)
+    minimum = minimize(objective, start, max_steps=2000, tolerance=1e-8)
+    pull = QUADRATIC.delta / start.square().sum()
+    left, right = pull * torch.eye(10, dtype=torch.float64), pull * basis @ start
+    everything = sum(rows.importance for rows in problem.rows)
+    targets = [dense_target(problem, rows.active) for rows in problem.rows]
+    sizes = [
+        (rows.inputs @ target.mT).square().sum(1).mean() for rows, target in zip(problem.rows, targets, strict=True)
+    ]
+    for rows, target, size in zip(problem.rows, targets, sizes, strict=True):
+        energy = size if rows.active else torch.stack(sizes[:-1]).mean()
+        gram = (
+            QUADRATIC.positive * rows.importance / everything / energy * rows.inputs.mT @ rows.inputs / len(rows.inputs)
+        )
+        left, right = left + gram, right + target @ gram
+    expected = torch.linalg.solve(left, right.mT).mT
+    assert (basis @ minimum.value - expected).norm() < OPTIMUM * expected.norm()
+
+
+@pytest.mark.parametrize("deltas, inputs", [(1e-5, 1.0), (1e3, 1.0), (1.0, 1e-3), (1e-3, 1e3)])
+def test_the_unit_of_deltas_and_of_inputs_does_not_matter(deltas: float, inputs: float) -> None:
+    problem = random_problem()
+    objective, basis, start = objective_of(problem, HINGED)
+    scaled = replace(
+        problem,
+        deltas=tuple(delta.scaled(deltas) for delta in problem.deltas),
+        rows=tuple(replace(rows, inputs=rows.inputs * inputs) for rows in problem.rows),
+    )
+    point = nearby(start)
+    other = LayerObjective(scaled, basis, start * deltas, HINGED)
+    assert float(other(point * deltas)[0]) == pytest.approx(float(objective(point)[0]), rel=CLOSE)
+    assert other.active_share(point * deltas) == objective.active_share(point)
+    assert float(objective(point * 2)[0]) != pytest.approx(float(objective(point)[0]), rel=0.01)
+
+
+@pytest.mark.parametrize("margin", [0.5, 1.0, 1.5])
+def test_a_margin_of_one_is_as_far_from_the_rival_as_the_concept_itself(margin: float) -> None:
+    problem = random_problem(ranks=(2, 3), background=False)
+    problem = replace(problem, rows=problem.rows[:1])
+    basis = problem.column_space()
+    at_home = basis.mT @ problem.deltas[0].dense()
+    objective = LayerObjective(problem, basis, at_home, Terms(1.0, 1.0, margin, 1.0))
+    assert float(objective(at_home)[0]) == pytest.approx(max(0.0, margin - 1) ** 2, abs=CLOSE)
+    if margin != 1:  # there rounding decides
+        assert objective.active_share(at_home) == (margin > 1)
+
+
+def test_at_the_rivals_own_effect_the_hinge_is_whole_and_the_gradient_finite() -> None:
+    problem = random_problem(ranks=(2, 3), background=False)
+    problem = replace(problem, rows=problem.rows[:1])
+    basis = problem.column_space()
+    astray = basis.mT @ problem.deltas[1].dense()
+    value, gradient = LayerObjective(problem, basis, astray, Terms(0.0, 1.0, 0.5, 0.0))(astray)
+    assert float(value) == pytest.approx(0.25, abs=1e-6)
+    assert gradient.isfinite().all()
+
+
+def test_the_hinge_is_off_between_concepts_that_do_the_same() -> None:
+    problem = random_problem(ranks=(2, 2))
+    twin = Factors(problem.deltas[0].up.flip(1), problem.deltas[0].down.flip(0))
+    twins = replace(problem, deltas=(problem.deltas[0], twin))
+    objective, _, start = objective_of(twins, HINGED)
+    unhinged, _, _ = objective_of(twins, QUADRATIC)
+    point = nearby(start)
+    assert objective.active_share(point) == 0
+    assert torch.equal(objective(point)[0], unhinged(point)[0])
+    assert torch.equal(objective(point)[1], unhinged(point)[1])
+
+
+def test_the_base_models_rows_have_no_rival() -> None:
+    problem = random_problem()
+    alone = replace(problem, rows=problem.rows[-1:])
+    basis = alone.column_space()
+    start = basis.mT @ alone.deltas[0].dense()
+    value, _ = LayerObjective(alone, basis, start, HINGED)(start)
+    assert alone.rows[0].active == ()
+    assert torch.equal(value, LayerObjective(alone, basis, start, QUADRATIC)(start)[0])
+    assert LayerObjective(alone, basis, start, HINGED).active_share(start) == 0
+
+
+@pytest.fixture(params=[1.6, 0.05], ids=["active", "inactive"])
+def predictions(request: pytest.FixtureRequest) -> dict:
+    """Arguments of `output_terms`, with the hinge on for all samples or for none."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
+    prediction, target, other = drawn
+    return {
+        "prediction": prediction,
+        "target": target,
+        "scale": torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64),
+        "other": other,
+        "apart": (target - other).flatten(1).norm(dim=1),
+        "margin": request.param,
+    }
+
+
+def test_output_terms_equal_their_formula(predictions: dict) -> None:
+    positive, negative = output_terms(**predictions)
+    p = predictions
+    for b in range(3):
+        own, rival = (p["prediction"][b] - p["target"][b]), (p["prediction"][b] - p["other"][b])
+        between = p["target"][b] - p["other"][b]
+        hinge = max(0.0, p["margin"] - float(rival.norm() / between.norm())) ** 2
+        assert float(positive[b]) == pytest.approx(float(own.square().mean() / p["scale"][b]), rel=CLOSE)
+        assert float(negative[b]) == pytest.approx(hinge * float(between.square().mean() / p["scale"][b]), rel=CLOSE)
+    assert bool((negative > 0).all()) == bool((negative > 0).any()) == (p["margin"] > 1)
+
+
+def test_output_terms_have_the_gradient_of_their_value(predictions: dict) -> None:
+    rest = {name: value for name, value in predictions.items() if name != "prediction"}
+    start = predictions["prediction"].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda prediction: output_terms(prediction, **rest), (start,))
+
+
+def test_output_terms_have_no_scale_of_their_own(predictions: dict) -> None:
+    by = {"prediction": 1e3, "target": 1e3, "other": 1e3, "apart": 1e3, "scale": 1e6, "margin": 1.0}
+    scaled = output_terms(**{name: value * by[name] for name, value in predictions.items()})
+    for term, expected in zip(scaled, output_terms(**predictions), strict=True):
+        assert torch.allclose(term, expected, rtol=CLOSE)
+
+
+@pytest.mark.parametrize("margin", [0.5, 2.0])
+def test_at_the_output_the_hinge_is_off_where_there_is_no_rival_and_finite_at_the_rival(margin: float) -> None:
+    target = torch.ones(2, 1, 2, 2, dtype=torch.float64)
+    other = torch.zeros_like(target)
+    prediction = other.clone().requires_grad_()
+    apart = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    positive, negative = output_terms(prediction, target, torch.ones(2, dtype=torch.float64), other, apart, margin)
+    (positive + negative).sum().backward()
+    assert negative[0] == 0
+    assert float(negative[1].detach()) == pytest.approx(margin**2)
+    assert prediction.grad.isfinite().all()
