@@ -56,7 +56,7 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
     request = replace(request, concepts=tuple(given.concept for given in inputs))
     check_prompts(request.concepts, request.prompts)
     # Sorted by content, so that the order in which the LoRAs were named changes nothing.
-    job = Job(request, sorted(inputs, key=lambda given: given.order), host, progress)
+    job = Job(request, sorted(inputs, key=lambda given: given.order), host, progress, records=method.records)
     refinement = method.refinement(options, len(inputs))
     lessons = job.learn_to_merge() if method.records else []
     layers = job.solve(method, options, lessons)
@@ -86,7 +86,7 @@ def measure_loras(
     request = replace(request, concepts=tuple(given.concept for given in inputs))
     check_prompts(request.concepts, request.prompts)
     result = load_input(parse_lora_argument(merged), host).deltas if merged else None
-    job = Job(request, inputs, host, progress or Progress())
+    job = Job(request, inputs, host, progress or Progress(), records=False)
     before, after = job.measure(result)
     return MergeReport(
         method=merged or "all tags",

@@ -46,10 +46,33 @@ class MergedLayer:
     kept: float
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A run of the model whose layers' inputs are recorded.
+
+    Attributes:
+        teacher: on whose prompts
+        deltas: what the model is changed by
+        evaluations: how many samples
+        evaluate: runs the samples of a slice
+    """
+
+    teacher: Teacher
+    deltas: Mapping[str, Factors]
+    evaluations: int
+    evaluate: Callable[[slice], object]
+
+
 class Job:
     """One merge's stages, in the order of their methods, and what they share."""
 
-    def __init__(self, request: MergeRequest, inputs: Sequence[InputLora], host: Host, progress: Progress) -> None:
+    def __init__(
+        self, request: MergeRequest, inputs: Sequence[InputLora], host: Host, progress: Progress, *, records: bool
+    ) -> None:
+        """
+        Args:
+            records: whether inputs of layers will be recorded, and need room in the memory budget
+        """
         concepts = [given.concept for given in inputs]
         self.request, self.inputs, self.host, self.progress = request, inputs, host, progress
         self.labels = [concept.label for concept in concepts]
@@ -68,7 +91,7 @@ class Job:
         keys = sorted(set().union(*(given.deltas for given in inputs)))
         self.text_encoder_keys = [key for key in keys if is_text_encoder(key)]
         self.unet_keys = [key for key in keys if not is_text_encoder(key)]
-        self.serves = self._shared_inputs()
+        self.serves = self._shared_inputs() if records else {}
         self.plan = self._plan()
 
     def _shared_inputs(self) -> dict[str, str]:
@@ -93,7 +116,7 @@ class Job:
         layers = self.host.layers()
 
         def columns(keys: Sequence[str]) -> dict[str, int]:
-            return {self.serves[key]: layers[self.serves[key]].shape[1] for key in keys}
+            return {self.serves[key]: layers[self.serves[key]].shape[1] for key in keys if key in self.serves}
 
         height, width = (side // self.host.pixels_per_latent for side in self.room.size)
         stages = [columns(self.text_encoder_keys), columns(self.unet_keys)]
@@ -121,65 +144,70 @@ class Job:
 
     def solve(self, method: Method, options: Any, lessons: Sequence[Examples]) -> dict[str, MergedLayer]:
         """Merge layer by layer: the text encoder(s), then the UNet behind the merged text encoder(s)."""
-        merged: dict[str, MergedLayer] = {}
-        for name, keys, record in (
-            ("text encoder", self.text_encoder_keys, self._record_text_encoder),
-            ("UNet", self.unet_keys, self._record_unet),
-        ):
-            recordings = record(merged, lessons) if method.records and keys else None
-            self.progress.start(f"merging the {name}", len(keys))
-            for key in keys:
-                merged[key] = self._merge_layer(key, method, options, recordings)
-                self.progress.advance(1, key)
+        text_encoder = self._solve_stage(
+            "text encoder", self.text_encoder_keys, method, options, self._text_encoder_runs(lessons)
+        )
+        unet = self._solve_stage("UNet", self.unet_keys, method, options, self._unet_runs(lessons, text_encoder))
+        return {**text_encoder, **unet}
+
+    def _solve_stage(
+        self, name: str, keys: Sequence[str], method: Method, options: Any, runs: Sequence[_Run]
+    ) -> dict[str, MergedLayer]:
+        """Record the inputs of these layers and merge each of them; the recordings are gone when it returns."""
+        recordings = []
+        if method.records and keys:
+            self.progress.start(f"recording the {name}", sum(run.evaluations for run in runs))
+            recordings = [self._record(keys, run) for run in runs]
+        self.progress.start(f"merging the {name}", len(keys))
+        merged = {}
+        for key in keys:
+            merged[key] = self._merge_layer(key, method, options, recordings)
+            self.progress.advance(1, key)
         return merged
 
-    def _record_text_encoder(self, merged: Mapping[str, MergedLayer], lessons: Sequence[Examples]):
-        prompts = [sorted({*lesson.prompts, self.request.prompts.negative}) for lesson in lessons]
-        self.progress.start("recording the text encoder", sum(map(len, prompts)))
+    def _text_encoder_runs(self, lessons: Sequence[Examples]) -> list[_Run]:
+        """Every teacher's prompts through the text encoder(s)."""
+        runs = []
+        for lesson in lessons:
+            prompts = sorted({*lesson.prompts, self.request.prompts.negative})
+            deltas = self._part(lesson.teacher, self.text_encoder_keys)
+            runs.append(
+                _Run(lesson.teacher, deltas, len(prompts), lambda part, asked=prompts: self.host.encode(asked[part]))
+            )
+        return runs
 
-        def run(lesson: Examples) -> None:
-            asked = prompts[lessons.index(lesson)]
-            with self.host.apply(self._part(lesson.teacher, self.text_encoder_keys)):
-                for start in range(0, len(asked), BATCH):
-                    self.host.encode(asked[start : start + BATCH])
-                    self.progress.advance(len(asked[start : start + BATCH]), lesson.teacher.name)
-
-        return self._record(self.text_encoder_keys, lessons, run)
-
-    def _record_unet(self, merged: Mapping[str, MergedLayer], lessons: Sequence[Examples]):
-        points = [lesson.select(spread(len(lesson), RECORDED_POINTS)) for lesson in lessons]
-        self.progress.start("recording the UNet", sum(map(len, points)))
-        text_encoder = {key: merged[key].factors.to(self.host.device) for key in self.text_encoder_keys}
-
-        def run(lesson: Examples) -> None:
-            few = points[lessons.index(lesson)]
-            # The merged text encoder stands before the UNet from here on, so the UNet is recorded behind it.
+    def _unet_runs(self, lessons: Sequence[Examples], merged: Mapping[str, MergedLayer]) -> list[_Run]:
+        """Some of every teacher's points through the UNet, behind the merged text encoder(s), which will stand there."""
+        text_encoder = {key: layer.factors.to(self.host.device) for key, layer in merged.items()}
+        runs = []
+        for lesson in lessons:
+            few = lesson.select(spread(len(lesson), RECORDED_POINTS))
             deltas = {**text_encoder, **self._part(lesson.teacher, self.unet_keys)}
-            with self.host.apply(deltas):
-                for start in range(0, len(few), BATCH):
-                    part = slice(start, start + BATCH)
-                    conditioning = self.host.encode(few.prompts[part])
-                    x, t = few.x[part].to(self.host.device).float(), few.t[part].to(self.host.device)
-                    self.host.denoise(x, t, conditioning)
-                    self.progress.advance(len(t), lesson.teacher.name)
+            runs.append(_Run(lesson.teacher, deltas, len(few), lambda part, few=few: self._denoise(few, part)))
+        return runs
 
-        return self._record(self.unet_keys, lessons, run)
+    def _denoise(self, points: Examples, part: slice) -> None:
+        device = self.host.device
+        conditioning = self.host.encode(points.prompts[part])
+        self.host.denoise(points.x[part].to(device).float(), points.t[part].to(device), conditioning)
 
     def _part(self, teacher: Teacher, keys: Sequence[str]) -> dict[str, Factors]:
         together = self.room.together(teacher.active)
         return {key: together[key] for key in keys if key in together}
 
-    def _record(
-        self, keys: Sequence[str], lessons: Sequence[Examples], run: Callable[[Examples], None]
-    ) -> list[tuple[Teacher, Mapping[str, torch.Tensor]]]:
-        """The inputs of these layers under every teacher."""
+    def _record(self, keys: Sequence[str], run: _Run) -> tuple[Teacher, Mapping[str, torch.Tensor]]:
+        """The inputs of these layers in one run of the model."""
         capacity = {self.serves[key]: self.plan.rows for key in keys}
-        recordings = []
-        for lesson in lessons:
-            with record_inputs(self.host.layers(), capacity, seed=self.request.seed) as result, torch.no_grad():
-                run(lesson)
-            recordings.append((lesson.teacher, result()))
-        return recordings
+        with (
+            self.host.apply(run.deltas),
+            record_inputs(self.host.layers(), capacity, seed=self.request.seed) as result,
+            torch.no_grad(),
+        ):
+            for start in range(0, run.evaluations, BATCH):
+                part = slice(start, min(start + BATCH, run.evaluations))
+                run.evaluate(part)
+                self.progress.advance(part.stop - start, run.teacher.name)
+        return run.teacher, result()
 
     def _merge_layer(self, key: str, method: Method, options: Any, recordings) -> MergedLayer:
         """One layer; nothing here is larger than this layer's own matrices."""

@@ -37,6 +37,6 @@ def request(demo: Path, *names: str, **changes: Any) -> MergeRequest:
         "method": "contrastive",
         "options": {"effort": "fast"},
         "prompts": PROMPTS,
-        "recording": RecordingOptions(paths=2, steps=4, guidance=4.0),
+        "recording": RecordingOptions(paths=2, steps=4, guidance=4.0, height=64, width=64),
     }
     return MergeRequest(concepts, **{**defaults, **changes})

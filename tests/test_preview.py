@@ -29,7 +29,7 @@ def test_the_picture_has_a_row_per_concept_and_one_per_pair(demo: Path, host: Ho
     progress = Counted()
     sheet = preview_grid(merge, host, PreviewOptions(steps=2), progress)
     assert progress.done == progress.total, "the bar must end where it said it would"
-    cell = 256  # 128 pixels, enlarged so that labels fit
+    cell = 192  # 64 pixels, enlarged so that labels fit
     assert sheet.size == (4 * cell + 5 * MARGIN, LABEL + MARGIN + 3 * (cell + LABEL + MARGIN))
     pixels = np.asarray(sheet, dtype=float)
     top = LABEL + MARGIN + LABEL
