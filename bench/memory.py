@@ -84,6 +84,7 @@ class ShapesHost:
     family, name, checkpoint = SD1, "shapes", "SD1.5 (shapes only)"
     latent_channels, pixels_per_latent, default_size, prediction_type = 4, 8, 512, "epsilon"
     device = torch.device("cpu")
+    aliases: Mapping[str, str] = {}
 
     def __init__(self) -> None:
         self.alphas_cumprod = DDIMScheduler(

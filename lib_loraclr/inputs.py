@@ -65,14 +65,15 @@ def load_input(concept: Concept, host: Host) -> InputLora:
     """Read one LoRA. Raises as `load_inputs`."""
     file = read_lora(Path(concept.lora))
     layers = host.layers()
-    foreign = [key for key in file.layers if key not in layers]
+    found = {host.aliases.get(key, key): parameters for key, parameters in file.layers.items()}
+    foreign = [key for key in found if key not in layers]
     if foreign:
         raise LoraclrError(
             f"{concept.lora} does not fit {host.checkpoint} ({host.family.name}): {len(foreign)} of its {len(file.layers)} "
             f"layers are not in the model ({foreign[0]}, …). {_remedy(file)}"
         )
     deltas = {}
-    for key, parameters in file.layers.items():
+    for key, parameters in found.items():
         factors = layer_factors(key, parameters, concept.lora)
         if factors.shape != layers[key].shape:
             raise LoraclrError(

@@ -85,6 +85,8 @@ class Host(Protocol):
     default_size: int
     prediction_type: str
     alphas_cumprod: Tensor
+    #: names that files have for a layer besides its key -> layer key
+    aliases: Mapping[str, str]
 
     def layers(self) -> Mapping[str, Layer]:
         """Layer key -> layer, for every layer of text encoder(s) and UNet that a LoRA could change."""

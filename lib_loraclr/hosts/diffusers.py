@@ -30,6 +30,7 @@ class DiffusersHost:
 
     family = base.SD1
     name = "diffusers"
+    aliases: Mapping[str, str] = {}
 
     def __init__(
         self,

@@ -1,0 +1,26 @@
+"""Host adapter for AUTOMATIC1111's Stable Diffusion WebUI 1.10.
+
+    with session() as host:
+        merge = merge_loras(request, host, StateProgress())
+
+Importing this imports nothing of the WebUI; using it outside the WebUI, or with its built-in extension Lora switched off, raises
+`LoraclrError`.
+"""
+
+from .host import A1111Host
+from .library import InstalledLora, announce, find_lora, free_name, installed_loras, lora_dir, lora_dirs
+from .progress import StateProgress
+from .session import session
+
+__all__ = [
+    "A1111Host",
+    "InstalledLora",
+    "StateProgress",
+    "announce",
+    "find_lora",
+    "free_name",
+    "installed_loras",
+    "lora_dir",
+    "lora_dirs",
+    "session",
+]

@@ -1,0 +1,131 @@
+"""The checkpoint that the WebUI has loaded, as the core asks for it (`hosts/base.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...errors import LoraclrError
+from ...low_rank import Factors
+from .. import base
+from ..substitution import Layer, substituted
+from . import conditioning, webui
+from .layers import family_of, model_layers
+
+#: blocks of ldm's and sgm's UNets whose activations are worth recomputing
+_BLOCKS = {"BasicTransformerBlock", "ResBlock", "AttentionBlock"}
+
+
+class A1111Host:
+    """The loaded checkpoint. Made by `session`, which also sees to it that the base weights are in place.
+
+    Attributes:
+        aliases: names that files have for a layer besides its key -> layer key
+    """
+
+    name = "a1111"
+
+    def __init__(self, model: nn.Module) -> None:
+        """
+        Args:
+            model: `shared.sd_model`
+
+        Raises:
+            LoraclrError: LoRAs of this kind of checkpoint cannot be merged
+        """
+        devices = webui.module("devices")
+        self.model = model
+        self.family = family_of(model)
+        self.checkpoint = model.sd_checkpoint_info.title
+        self.device: torch.device = devices.device
+        self.latent_channels: int = model.latent_channels
+        self.pixels_per_latent: int = webui.module("processing").opt_f
+        self.default_size: int = self._native_size()
+        self.prediction_type = "v_prediction" if model.parameterization == "v" else "epsilon"
+        self.alphas_cumprod = model.alphas_cumprod.detach().float().cpu()
+        self._layers, self.aliases = model_layers(model, self.family)
+
+    def _native_size(self) -> int:
+        """From the checkpoint's configuration where that says it (ldm's does), else the family's."""
+        latents = getattr(self.model, "image_size", None)
+        return latents * self.pixels_per_latent if isinstance(latents, int) else self.family.native_size
+
+    def refinement_obstacle(self) -> str | None:
+        """Why the refinement cannot run here, for the estimate; None where it can."""
+        if self.model.lowvram and self.device.type != "cpu":
+            return (
+                "--medvram and --lowvram move parts of the model off the card while it runs, and a backward pass needs them "
+                "all: use effort fast, or start the WebUI without that option."
+            )
+        return None
+
+    def layers(self) -> Mapping[str, Layer]:
+        return self._layers
+
+    def apply(self, deltas: Mapping[str, Factors]) -> AbstractContextManager[None]:
+        """The model with these deltas added to its weights, next to the WebUI's own patched forwards.
+
+        Those change nothing as long as `networks.loaded_networks` is empty, whatever `lora_functional` says.
+        """
+        return substituted(self._layers, deltas)
+
+    def encode(self, prompts: Sequence[str]) -> base.Conditioning:
+        return conditioning.encode(self.model, prompts)
+
+    def denoise(self, x: Tensor, t: Tensor, conditioned: base.Conditioning) -> Tensor:
+        return conditioning.denoise(self.model, x, t, conditioned)
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Non-re-entrant checkpointing of the UNet's blocks.
+
+        The WebUI's own (`modules/sd_hijack_checkpoint.py`) is re-entrant, which gives no gradient to a block none of
+        whose inputs requires one, and knows nothing of SDXL's blocks.
+        """
+        with ExitStack() as stack:
+            for block in self.model.model.diffusion_model.modules():
+                if type(block).__name__ in _BLOCKS:
+                    stack.enter_context(_recomputed(block))
+            yield
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures by the WebUI's VAE, as `processing.process_images_inner` makes them.
+
+        Raises:
+            LoraclrError: not a number came out, which half precision makes of some VAEs
+        """
+        devices, processing = webui.module("devices"), webui.module("processing")
+        try:
+            with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
+                decoded = processing.decode_latent_batch(
+                    self.model, latents.to(self.device), target_device=devices.cpu, check_for_nans=True
+                )
+        except devices.NansException as error:
+            raise LoraclrError(f"No picture could be made: {error}") from error
+        pictures = torch.stack(list(decoded)).float().add(1).div(2).clamp(0, 1)
+        return [Image.fromarray((255.0 * np.moveaxis(p.numpy(), 0, 2)).astype(np.uint8)) for p in pictures]
+
+
+@contextmanager
+def _recomputed(block: nn.Module) -> Iterator[None]:
+    forward = block.forward
+    before = block.__dict__.get("forward")
+
+    def recomputed(*arguments, **named):
+        # nothing in these blocks is random while the model is in evaluation mode
+        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+
+    block.__dict__["forward"] = recomputed
+    try:
+        yield
+    finally:
+        block.__dict__.pop("forward")
+        if before is not None:
+            block.__dict__["forward"] = before

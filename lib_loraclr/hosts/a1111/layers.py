@@ -1,0 +1,98 @@
+"""The layers of the checkpoint that the WebUI has loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import LoraclrError
+from ..base import SD1, SD2, SDXL, Family
+from ..substitution import Layer
+from . import webui
+from .names import names_of
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a loaded checkpoint.
+
+    Raises:
+        LoraclrError: LoRAs of its kind cannot be merged
+    """
+    title = model.sd_checkpoint_info.title
+    if getattr(model, "is_sd3", False):
+        raise LoraclrError(f"{title} is a Stable Diffusion 3 checkpoint: load a 1.x, 2.x or XL one.")
+    if model.is_sdxl and len(_text_embedders(model)) < 2:
+        raise LoraclrError(f"{title} is a refiner, which LoRAs are not made for: load the base checkpoint.")
+    more_than_prompts = getattr(model.model, "conditioning_key", "crossattn") != "crossattn"
+    if more_than_prompts or model.model.diffusion_model.in_channels != model.latent_channels:
+        raise LoraclrError(f"{title} is for inpainting or editing: load the checkpoint that it was made from.")
+    return SDXL if model.is_sdxl else SD2 if model.is_sd2 else SD1
+
+
+def _text_embedders(model: nn.Module) -> list[nn.Module]:
+    return [embedder for embedder in model.conditioner.embedders if hasattr(embedder, "wrapped")]
+
+
+def model_layers(model: nn.Module, family: Family) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Every linear layer and convolution of text encoder(s) and UNet.
+
+    Returns:
+        layer key -> layer, and other names that files have for it -> layer key
+    """
+    networks = webui.lora_extension()
+    if not hasattr(model, "network_layer_mapping"):
+        networks.assign_network_names_to_compvis_modules(model)
+    layers: dict[str, Layer] = {}
+    aliases: dict[str, str] = {}
+    for name, layer in _named_layers(model.network_layer_mapping):
+        names = names_of(name, family, networks.convert_diffusers_name_to_compvis)
+        if names is not None:
+            layers[names.key] = layer
+            aliases.update((other, names.key) for other in names.others)
+    return layers, aliases
+
+
+def _named_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Layer]]:
+    """The WebUI's name of each layer, and the layer; the projections that `nn.MultiheadAttention` packs, one by one."""
+    packed = {id(module.out_proj) for module in modules.values() if isinstance(module, nn.MultiheadAttention)}
+    for name, module in modules.items():
+        if isinstance(module, nn.MultiheadAttention):
+            width = module.embed_dim
+            for place, letter in enumerate("qkv"):
+                rows = slice(place * width, (place + 1) * width)
+                yield f"{name}_{letter}_proj", Layer(module, module, "in_proj_weight", rows, _projected(place))
+            yield f"{name}_out_proj", Layer(module, module.out_proj, observed=attended)
+        elif isinstance(module, nn.Linear | nn.Conv2d) and id(module) not in packed:
+            yield name, Layer.of(module)
+
+
+def _projected(place: int):
+    name = ("query", "key", "value")[place]
+
+    def observed(_: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+        return arguments[place] if place < len(arguments) else named[name]
+
+    return observed
+
+
+@torch.no_grad()
+def attended(module: nn.MultiheadAttention, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """What enters the out projection of packed attention, `[…, d]`.
+
+    The projection is never called as a module, so no hook sees its input: the attention is computed once more with
+    the identity in the projection's place.
+    """
+    projection = module.out_proj
+    identity = torch.eye(module.embed_dim, device=projection.weight.device, dtype=projection.weight.dtype)
+    before = {name: projection.__dict__[name] for name in ("weight", "bias") if name in projection.__dict__}
+    # an entry in the instance's __dict__ shadows the parameter (see substitution.py)
+    projection.__dict__.update(weight=identity, bias=None)
+    try:
+        return type(module).forward(module, *arguments, **named)[0]
+    finally:
+        for name in ("weight", "bias"):
+            projection.__dict__.pop(name)
+        projection.__dict__.update(before)

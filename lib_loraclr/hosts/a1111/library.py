@@ -1,0 +1,213 @@
+"""The LoRAs that are installed in the WebUI, and the place of new ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ...errors import LoraclrError, unknown_name
+from ...output import output_path
+from ...prompts import find_trigger
+from . import webui
+from .session import unload_networks
+
+#: what belongs to a LoRA file beside it, and would be overwritten with it
+SIDE_CARS = (".safetensors", ".json", ".png")
+
+
+@dataclass(frozen=True)
+class InstalledLora:
+    """Attributes:
+    name: what the WebUI lists it by, the file's name without folder and extension
+    alias: what the WebUI writes into a prompt
+    path: the file
+    family: SD1, SD2, SDXL or Unknown, as the Lora tab has it
+    trigger: of its card, its metadata, or its name
+    trigger_is_guess: whether only its name was left to take the trigger from
+    preview: its picture, or None
+    licence: as its metadata names it, or empty
+    """
+
+    name: str
+    alias: str
+    path: Path
+    family: str
+    trigger: str
+    trigger_is_guess: bool
+    preview: Path | None
+    licence: str
+
+    @property
+    def folder(self) -> str:
+        """The sub-folder it is in, with "/" between parts; empty where it is in none."""
+        for root in lora_dirs():
+            if self.path.is_relative_to(root):
+                return self.path.parent.relative_to(root).as_posix().removeprefix(".")
+        return ""
+
+    def obstacle(self, family: str) -> str | None:
+        """Why it cannot be merged on a checkpoint of `family`, or None."""
+        if self.path.suffix.lower() != ".safetensors":
+            return f"{self.path.suffix} files are not read: convert it to .safetensors"
+        if self.family not in (family, "Unknown"):
+            return f"made for {self.family}, the loaded checkpoint is {family}"
+        return None
+
+
+def installed_loras(*, rescan: bool = False) -> list[InstalledLora]:
+    """Every LoRA the WebUI knows, by name.
+
+    Args:
+        rescan: look at the folders again first
+
+    Raises:
+        LoraclrError: the built-in extension Lora is switched off
+    """
+    networks = webui.lora_extension()
+    if rescan:
+        networks.list_available_networks()
+    return [
+        _describe(entry) for _, entry in sorted(networks.available_networks.items(), key=lambda item: item[0].lower())
+    ]
+
+
+def find_lora(name: str) -> InstalledLora:
+    """One LoRA by the name or alias a prompt would use; never by a path.
+
+    Raises:
+        LoraclrError: there is none of that name
+    """
+    networks = webui.lora_extension()
+    entry = _entry(networks, name)
+    if entry is None:
+        # a file that was put there since the last look, as when a prompt names it
+        networks.list_available_networks()
+        entry = _entry(networks, name)
+    if entry is None:
+        raise unknown_name("installed LoRA", name, networks.available_networks)
+    return _describe(entry)
+
+
+def _entry(networks: ModuleType, name: str) -> Any:
+    """What a prompt with this name would load (`networks.load_networks`), or None."""
+    ambiguous = name.lower() in networks.forbidden_network_aliases
+    return (networks.available_networks if ambiguous else networks.available_network_aliases).get(name)
+
+
+def _describe(entry: Any) -> InstalledLora:
+    path = Path(entry.filename)
+    # the WebUI parses values that look like JSON objects; the core reads metadata as files have it
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in entry.metadata.items()}
+    trigger = find_trigger(path, metadata)
+    return InstalledLora(
+        name=entry.name,
+        alias=entry.get_alias(),
+        path=path,
+        family=_family(entry, path),
+        trigger=trigger or entry.name,
+        trigger_is_guess=not trigger,
+        preview=_preview(path),
+        licence=metadata.get("modelspec.license", "").strip(),
+    )
+
+
+def _family(entry: Any, path: Path) -> str:
+    """As the Lora tab has it: what the user entered on the card, else what the metadata say."""
+    entered = _card(path).get("sd version")
+    return entered if entered in type(entry.sd_version).__members__ else entry.sd_version.name
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _preview(path: Path) -> Path | None:
+    for extension in sorted(webui.module("ui_extra_networks").allowed_preview_extensions()):
+        for middle in ("", ".preview"):
+            candidate = path.with_suffix(f"{middle}.{extension}")
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def lora_dir() -> Path:
+    """The folder that new LoRAs go to."""
+    return Path(webui.module("shared").cmd_opts.lora_dir)
+
+
+def lora_dirs() -> list[Path]:
+    """Every folder the WebUI takes LoRAs from."""
+    options = webui.module("shared").cmd_opts
+    return [Path(folder) for folder in (options.lora_dir, getattr(options, "lyco_dir_backcompat", None)) if folder]
+
+
+def free_name(wanted: str, sub_folder: str = "") -> str:
+    """`wanted`, or `wanted-2`, `wanted-3`, …: a name (with its sub-folder) that nothing has yet.
+
+    The WebUI knows LoRAs by the file's name alone, so one in another folder takes the name as well.
+
+    Raises:
+        LoraclrError: a name or sub-folder that no file may have
+    """
+    networks = webui.lora_extension()
+    taken = {name.lower() for name in (*networks.available_networks, *networks.available_network_aliases)}
+    number = 1
+    while True:
+        name = wanted if number == 1 else f"{wanted}-{number}"
+        whole = f"{sub_folder.strip('/')}/{name}" if sub_folder.strip("/") else name
+        path = output_path(lora_dir(), whole)
+        if name.lower() not in taken and not any(path.with_suffix(suffix).exists() for suffix in SIDE_CARS):
+            return whole
+        number += 1
+
+
+def announce(path: Path, *, lock_held: bool = False) -> InstalledLora:
+    """Make the WebUI take notice of a LoRA that was written or overwritten.
+
+    Without this an overwritten one goes on giving its old picture: layers and the cache of encoded prompts compare names
+    only.
+
+    Args:
+        lock_held: the caller holds `queue_lock`
+
+    Raises:
+        LoraclrError: the file is not in a folder that the WebUI lists
+    """
+    if lock_held:
+        _forget(path.stem)
+    else:
+        with webui.module("call_queue").queue_lock:
+            _forget(path.stem)
+    networks = webui.lora_extension()
+    networks.list_available_networks()
+    entry = networks.available_networks.get(path.stem)
+    if entry is None or Path(entry.filename).resolve() != path.resolve():
+        raise LoraclrError(
+            f"The WebUI does not list {path}: another LoRA has the same name in another folder, or the folder is not one of "
+            f"its LoRA folders ({lora_dir()})."
+        )
+    return _describe(entry)
+
+
+def _forget(name: str) -> None:
+    """Drop every copy of a LoRA's old content: parsed, inside the weights, and inside encoded prompts."""
+    networks, processing = webui.lora_extension(), webui.module("processing")
+    # the key is what a prompt called it, which may be its alias
+    for known, network in list(networks.networks_in_memory.items()):
+        if network.network_on_disk.name == name:
+            networks.networks_in_memory.pop(known)
+    model = webui.module("sd_models").model_data.sd_model
+    if model is not None:
+        unload_networks(model)
+    caches = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
+    for owner in (processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img):
+        for cache in caches:
+            if hasattr(owner, cache):
+                getattr(owner, cache)[:] = [None, None]

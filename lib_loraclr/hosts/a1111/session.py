@@ -1,0 +1,118 @@
+"""Working on the loaded checkpoint between two generations, and leaving everything as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from ...errors import LoraclrError
+from . import webui
+from .host import A1111Host
+
+
+@contextmanager
+def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[A1111Host]:
+    """The loaded checkpoint with its base weights, for as long as the context is open.
+
+    Args:
+        lock_held: the caller holds `queue_lock` already and has begun a job (`wrap_gradio_gpu_call` does both)
+        job: what the WebUI calls the job otherwise
+
+    Raises:
+        LoraclrError: no checkpoint is loaded, LoRAs of its kind cannot be merged, or the built-in Lora is switched off
+    """
+    webui.lora_extension()
+    with nullcontext() if lock_held else _job(job):
+        model = webui.loaded_model()
+        _refuse_what_is_not_torch()
+        with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+            stack.enter_context(_base_model(model))
+            stack.enter_context(_frozen(model))
+            stack.enter_context(_hijack_untouched())
+            yield A1111Host(model)
+
+
+@contextmanager
+def _job(name: str) -> Iterator[None]:
+    """The WebUI's queue, and its job, as its own API does it (`modules/api/api.py`)."""
+    shared = webui.module("shared")
+    with webui.module("call_queue").queue_lock:
+        shared.state.begin(job=name)
+        try:
+            yield
+        finally:
+            shared.state.end()
+
+
+def _refuse_what_is_not_torch() -> None:
+    """Raises:
+    LoraclrError: the model does not run in a way that weights can be added to
+    """
+    if webui.module("sd_unet").current_unet is not None:
+        raise LoraclrError(
+            "An SD Unet is active that does not run the checkpoint's own layers (TensorRT, for instance), so no LoRA can be "
+            "recorded: set Settings > Stable Diffusion > SD Unet to None."
+        )
+    if webui.module("devices").fp8:
+        raise LoraclrError(
+            "The checkpoint's weights are kept in fp8, too coarse to merge on: "
+            "set Settings > Optimizations > FP8 weight to Disable."
+        )
+
+
+@contextmanager
+def _base_model(model: nn.Module) -> Iterator[None]:
+    """The checkpoint as if the last prompt had named no extra network; on exit nothing of ours is left on it."""
+    shared, devices, lowvram = webui.module("shared"), webui.module("devices"), webui.module("lowvram")
+    hypernetworks = list(shared.loaded_hypernetworks)
+    try:
+        unload_networks(model)
+        shared.loaded_hypernetworks.clear()
+        yield
+    finally:
+        unload_networks(model)
+        shared.loaded_hypernetworks[:] = hypernetworks
+        if lowvram.is_enabled(model):
+            lowvram.send_everything_to_cpu()
+        devices.torch_gc()
+
+
+@torch.no_grad()
+def unload_networks(model: nn.Module) -> None:
+    """No LoRA active, and none left in the weights.
+
+    The WebUI puts a weight back only when its layer runs next, and not at all under `lora_functional`; here every layer is put
+    back at once. A following prompt with the same LoRAs applies them anew to the same weights.
+    """
+    networks = webui.lora_extension()
+    networks.load_networks([])
+    for module in getattr(model, "network_layer_mapping", {}).values():
+        if getattr(module, "network_current_names", ()) != ():
+            networks.network_apply_weights(module)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of the checkpoint collects a gradient; the WebUI leaves `requires_grad` on in the UNet."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _hijack_untouched() -> Iterator[None]:
+    """What encoding prompts leaves for the next picture's infotext is taken back."""
+    hijack = webui.module("sd_hijack").model_hijack
+    comments, parameters, fixes = list(hijack.comments), dict(hijack.extra_generation_params), hijack.fixes
+    try:
+        yield
+    finally:
+        hijack.comments, hijack.extra_generation_params, hijack.fixes = comments, parameters, fixes

@@ -1,0 +1,57 @@
+"""The WebUI's own modules, asked for when they are needed.
+
+Nothing of the WebUI is imported when this package is: the extension's script has to load where the built-in Lora extension
+is switched off, and the tests have to run where there is no WebUI at all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from torch import nn
+
+from ...errors import LoraclrError
+
+
+def module(name: str) -> ModuleType:
+    """`modules.<name>` of the WebUI.
+
+    Raises:
+        LoraclrError: this process is not the WebUI
+    """
+    try:
+        return importlib.import_module(f"modules.{name}")
+    except ImportError as error:
+        raise LoraclrError(
+            f"The WebUI's module {name} cannot be imported ({error}): this works inside the WebUI only; "
+            "elsewhere use the command line (python -m lib_loraclr)."
+        ) from error
+
+
+def lora_extension() -> ModuleType:
+    """`networks` of the WebUI's built-in extension Lora.
+
+    Raises:
+        LoraclrError: the extension is switched off, or this process is not the WebUI
+    """
+    module("shared")
+    try:
+        return importlib.import_module("networks")
+    except ImportError as error:
+        raise LoraclrError(
+            "The WebUI's built-in extension Lora is switched off, and without it there are no LoRAs to merge: "
+            "switch it on under Extensions > Installed, and restart."
+        ) from error
+
+
+def loaded_model() -> nn.Module:
+    """The checkpoint that is loaded; it is loaded now if that had been put off.
+
+    Raises:
+        LoraclrError: none could be loaded
+    """
+    model = module("shared").sd_model
+    if model is None:
+        raise LoraclrError("The WebUI has no checkpoint loaded: choose one at the top left.")
+    return model

@@ -1,0 +1,173 @@
+"""A real WebUI in a process of its own, with a data folder of its own, that runs functions of `webui_checks.py` inside.
+
+Questions and answers are files in a folder, so that the tests open no connection (`conftest.no_network`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "demo"
+
+#: an extension's script; what it imports stays loaded although the WebUI takes its folders off the path again
+_HOOK = """\
+import sys
+
+from modules import script_callbacks
+
+sys.path[:0] = {folders!r}
+import webui_checks
+
+webui_checks.register_text_encoders({encoders!r})
+script_callbacks.on_app_started(lambda demo, app: webui_checks.answer({mailbox!r}))
+"""
+
+
+class Failed(Exception):
+    """A check raised inside the WebUI; the text is its traceback."""
+
+
+class WebUI:
+    """A running WebUI."""
+
+    def __init__(self, folder: Path, *flags: str, settings: dict[str, Any] | None = None) -> None:
+        """
+        Args:
+            folder: its data folder, with models in it
+            flags: of the command line, besides those for a run on the CPU
+        """
+        self.folder, self._asked = folder, 0
+        self.mailbox = folder / "mailbox"
+        self.mailbox.mkdir(parents=True)
+        hook = folder / "extensions" / "loraclr-checks" / "scripts" / "hook.py"
+        hook.parent.mkdir(parents=True)
+        folders = [str(ROOT), str(Path(__file__).parent)]
+        encoders = [str(file) for file in (folder / "open_clip").glob("*.json")]
+        hook.write_text(_HOOK.format(folders=folders, encoders=encoders, mailbox=str(self.mailbox)), "utf-8")
+        quiet = {"live_previews_enable": False, "samples_save": False, "grid_save": False}
+        (folder / "config.json").write_text(json.dumps({**quiet, **(settings or {})}), "utf-8")
+        self.log = folder / "log.txt"
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                self._command(flags), cwd=webui_dir(), env=self.environment(), stdout=log, stderr=log
+            )
+
+    def _command(self, flags: tuple[str, ...]) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        cpu = ["--use-cpu", "all", "--no-half", "--precision", "full", "--skip-torch-cuda-test"]
+        offline = ["--skip-prepare-environment", "--skip-version-check", "--no-download-sd-model"]
+        own = ["--api", "--port", port, "--data-dir", str(self.folder)]
+        return [webui_python(), "-u", "launch.py", *cpu, *offline, *own, *flags]
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+        path = f"{Path(webui_python()).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        return {**os.environ, **offline, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+    def ask(self, check: str, *, seconds: float = 600, **arguments: Any) -> Any:
+        """What `webui_checks.<check>(**arguments)` returns inside the WebUI.
+
+        Raises:
+            Failed: it raised, or the WebUI is gone
+        """
+        self._asked += 1
+        question = self.mailbox / f"{self._asked}.question"
+        answer = self.mailbox / f"{self._asked}.answer"
+        draft = question.with_suffix(".draft")
+        draft.write_text(json.dumps({"check": check, "arguments": arguments}), "utf-8")
+        draft.replace(question)
+        end = time.monotonic() + seconds
+        while not answer.is_file():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise Failed(f"no answer to {check}; the end of the log:\n{self.log.read_text('utf-8')[-3000:]}")
+            time.sleep(0.05)
+        result = json.loads(answer.read_text("utf-8"))
+        if "error" in result:
+            raise Failed(result["error"])
+        return result["value"]
+
+    def close(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def webui_dir() -> Path:
+    """The WebUI to test in; never fetched."""
+    return Path(os.environ["LORACLR_WEBUI_DIR"])
+
+
+def webui_python() -> str:
+    return os.environ.get("LORACLR_WEBUI_PYTHON", sys.executable)
+
+
+def sdxl_models(folder: Path) -> None:
+    """Put a tiny SDXL checkpoint with random weights where a WebUI with this data folder finds it."""
+    made, checkpoints = folder / "open_clip", folder / "models" / "Stable-diffusion"
+    checkpoints.mkdir(parents=True)
+    command = [
+        webui_python(),
+        str(Path(__file__).with_name("tiny_sdxl.py")),
+        str(webui_dir()),
+        str(DEMO / "clip"),
+        str(made),
+    ]
+    done = subprocess.run(command, env=WebUI.environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(done.stderr)
+    for file in made.glob("tiny-sdxl.*"):
+        file.rename(checkpoints / file.name)
+
+
+def random_lora(
+    path: Path, layers: Mapping[str, Sequence[int]], *, seed: int, size: float, metadata: Mapping[str, str]
+) -> None:
+    """A LoRA of rank 4 whose deltas are `size` times as large as the tiny checkpoint's random weights.
+
+    Args:
+        layers: key, in whatever style -> (d_out, d_in)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for key, (d_out, d_in) in layers.items():
+        tensors[f"{key}.lora_up.weight"] = torch.randn(d_out, 4, generator=generator) * size / 2
+        tensors[f"{key}.lora_down.weight"] = torch.randn(4, d_in, generator=generator) / d_in**0.5
+        tensors[f"{key}.alpha"] = torch.tensor(4.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, dict(metadata))
+
+
+def demo_models(folder: Path) -> None:
+    """Put the demo checkpoint and its LoRAs where a WebUI with this data folder finds them."""
+    checkpoints, loras = folder / "models" / "Stable-diffusion", folder / "models" / "Lora"
+    checkpoints.mkdir(parents=True)
+    (loras / "style").mkdir(parents=True)
+    shutil.copy(DEMO / "emoji-sd1.safetensors", checkpoints)
+    text = (DEMO / "emoji-sd1.yaml").read_text("utf-8")
+    lines = [
+        f"{line.split('version:')[0]}version: {DEMO / 'clip'}" if "version:" in line else line
+        for line in text.splitlines()
+    ]
+    (checkpoints / "emoji-sd1.yaml").write_text("\n".join(lines), "utf-8")
+    for file in (DEMO / "loras").glob("*.safetensors"):
+        shutil.copy(file, loras / "style" if file.stem.startswith("style-") else loras)

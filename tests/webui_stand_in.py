@@ -1,0 +1,314 @@
+"""A stand-in for what the host adapter uses of the WebUI: the same names and promises, around models of a few numbers.
+
+Written from `modules/` and `extensions-builtin/Lora` of the WebUI 1.10.1 as documentation; `test_real_webui.py` asks the same of
+the real one.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from threading import Lock
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+WIDTH = 8
+
+#: file's name of a module -> the WebUI's, for the modules of the stand-in's SD1 model
+CONVERSIONS = {
+    "lora_unet_conv_in": "diffusion_model_input_blocks_0_0",
+    "lora_unet_down_blocks_0_attentions_0_attn1_to_q": "diffusion_model_input_blocks_1_1_attn1_to_q",
+}
+
+
+class SdVersion(enum.Enum):
+    Unknown = 1
+    SD1 = 2
+    SD2 = 3
+    SDXL = 4
+
+
+class BasicTransformerBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn1 = nn.Module()
+        self.attn1.to_q = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        return torch.tanh(self.attn1.to_q(x)) + context.mean(1, keepdim=True)
+
+
+class _UNet(nn.Module):
+    in_channels = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_blocks = nn.ModuleList(
+            [
+                nn.ModuleList([nn.Conv2d(4, WIDTH, 3, padding=1)]),
+                nn.ModuleList([nn.Identity(), BasicTransformerBlock()]),
+            ]
+        )
+        self.out = nn.Conv2d(WIDTH, 4, 1)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        x = self.input_blocks[0][0](x)
+        rows = self.input_blocks[1][1](x.flatten(2).mT, context=context)
+        return self.out(rows.mT.reshape(x.shape)) + 0.001 * t[:, None, None, None]
+
+
+class _TextModel(nn.Module):
+    """`multipliers` and `chunks` of a prompt: one chunk per 75 words, 1.3 for words in brackets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(256, WIDTH)
+        self.is_trainable = False
+        self.input_key = "txt"
+        self.calls: list[list[str]] = []
+
+    def process_texts(self, texts: Sequence[str]) -> tuple[list[list[Any]], int]:
+        chunks = [
+            [SimpleNamespace(multipliers=[1.3 if "(" in text else 1.0])] * (1 + len(text.split()) // 76)
+            for text in texts
+        ]
+        return chunks, 0
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        self.calls.append(list(texts))
+        rows = 77 * max(len(chunks) for chunks in self.process_texts(texts)[0])
+        codes = [[ord(letter) % 256 for letter in text[:rows].ljust(rows)] for text in texts]
+        return self.embedding(torch.tensor(codes))
+
+
+class _Clip(_TextModel):
+    """SD1's: transformers' CLIP, with projections of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.Module()
+        layer.self_attn = nn.Module()
+        layer.self_attn.q_proj = nn.Linear(WIDTH, WIDTH)
+        self.wrapped = nn.Module()
+        self.wrapped.transformer = nn.Module()
+        self.wrapped.transformer.text_model = nn.Module()
+        self.wrapped.transformer.text_model.encoder = nn.Module()
+        self.wrapped.transformer.text_model.encoder.layers = nn.ModuleList([layer])
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        return self.wrapped.transformer.text_model.encoder.layers[0].self_attn.q_proj(self.tokens(texts))
+
+
+class _OpenClip(_TextModel):
+    """SDXL's second: packed projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.Module()
+        block.attn = nn.MultiheadAttention(WIDTH, 2)
+        block.mlp = nn.Module()
+        block.mlp.c_fc = nn.Linear(WIDTH, WIDTH)
+        self.wrapped = nn.Module()
+        self.wrapped.model = nn.Module()
+        self.wrapped.model.transformer = nn.Module()
+        self.wrapped.model.transformer.resblocks = nn.ModuleList([block])
+
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        block = self.wrapped.model.transformer.resblocks[0]
+        x = self.tokens(texts).transpose(0, 1)
+        x = x + block.attn(x, key=x, value=x, need_weights=False)[0]
+        x = block.mlp.c_fc(x).transpose(0, 1)
+        return x, x[:, 0]
+
+
+class _Size(nn.Module):
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.input_key, self.outdim, self.is_trainable = key, 3, False
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return (numbers[:, :, None] * torch.tensor([1.0, 0.5, 0.25])).flatten(1) / 1000
+
+
+class _Conditioner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        keys = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+        self.embedders = nn.ModuleList([_Clip(), _OpenClip(), *map(_Size, keys)])
+        self.wrapped = nn.Module()
+
+    def process_texts(self, texts: Sequence[str]) -> Any:
+        return self.embedders[0].process_texts(texts)
+
+
+class Model(nn.Module):
+    """What `shared.sd_model` is."""
+
+    def __init__(self, *, sdxl: bool) -> None:
+        super().__init__()
+        self.is_sd1, self.is_sd2, self.is_sdxl, self.is_sd3 = not sdxl, False, sdxl, False
+        self.parameterization, self.latent_channels, self.lowvram = "eps", 4, False
+        self.sd_checkpoint_info = SimpleNamespace(title="tiny.safetensors [0123456789]")
+        self.register_buffer("alphas_cumprod", torch.linspace(0.999, 0.005, 1000))
+        self.model = nn.Module()
+        self.model.diffusion_model = _UNet()
+        if sdxl:
+            self.conditioner = _Conditioner()
+            self.cond_stage_model = self.conditioner
+        else:
+            self.image_size = 16
+            self.cond_stage_model = _Clip()
+        self.eval()
+
+    def get_learned_conditioning(self, texts: Any) -> Any:
+        if not self.is_sdxl:
+            return self.cond_stage_model(texts)
+        first, second, *sizes = self.conditioner.embedders
+        with nullcontext() if first.is_trainable else torch.no_grad():
+            one = first(texts)
+        with nullcontext() if second.is_trainable else torch.no_grad():
+            two, pooled = second(texts)
+        if texts.is_negative_prompt and not any(texts):
+            one, two, pooled = one * 0, two * 0, pooled * 0
+        size = torch.cat([embedder(torch.full((len(texts), 2), 1024.0)) for embedder in sizes], dim=1)
+        return {"crossattn": torch.cat([one, two], dim=2), "vector": torch.cat([pooled, size], dim=1)}
+
+    def apply_model(self, x: Tensor, t: Tensor, told: dict[str, Any]) -> Tensor:
+        if self.is_sdxl:
+            context = (
+                told["crossattn"][..., :WIDTH] + told["crossattn"][..., WIDTH:] + told["vector"].sum(1)[:, None, None]
+            )
+        else:
+            context = told["c_crossattn"][0]
+        return self.model.diffusion_model(x, t, context)
+
+
+class _Prompts(list):
+    def __init__(self, prompts: Sequence[str], is_negative_prompt: bool = False) -> None:
+        super().__init__(prompts)
+        self.is_negative_prompt = is_negative_prompt
+
+
+class _State(SimpleNamespace):
+    def begin(self, job: str) -> None:
+        self.job, self.interrupted, self.textinfo = job, False, None
+
+    def end(self) -> None:
+        self.job = ""
+
+
+class StandIn:
+    """The WebUI, as far as the adapter knows it. Its parts are attributes by the names of the WebUI's modules."""
+
+    def __init__(self, folder: Path, *, sdxl: bool = False) -> None:
+        """
+        Args:
+            folder: where LoRAs are looked for
+        """
+        torch.manual_seed(0)
+        self.model = Model(sdxl=sdxl)
+        cpu = torch.device("cpu")
+        self.shared = SimpleNamespace(
+            sd_model=self.model,
+            state=_State(job="", interrupted=False, stopping_generation=False, textinfo=None, sampling_step=0),
+            opts=SimpleNamespace(sdxl_crop_top=0, sdxl_crop_left=0),
+            cmd_opts=SimpleNamespace(lora_dir=str(folder), lyco_dir_backcompat=str(folder.parent / "lycoris")),
+            loaded_hypernetworks=["some hypernetwork"],
+        )
+        self.devices = SimpleNamespace(
+            device=cpu,
+            cpu=cpu,
+            dtype=torch.float32,
+            dtype_unet=torch.float32,
+            fp8=False,
+            unet_needs_upcast=False,
+            NansException=ArithmeticError,
+            autocast=nullcontext,
+            torch_gc=lambda: None,
+        )
+        self.call_queue = SimpleNamespace(queue_lock=Lock())
+        self.sd_unet = SimpleNamespace(current_unet=None)
+        self.lowvram = SimpleNamespace(is_enabled=lambda model: model.lowvram, send_everything_to_cpu=lambda: None)
+        self.sd_hijack = SimpleNamespace(
+            model_hijack=SimpleNamespace(comments=["a comment"], extra_generation_params={}, fixes=None)
+        )
+        self.sd_models = SimpleNamespace(model_data=SimpleNamespace(sd_model=self.model))
+        cached = SimpleNamespace(cached_c=["key", "stale"], cached_uc=["key", "stale"])
+        self.processing = SimpleNamespace(
+            opt_f=8,
+            decode_latent_batch=lambda model, latents, **_: list(
+                latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
+            ),
+            StableDiffusionProcessing=cached,
+            StableDiffusionProcessingTxt2Img=cached,
+        )
+        self.extra_networks = SimpleNamespace(parse_prompt=lambda prompt: (prompt.replace("<lora:x:1>", ""), {}))
+        self.prompt_parser = SimpleNamespace(
+            SdConditioning=_Prompts,
+            get_learned_conditioning_prompt_schedules=lambda prompts, steps: [[[steps, text]] for text in prompts],
+        )
+        self.ui_extra_networks = SimpleNamespace(allowed_preview_extensions=lambda: {"png", "jpg"})
+        self.networks = _Networks(self, folder)
+        self.networks.assign_network_names_to_compvis_modules(self.model)
+
+    def install(self, patch: pytest.MonkeyPatch, *, lora: bool = True) -> StandIn:
+        """Let `import modules.…` and `import networks` find this; without `lora`, as if that extension were off."""
+        patch.setitem(sys.modules, "modules", ModuleType("modules"))
+        for name, part in vars(self).items():
+            if name not in ("model", "networks"):
+                patch.setitem(sys.modules, f"modules.{name}", part)
+        patch.setitem(sys.modules, "networks", self.networks if lora else None)
+        return self
+
+
+class _Networks:
+    """The built-in extension's `networks`: the list of files, and weights that are changed in place when a layer runs."""
+
+    def __init__(self, webui: StandIn, folder: Path) -> None:
+        self._webui, self._folder = webui, folder
+        self.available_networks: dict[str, Any] = {}
+        self.available_network_aliases: dict[str, Any] = {}
+        self.forbidden_network_aliases: dict[str, int] = {}
+        self.networks_in_memory: dict[str, Any] = {}
+        self.loaded_networks: list[Any] = []
+        self.metadata: dict[str, dict[str, Any]] = {}
+
+    def convert_diffusers_name_to_compvis(self, key: str, is_sd2: bool) -> str:
+        return CONVERSIONS.get(key, key)
+
+    def assign_network_names_to_compvis_modules(self, model: Model) -> None:
+        mapping = {}
+        encoders = enumerate(model.conditioner.embedders[:2]) if model.is_sdxl else [("", model.cond_stage_model)]
+        for number, encoder in encoders:
+            prefix = f"{number}_" if model.is_sdxl else ""
+            mapping.update((prefix + path.replace(".", "_"), m) for path, m in encoder.wrapped.named_modules())
+        mapping.update((path.replace(".", "_"), module) for path, module in model.model.named_modules())
+        model.network_layer_mapping = mapping
+
+    def load_networks(self, names: Sequence[str]) -> None:
+        self.loaded_networks[:] = names
+
+    def network_apply_weights(self, module: nn.Module) -> None:
+        assert not self.loaded_networks
+        module.weight.copy_(module.network_weights_backup)
+        module.network_current_names = ()
+
+    def list_available_networks(self) -> None:
+        for names in (self.available_networks, self.available_network_aliases):
+            names.clear()
+        for path in sorted(self._folder.rglob("*")):
+            if path.suffix in (".safetensors", ".pt"):
+                metadata = self.metadata.get(path.stem, {})
+                version = SdVersion.SDXL if metadata.get("ss_base_model_version") else SdVersion.Unknown
+                entry = SimpleNamespace(name=path.stem, filename=str(path), metadata=metadata, sd_version=version)
+                entry.alias = metadata.get("ss_output_name", path.stem)
+                entry.get_alias = lambda entry=entry: entry.alias
+                self.available_networks[path.stem] = entry
+                self.available_network_aliases.update({path.stem: entry, entry.alias: entry})
