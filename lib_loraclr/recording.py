@@ -23,29 +23,31 @@ class Reservoir:
     def __init__(self, capacity: int, seed: int) -> None:
         self.capacity = capacity
         self._generator = torch.Generator().manual_seed(seed)
-        self._tags = torch.empty(0)
+        self._tags = torch.full((capacity,), -1.0)  # below every number drawn: a place that is free
         self._rows: Tensor | None = None
 
     def update(self, count: int, gather: Callable[[Tensor], Tensor]) -> None:
         """Offer `count` rows; `gather(indices [m])` is asked only for those that are kept, and gives `[m, d_in]`."""
-        tags = torch.rand(count, generator=self._generator)
-        full = len(self._tags) == self.capacity
-        candidates = torch.nonzero(tags > self._tags.min()).flatten() if full else torch.arange(count)
-        best = tags[candidates].argsort(descending=True, stable=True)[: self.capacity]
-        candidates = candidates[best]
-        if len(candidates) == 0:
+        tags = torch.cat([self._tags, torch.rand(count, generator=self._generator)])
+        best = tags.argsort(descending=True, stable=True)[: self.capacity]
+        chosen = best[best >= self.capacity]
+        if len(chosen) == 0:
             return
-        rows = gather(candidates).detach().to("cpu", torch.float16)
-        if self._rows is not None:
-            tags, rows = torch.cat([self._tags, tags[candidates]]), torch.cat([self._rows, rows])
-        else:
-            tags = tags[candidates]
-        order = tags.argsort(descending=True, stable=True)[: self.capacity]
-        self._tags, self._rows = tags[order], rows[order]
+        rows = gather(chosen - self.capacity).detach().to("cpu", torch.float16)
+        if self._rows is None:
+            self._rows = torch.empty(self.capacity, rows.shape[1], dtype=torch.float16)
+        # In place: a new tensor for every call would leave the heap in pieces that add up to more than the budget.
+        places = torch.ones(self.capacity, dtype=torch.bool)
+        places[best[best < self.capacity]] = False
+        self._rows[places] = rows
+        self._tags[places] = tags[chosen]
 
     def result(self) -> Tensor:
-        """The sample, `[n, d_in]`, fp16, `n <= capacity`."""
-        return torch.empty(0, 0, dtype=torch.float16) if self._rows is None else self._rows
+        """The sample, `[n, d_in]`, fp16, `n <= capacity`, in an order that only the numbers drawn decide."""
+        if self._rows is None:
+            return torch.empty(0, 0, dtype=torch.float16)
+        order = self._tags.argsort(descending=True, stable=True)
+        return self._rows[order[: int((self._tags >= 0).sum())]]
 
 
 def input_rows(module: nn.Module, x: Tensor) -> tuple[int, Callable[[Tensor], Tensor]]:

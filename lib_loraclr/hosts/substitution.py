@@ -114,19 +114,21 @@ def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tenso
     """`weight` plus the deltas of its parts, added in fp32 and rounded once to the weight's precision."""
     with _without_autocast():
         if len(parts) == 1 and parts[0][0].rows is None:
-            return (weight.float() + _dense(parts[0][1]).view_as(weight)).to(weight.dtype)
-        total = weight.float()
+            return _added(weight, parts[0][1]).to(weight.dtype)
+        changed = weight.float()
         for layer, factors in parts:
-            rows = layer.rows or slice(None)
-            change = torch.zeros_like(total)
-            change[rows] = _dense(factors).view_as(total[rows])
-            total = total + change
-        return total.to(weight.dtype)
+            start, stop, _ = (layer.rows or slice(None)).indices(len(changed))
+            changed = torch.cat([changed[:start], _added(changed[start:stop], factors), changed[stop:]])
+        return changed.to(weight.dtype)
 
 
-def _dense(factors: Factors) -> Tensor:
-    """Half-precision factors are multiplied in fp32 too, as whoever loads the file does."""
-    return factors.to(torch.float32).dense()
+def _added(weight: Tensor, factors: Factors) -> Tensor:
+    """`weight + up @ down` in fp32, with no second matrix of its size.
+
+    Half-precision factors are multiplied in fp32 too, as whoever loads the file does.
+    """
+    flat = weight.reshape(len(weight), -1).float()
+    return torch.addmm(flat, factors.up.float(), factors.down.float()).view_as(weight)
 
 
 def _without_autocast() -> AbstractContextManager[object]:
