@@ -1,0 +1,151 @@
+// LoRACLR: what gradio cannot do. Every global starts with "loraclr".
+
+// The rows that Python drew, as they are now.
+function loraclrRows() {
+    const table = gradioApp().querySelector("#loraclr_rows .loraclr-rows");
+    const rows = Array.from(gradioApp().querySelectorAll("#loraclr_rows .loraclr-concept")).map((row) => {
+        const values = {lora: row.dataset.lora};
+        row.querySelectorAll("[data-field]").forEach((field) => {
+            values[field.dataset.field] = field.value;
+        });
+        return values;
+    });
+    return JSON.stringify({taken: table ? table.dataset.taken : "", rows: rows});
+}
+
+// First input: the table.
+function loraclrTable(...inputs) {
+    inputs[0] = loraclrRows();
+    return inputs;
+}
+
+// Where the columns stand below each other, what happens is out of sight.
+function loraclrReveal() {
+    if (window.innerWidth <= 700) {
+        gradioApp().getElementById("loraclr_results").scrollIntoView({behavior: "smooth"});
+    }
+}
+
+// First inputs: a task id, the table.
+function loraclrCollect(...inputs) {
+    loraclrReveal();
+    inputs[0] = "";
+    inputs[1] = loraclrRows();
+    return inputs;
+}
+
+// First input: txt2img's prompt.
+function loraclrPrompt(...inputs) {
+    inputs[0] = gradioApp().querySelector("#txt2img_prompt textarea").value;
+    return inputs;
+}
+
+function loraclrShow(button) {
+    for (const name of ["interrupt", "interrupting"]) {
+        gradioApp().getElementById("loraclr_" + name).style.display = name === button ? "block" : "none";
+    }
+}
+
+let loraclrWatched = null;
+
+// The bar, and Interrupt in place of Merge, until the task is over.
+function loraclrWatch(id, patience) {
+    loraclrWatched = id;
+    loraclrShow("interrupt");
+    requestProgress(id, gradioApp().getElementById("loraclr_bar_anchor"), null, () => {
+        loraclrShow(null);
+        localRemove("loraclr_task_id");
+        loraclrWatched = null;
+        if (!patience) gradioApp().getElementById("loraclr_opened").click();
+    }, null, patience);
+}
+
+function loraclrSubmit(...inputs) {
+    const id = randomId();
+    loraclrReveal();
+    localSet("loraclr_task_id", id);
+    loraclrWatch(id, 40);
+    inputs[0] = id;
+    inputs[1] = loraclrRows();
+    return inputs;
+}
+
+// A LoRA was kept: the Lora tabs list it at once.
+function loraclrKept(kept) {
+    if (!kept) return;
+    for (const name of ["txt2img", "img2img"]) {
+        const button = gradioApp().getElementById(name + "_lora_extra_refresh_internal");
+        if (button) button.dispatchEvent(new Event("click"));
+    }
+}
+
+function loraclrSend(kept) {
+    const {tag, triggers} = JSON.parse(kept);
+    const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
+    const words = prompt.value.trim();
+    const missing = [triggers, tag].filter((part) => part && !words.includes(part));
+    prompt.value = [words, ...missing].filter(Boolean).join(", ");
+    updateInput(prompt);
+    switch_to_txt2img();
+}
+
+function loraclrCopy(kept) {
+    const {tag} = JSON.parse(kept);
+    const button = gradioApp().getElementById("loraclr_copy");
+    const label = button.textContent;
+    const done = () => {
+        button.textContent = "Copied";
+        setTimeout(() => {
+            button.textContent = label;
+        }, 1200);
+    };
+    if (navigator.clipboard) {
+        navigator.clipboard.writeText(tag).then(done, () => loraclrCopyByHand(tag, done));
+    } else {
+        loraclrCopyByHand(tag, done);
+    }
+}
+
+// Where the page is not served securely there is no clipboard to write to.
+function loraclrCopyByHand(text, done) {
+    const field = document.createElement("textarea");
+    field.value = text;
+    document.body.appendChild(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+    done();
+}
+
+onUiLoaded(function() {
+    const tab = gradioApp().getElementById("tab_loraclr");
+    if (!tab) return;
+    tab.addEventListener("input", (event) => {
+        const name = event.target.dataset && event.target.dataset.all;
+        if (!name || event.target.value === "") return;
+        tab.querySelectorAll(`.loraclr-concept [data-field="${name}"]`).forEach((field) => {
+            field.value = event.target.value;
+        });
+    });
+    gradioApp().getElementById("loraclr_interrupt").addEventListener("click", () => loraclrShow("interrupting"));
+    // Merging again would discard a result that nobody decided on. Before gradio hears of the click, hence "capture".
+    tab.addEventListener("click", (event) => {
+        const button = event.target.closest("#loraclr_generate");
+        const decide = gradioApp().getElementById("loraclr_decide");
+        const waiting = decide && decide.offsetParent !== null;
+        if (button && waiting && !confirm("The last result has not been kept. Discard it?")) {
+            event.stopPropagation();
+            event.preventDefault();
+        }
+    }, true);
+});
+
+onUiTabChange(function() {
+    const shown = get_uiCurrentTabContent();
+    if (shown && shown.id === "tab_loraclr") {
+        gradioApp().getElementById("loraclr_opened").click();
+        // The page was loaded anew while a merge went on: show how far it is, then its result.
+        const id = localGet("loraclr_task_id");
+        if (id && !loraclrWatched) loraclrWatch(id, 0);
+    }
+});

@@ -1,0 +1,211 @@
+"""What the tab's components do. Nothing here raises for a mistake a person can mend: the tab says it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+from modules import shared, util
+
+from ..errors import Interrupted, LoraclrError
+from ..hosts.a1111 import free_name
+from ..methods import METHODS
+from ..methods.contrastive import EFFORTS
+from ..options import schema
+from ..prompts import PromptOptions
+from . import catalogue, estimate, form, jobs, rows, views
+from .check import check as checked
+from .form import EFFORT
+from .rows import Table
+
+
+class Actions:
+    """The tab's actions; each takes and returns what gradio hands over, in the order of the tab's events."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """
+        Args:
+            names: of the tab's fields, in the order their values arrive
+        """
+        self._names = tuple(names)
+
+    # -- choosing
+
+    def open(self, chosen: list[str] | None) -> list[Any]:
+        """The tab is looked at: what is installed, against the checkpoint that is loaded now."""
+        return _listing(chosen, rescan=False)
+
+    def refresh(self, chosen: list[str] | None) -> list[Any]:
+        return _listing(chosen, rescan=True)
+
+    def take(self, prompt: str, taken: str, templates: str, plain: str) -> list[Any]:
+        """From prompt: tags and weights become rows, the other words a template and a prompt that calls no concept."""
+        try:
+            concepts, words, unknown = catalogue.from_prompt(prompt or "")
+            listed = catalogue.choices()
+        except LoraclrError as error:
+            return [gr.update(), taken, views.error(str(error)), templates, plain]
+        if not concepts:
+            text = unknown[0] if unknown else "There are no <lora:…> tags in txt2img's prompt: write some there first."
+            return [gr.update(), taken, views.error(text), templates, plain]
+        new = [rows.Row(c.lora, c.te_weight, c.unet_weight, c.trigger) for c in concepts]
+        table = Table(tuple(new), secrets.token_hex(4))
+        message = "".join(views.error(text) for text in unknown)
+        rest = catalogue.without(words, [c.trigger for c in concepts])
+        if rest:
+            message += views.note(f"The other words ({rest}) were added to the prompts that are recorded.")
+            templates, plain = _first(f"{{trigger}}, {rest}", templates), _first(rest, plain)
+        chosen = catalogue.still_there([c.lora for c in concepts], listed)
+        return [gr.update(choices=listed, value=chosen), table.dump(), message, templates, plain]
+
+    def select(self, shown: str, taken: str, chosen: list[str] | None, name: str, sub_folder: str) -> list[Any]:
+        """The selection changed: rows for it, and a free name unless the person wrote one."""
+        before = Table.parse(shown)
+        names = [catalogue.name_of(item) for item in chosen or ()]
+        table = rows.selected(names, before, Table.parse(taken))
+        html = rows.render(table, rows.found(table.rows))
+        own = bool(name) and not (before.rows and name.startswith(form.proposed_name(before)))
+        proposed = form.proposed_name(table)
+        if own or not proposed:
+            return [html, name if own else ""]
+        try:
+            return [html, free_name(proposed, sub_folder.strip()).rsplit("/", 1)[-1]]
+        except LoraclrError:
+            return [html, proposed]
+
+    def times(self, chosen: list[str] | None, *values: Any) -> Any:
+        """The expected time beside each effort, once something is chosen and the model is not busy."""
+        if not chosen:
+            return gr.update()
+        try:
+            request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(len(chosen)))
+            host = estimate.probe(request, wait=False)
+            return _efforts(estimate.efforts(request, host, draw=True)) if host else gr.update()
+        except LoraclrError:
+            return gr.update()
+
+    def preset(self, name: str) -> list[str]:
+        options = PromptOptions.preset(name)
+        return ["\n".join(options.templates), "\n".join(options.plain)]
+
+    def method(self, chosen: str) -> list[Any]:
+        """Show the options of the method, and the effort where it has one."""
+        has_effort = any(item.name == EFFORT for item in schema(METHODS[chosen].options))
+        return [*(gr.update(visible=name == chosen) for name in METHODS), gr.update(visible=has_effort)]
+
+    # -- checking and merging
+
+    def check(self, _: str, table: str, __: str, draw: bool, *values: Any) -> list[Any]:
+        try:
+            request, names = form.build(Table.parse(table), self._fields(values))
+            found = checked(request, names, draw=draw)
+        except LoraclrError as error:
+            return [views.error(str(error)), gr.update()]
+        return [views.check_view(found), _efforts(found.efforts)]
+
+    def merge(self, _: str, table: str, shown: str, draw: bool, *values: Any) -> list[Any]:
+        """Runs inside `wrap_gradio_gpu_call`, which holds the queue and shows the last output with the time taken."""
+        before = jobs.find(shown)
+        try:
+            request, names = form.build(Table.parse(table), self._fields(values))
+            if before and before.result:  # the browser has asked
+                jobs.discard(before)
+            job = jobs.Job(request, names, draw)
+            jobs.run(job, lock_held=True)
+        except LoraclrError as error:
+            return [views.error(str(error)), *_nothing(), ""]
+        except Interrupted:
+            return [views.note("Interrupted. Nothing was kept, and everything is as it was."), *_nothing(), ""]
+        return [*_result(job), gr.update(visible=False), job.id, ""]
+
+    def interrupt(self) -> None:
+        shared.state.interrupt()
+
+    def restore(self, job_id: str) -> list[Any]:
+        """After the page was loaded anew: the result that waits for a decision."""
+        job = jobs.waiting()
+        if job_id or job is None:
+            return [gr.update()] * 4 + [job_id]
+        return [*_result(job), job.id]
+
+    # -- keeping
+
+    def keep(self, job_id: str, name: str, sub_folder: str) -> list[Any]:
+        return self._keep(job_id, name, sub_folder, overwrite=False)
+
+    def replace(self, job_id: str, name: str, sub_folder: str) -> list[Any]:
+        return self._keep(job_id, name, sub_folder, overwrite=True)
+
+    def _keep(self, job_id: str, name: str, sub_folder: str, *, overwrite: bool) -> list[Any]:
+        """Write the file.
+
+        Returns:
+            message, decision row, use row, replace button, what the browser needs to know, name
+        """
+        try:
+            job = _job(job_id)
+            wanted = name.strip() or free_name("-".join(job.names[:3])[:60])
+            jobs.keep(job, form.whole_name(wanted, sub_folder), overwrite=overwrite)
+        except jobs.NameTaken as error:
+            return [views.error(str(error)), gr.update(), gr.update(), gr.update(visible=True), "", gr.update()]
+        except LoraclrError as error:
+            return [views.error(str(error)), gr.update(), gr.update(), gr.update(visible=False), "", gr.update()]
+        known = json.dumps({"tag": views.tag(job), "triggers": views.triggers(job), "fresh": secrets.token_hex(4)})
+        hidden, visible = gr.update(visible=False), gr.update(visible=True)
+        return [views.kept_view(job), hidden, visible, hidden, known, job.kept.name]
+
+    def discard(self, job_id: str) -> list[Any]:
+        try:
+            jobs.discard(_job(job_id))
+        except LoraclrError as error:
+            return [views.error(str(error)), *_nothing()[:-1], "", ""]
+        return [views.note("Discarded. Nothing was written."), *_nothing()[:-1], "", ""]
+
+    def open_folder(self, job_id: str) -> None:
+        job = jobs.find(job_id)
+        if job and job.kept and not shared.cmd_opts.hide_ui_dir_config:
+            util.open_folder(str(job.kept.path.parent))
+
+    def _fields(self, values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self._names, values, strict=True))
+
+
+def _listing(chosen: list[str] | None, *, rescan: bool) -> list[Any]:
+    try:
+        listed = catalogue.choices(rescan=rescan)
+    except LoraclrError as error:
+        return [gr.update(choices=[]), views.error(str(error))]
+    message = "" if listed else views.note("No LoRAs are installed yet: put .safetensors files into models/Lora.")
+    return [gr.update(choices=listed, value=catalogue.still_there(chosen or [], listed)), message]
+
+
+def _first(line: str, lines: str) -> str:
+    """The line before the others, once."""
+    return "\n".join([line, *(other for other in lines.splitlines() if other != line)])
+
+
+def _efforts(seconds: dict[str, float]) -> Any:
+    return gr.update(choices=[(f"{name.capitalize()} ({estimate.duration(seconds[name])})", name) for name in EFFORTS])
+
+
+def _result(job: jobs.Job) -> list[Any]:
+    picture = job.result.preview
+    image = gr.update(value=picture, visible=picture is not None)
+    return [views.result_view(job), image, gr.update(visible=True), gr.update(visible=False)]
+
+
+def _nothing() -> list[Any]:
+    """No picture, no decision, no use, nothing to replace, no job."""
+    hidden = gr.update(visible=False)
+    return [gr.update(value=None, visible=False), hidden, hidden, hidden, ""]
+
+
+def _job(job_id: str) -> jobs.Job:
+    job = jobs.find(job_id)
+    if job is None:
+        raise LoraclrError("There is no result any more: merge again.")
+    return job

@@ -1,0 +1,100 @@
+"""The installed LoRAs as the doors show them, and the checkpoint they are held against."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from modules import sd_models
+
+from ..errors import LoraclrError
+from ..hosts.a1111 import InstalledLora, find_lora, installed_loras
+from ..hosts.a1111.layers import family_of
+from ..request import Concept, parse_lora_argument
+
+#: between the parts of a choice; gradio 3.41 has no labels for a dropdown's values, so the label is the value
+_BETWEEN = "  ·  "
+_WARNING = "⚠ "
+_TAG = re.compile(r"<(?:lora|lyco):([^>]+)>", re.IGNORECASE)
+
+
+def loaded_family() -> str | None:
+    """The family of the loaded checkpoint; None where none is loaded yet, or LoRAs of its kind cannot be merged."""
+    model = sd_models.model_data.sd_model
+    if model is None:
+        return None
+    try:
+        return family_of(model).name
+    except LoraclrError:
+        return None
+
+
+def obstacle(lora: InstalledLora) -> str | None:
+    """Why a LoRA cannot be merged on the loaded checkpoint, as far as its card and metadata tell; None where it can."""
+    return lora.obstacle(loaded_family() or lora.family)
+
+
+def choice(lora: InstalledLora) -> str:
+    """What the picker lists a LoRA as: folder and name, its alias, and a mark where it does not fit the checkpoint."""
+    parts = [f"{lora.folder}/{lora.name}" if lora.folder else lora.name]
+    if lora.alias != lora.name:
+        parts.append(lora.alias)
+    if obstacle(lora):
+        parts.append(_WARNING + (lora.family if lora.path.suffix.lower() == ".safetensors" else lora.path.suffix))
+    return _BETWEEN.join(parts)
+
+
+def name_of(chosen: str) -> str:
+    """The LoRA's name in a choice of the picker."""
+    return chosen.split(_BETWEEN)[0].rsplit("/", 1)[-1]
+
+
+def choices(*, rescan: bool = False) -> list[str]:
+    """Everything the picker lists; those that do not fit come last.
+
+    Raises:
+        LoraclrError: the built-in extension Lora is switched off
+    """
+    loras = installed_loras(rescan=rescan)
+    return [choice(lora) for lora in sorted(loras, key=lambda lora: obstacle(lora) is not None)]
+
+
+def still_there(chosen: Sequence[str], listed: Sequence[str]) -> list[str]:
+    """A selection after the list was made anew: by name, for marks come and go with the checkpoint."""
+    by_name = {name_of(item): item for item in listed}
+    return [by_name[name_of(item)] for item in chosen if name_of(item) in by_name]
+
+
+def preview_url(lora: InstalledLora) -> str | None:
+    """Where the WebUI serves the card's picture."""
+    if lora.preview is None:
+        return None
+    path = quote(lora.preview.absolute().as_posix())
+    return f"./sd_extra_networks/thumb?filename={path}&mtime={int(lora.preview.stat().st_mtime)}"
+
+
+def from_prompt(prompt: str) -> tuple[list[Concept], str, list[str]]:
+    """What a prompt names.
+
+    Returns:
+        a concept for each tag (`lora` is the installed name), the prompt without tags, and tags of LoRAs that are not there
+    """
+    concepts: dict[str, Concept] = {}
+    unknown = []
+    for inside in _TAG.findall(prompt):
+        try:
+            given = parse_lora_argument(inside.strip())
+            lora = find_lora(given.lora)
+        except LoraclrError as error:
+            unknown.append(str(error))
+            continue
+        concepts[lora.name] = Concept(lora.name, given.te_weight, given.unet_weight, trigger=lora.trigger)
+    return list(concepts.values()), without(_TAG.sub("", prompt), ()), unknown
+
+
+def without(words: str, triggers: Sequence[str]) -> str:
+    """A prompt without some words, and without the commas that are left over."""
+    for trigger in triggers:
+        words = re.sub(re.escape(trigger), "", words, flags=re.IGNORECASE)
+    return ", ".join(part for part in (" ".join(part.split()) for part in words.split(",")) if part)

@@ -1,0 +1,174 @@
+"""What a merge would do, said before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import torch
+
+from ..errors import LoraclrError
+from ..hosts import a1111
+from ..hosts.base import Host
+from ..inputs import InputLora, load_input
+from ..lora_files import PRECISIONS
+from ..prompts import check_prompts
+from ..request import MergeRequest
+from . import estimate
+
+_MEGABYTE = 1 << 20
+#: copies of the factors that the refinement keeps in fp32: themselves, gradients, AdamW's two, the anchor and the best
+_REFINED_COPIES = 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One concept: what it is, and what stands in the way, if anything does."""
+
+    name: str
+    trigger: str
+    kind: str
+    rank: int
+    layers: int
+    problem: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """Attributes:
+    findings: per concept
+    problems: what stands in the way of the whole
+    warnings: what a person should know
+    licences: found in the inputs' metadata, with the LoRAs that name them
+    seconds: expected, per stage
+    efforts: expected seconds per effort
+    ram_mb, device_mb, file_mb: expected, the file's at most
+    checkpoint: on which it would run
+    """
+
+    findings: tuple[Finding, ...]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    licences: dict[str, tuple[str, ...]]
+    seconds: dict[str, float]
+    efforts: dict[str, float]
+    ram_mb: float
+    device_mb: float
+    file_mb: float
+    checkpoint: str
+
+    @property
+    def possible(self) -> bool:
+        return not self.problems and not any(finding.problem for finding in self.findings)
+
+
+def check(request: MergeRequest, names: Sequence[str], *, draw: bool) -> Check:
+    """Read the inputs as the merge would, one at a time, and say what it finds.
+
+    Args:
+        request: `lora` of each concept is a path
+        names: the LoRAs' names
+        draw: whether a picture would be drawn
+
+    Raises:
+        LoraclrError: nothing can be said, as no checkpoint is loaded or its kind cannot be merged
+    """
+    host = estimate.probe(request, wait=True)
+    findings, inputs = [], []
+    for concept, name in zip(request.concepts, names, strict=True):
+        found = _finding(concept, name, host)
+        findings.append(found[0])
+        inputs += found[1:]
+    problems, warnings = _together(request, inputs, host, names)
+    seconds = estimate.stages(request, host, draw=draw)
+    ram, device, file = _sizes(request, inputs, host, refining="refining" in seconds)
+    return Check(
+        tuple(findings),
+        tuple(problems),
+        tuple(warnings),
+        _licences(names),
+        seconds,
+        estimate.efforts(request, host, draw=draw),
+        ram,
+        device,
+        file,
+        host.checkpoint,
+    )
+
+
+def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Finding, InputLora]:
+    """What is found of one LoRA; and the LoRA, on the CPU, if it can be merged."""
+    try:
+        given = load_input(concept, _on_cpu(host))
+    except LoraclrError as error:
+        text = str(error).replace(concept.lora, name)
+        return (Finding(name, concept.trigger, concept.kind, 0, 0, text),)
+    rank = max((factors.rank for factors in given.deltas.values()), default=0)
+    found = given.concept
+    # shapes are all that is asked for from here on
+    shapes = {key: factors.to("meta") for key, factors in given.deltas.items()}
+    light = replace(given, deltas=shapes, file=_light(given.file))
+    return Finding(name, found.trigger, found.kind, rank, len(shapes), warnings=given.warnings), light
+
+
+def _light(file):
+    light = replace(file, layers={})
+    light.__dict__["hash"] = file.hash
+    return light
+
+
+def _on_cpu(host: Host) -> Host:
+    """The host as `load_input` needs it, with the tensors staying in RAM: a generation may need the card."""
+    names = ("family", "checkpoint", "name", "layers", "aliases")
+    return SimpleNamespace(
+        device=torch.device("cpu"), **{name: getattr(host, name) for name in names if hasattr(host, name)}
+    )
+
+
+def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, names: Sequence[str]):
+    """What no concept shows alone: the same file twice, prompts that call two, effort that the card cannot do."""
+    problems, warnings, seen = [], [], {}
+    for given in inputs:
+        other = seen.setdefault(given.file.hash, given.concept.label)
+        if other != given.concept.label:
+            problems.append(f"{given.concept.label} is the same file as {other}: choose one of them.")
+    try:
+        check_prompts([given.concept for given in inputs], request.prompts)
+    except LoraclrError as error:
+        problems.append(str(error).replace(" (trigger=…)", "").replace(" (kind=style)", " (its kind)"))
+    if inputs and not any(given.deltas for given in inputs):
+        problems.append("All weights are 0, so nothing would be merged: give at least one LoRA another weight.")
+    if len(names) == 1:
+        warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
+    obstacle = estimate.refinement_obstacle(host)
+    if obstacle and request.method == "contrastive" and request.options.get("effort") != "fast":
+        problems.append(obstacle)
+    return problems, warnings
+
+
+def _licences(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        licence = a1111.find_lora(name).licence
+        if licence:
+            found[licence] = (*found.get(licence, ()), name)
+    return found
+
+
+def _sizes(request: MergeRequest, inputs: Sequence[InputLora], host: Host, *, refining: bool) -> tuple[float, ...]:
+    """RAM, memory of the card beside the checkpoint, and the file at most; in MB."""
+    columns: dict[str, list[int]] = {}
+    inside = 0
+    for given in inputs:
+        for key, factors in given.deltas.items():
+            columns.setdefault(key, [0, sum(factors.shape), min(factors.shape)])[0] += factors.rank
+            inside += factors.rank * sum(factors.shape)
+    limit = int(request.rank) if request.rank.isdecimal() else None
+    numbers = sum(min(rank, most, limit or rank) * both for rank, both, most in columns.values())
+    bundled = sum(t.numel() * t.element_size() for given in inputs for t in given.file.embeddings.values())
+    file = (numbers * PRECISIONS[request.precision].itemsize + bundled) / _MEGABYTE
+    working = 4 * (inside * 2 + numbers * (_REFINED_COPIES if refining else 2)) / _MEGABYTE
+    on_card = host.device.type != "cpu"
+    return request.memory_mb + file * 2 + (0 if on_card else working), working if on_card else 0.0, file

@@ -1,0 +1,281 @@
+"""Merges in the WebUI: one at a time, the result held until it is kept or discarded."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import torch
+from modules import errors, shared
+
+from ..errors import Interrupted, LoraclrError
+from ..hosts import a1111
+from ..hosts.base import Host
+from ..low_rank import Factors
+from ..merge import Merge, merge_loras
+from ..output import lora_tensors, output_path, save_merge
+from ..preview import PreviewOptions, preview_grid
+from ..request import MergeRequest
+from . import estimate
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: states a job does not leave any more; "finished" waits for keep or discard
+OVER = ("finished", "failed", "interrupted", "kept", "discarded")
+#: jobs that are remembered, and results among them that are held in memory
+_REMEMBERED, _HELD = 16, 2
+
+
+@dataclass
+class Result:
+    """A finished merge, with all that writing its file needs; the model is not among it.
+
+    Attributes:
+        merge: on the CPU, without the inputs' tensors
+        host: what of the host `save_merge` asks for
+        preview: the picture, or None
+        size: of the file in bytes
+    """
+
+    merge: Merge
+    host: Host
+    preview: Image | None
+    size: int
+
+
+@dataclass
+class Job:
+    """Attributes:
+    request: what was asked; `lora` of each concept is a path
+    names: the LoRAs as the WebUI names them
+    draw: whether a picture is drawn
+    id: what it is asked for by
+    state: queued, running, or one of `OVER`
+    error: what went wrong, for the person who asked
+    result: held from "finished" until it is kept or discarded
+    kept: the new LoRA
+    """
+
+    request: MergeRequest
+    names: tuple[str, ...]
+    draw: bool = True
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    state: str = "queued"
+    error: str = ""
+    result: Result | None = None
+    kept: a1111.InstalledLora | None = None
+    stop: bool = False
+    progress: TimedProgress | None = None
+
+    def fraction(self) -> float:
+        """How much of it is done, 0..1."""
+        if self.state in ("finished", "kept", "discarded"):
+            return 1.0
+        return self.progress.fraction() if self.progress else 0.0
+
+    def text(self) -> str:
+        """The line under the bar."""
+        return shared.state.textinfo or "" if self.state == "running" else ""
+
+
+class TimedProgress(a1111.StateProgress):
+    """The WebUI's bar; notes how long each stage took, for later estimates, and hears a job's own interrupt."""
+
+    def __init__(self, job: Job, shares: dict[str, float]) -> None:
+        super().__init__(shares)
+        self.seconds: dict[str, float] = {}
+        self._job, self._since, self._current = job, time.monotonic(), ""
+
+    def start(self, stage: str, total: int) -> None:
+        self.finish()
+        self._current = stage
+        super().start(stage, total)
+        if self.interrupted():
+            raise Interrupted
+
+    def finish(self) -> None:
+        now = time.monotonic()
+        if self._current:
+            self.seconds[self._current] = now - self._since
+        self._since, self._current = now, ""
+
+    def interrupted(self) -> bool:
+        return self._job.stop or super().interrupted()
+
+
+_jobs: dict[str, Job] = {}
+_guard = threading.Lock()
+
+
+def find(job_id: str) -> Job | None:
+    return _jobs.get(job_id)
+
+
+def waiting() -> Job | None:
+    """The latest job whose result is neither kept nor discarded."""
+    return next((job for job in reversed(list(_jobs.values())) if job.state == "finished"), None)
+
+
+def run(job: Job, *, lock_held: bool) -> None:
+    """Merge, and hold the result.
+
+    Raises:
+        LoraclrError: a person can mend it; `job.error` has the text
+        Interrupted: the user asked to stop
+    """
+    _remember(job)
+    try:
+        with a1111.session(lock_held=lock_held) as host:
+            if job.stop:  # while it waited for the queue
+                raise Interrupted
+            job.state = "running"
+            job.result = _merge(job, host)
+        job.state = "finished"
+    except Interrupted:
+        job.state = "interrupted"
+        raise
+    except LoraclrError as error:
+        job.state, job.error = "failed", shown(error, job)
+        raise LoraclrError(job.error) from error
+    except Exception as error:
+        job.state, job.error = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        _let_go()
+
+
+def start(job: Job) -> None:
+    """Merge in the background.
+
+    Raises:
+        LoraclrError: another one is under way
+    """
+    with _guard:
+        busy = next((other for other in _jobs.values() if other.state in ("queued", "running")), None)
+        if busy:
+            raise LoraclrError(f"A merge is under way (job {busy.id}): wait for it, or interrupt it.")
+        _remember(job)
+    threading.Thread(target=_run_in_background, args=(job,), name=f"loraclr {job.id}", daemon=True).start()
+
+
+def _run_in_background(job: Job) -> None:
+    try:
+        run(job, lock_held=False)
+    except (Interrupted, LoraclrError):
+        pass  # the job says so
+    except Exception:  # noqa: BLE001  (nobody waits for this thread; the log and the job have it)
+        errors.report("LoRACLR: the merge failed", exc_info=True)
+
+
+def interrupt(job: Job) -> None:
+    """Stop after the current evaluation of the model; a queued job does not begin."""
+    job.stop = True
+
+
+def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora:
+    """Write the file and make the WebUI list it.
+
+    Args:
+        name: inside the LoRA folder, sub-folders separated by "/"
+
+    Raises:
+        LoraclrError: nothing to keep, a name that may not be or is taken, or it cannot be written
+    """
+    if job.result is None:
+        raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
+    held = job.result
+    path = output_path(a1111.lora_dir(), name.strip().replace("\\", "/"))
+    taken = {lora.name.lower(): lora for lora in a1111.installed_loras()}.get(path.stem.lower())
+    if taken and taken.path.resolve() != path.resolve():
+        raise LoraclrError(
+            f"{path.stem} is the name of another LoRA, and prompts tell LoRAs apart by name only: rename."
+        )
+    if not overwrite and any(path.with_suffix(suffix).exists() for suffix in (".safetensors", ".json", ".png")):
+        raise NameTaken(f"{name} exists already: choose another name, or replace it.")
+    save_merge(held.merge, held.host, path, preview=held.preview, overwrite=overwrite)
+    job.kept = a1111.announce(path)
+    job.state, job.result = "kept", None
+    return job.kept
+
+
+class NameTaken(LoraclrError):
+    """The file exists; asking again with `overwrite` replaces it."""
+
+
+def discard(job: Job) -> None:
+    """Let go of the result; nothing was written.
+
+    Raises:
+        LoraclrError: there is no result
+    """
+    if job.result is None:
+        raise LoraclrError(f"There is nothing to discard: the merge is {job.state}.")
+    job.state, job.result = "discarded", None
+
+
+def unload() -> None:
+    """Stop what runs and let go of everything; the scripts are unloaded."""
+    for job in _jobs.values():
+        job.stop = True
+        job.result = None
+    _jobs.clear()
+
+
+def shown(error: Exception, job: Job) -> str:
+    """The error's text with the LoRAs' names in place of paths."""
+    text = str(error)
+    for concept, name in zip(job.request.concepts, job.names, strict=True):
+        text = text.replace(concept.lora, name)
+    return text
+
+
+def _merge(job: Job, host: Host) -> Result:
+    expected = estimate.stages(job.request, host, draw=job.draw)
+    job.progress = TimedProgress(job, {stage: seconds for stage, seconds in expected.items() if seconds})
+    merge = merge_loras(job.request, host, job.progress)
+    preview = None
+    if job.draw:
+        drawing = PreviewOptions(guidance=job.request.recording.guidance)
+        preview = preview_grid(merge, host, drawing, job.progress)
+    job.progress.finish()
+    estimate.learn(job.request, host, job.progress.seconds, draw=job.draw)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in lora_tensors(merge, host).values())
+    return Result(_light(merge), _facade(host, merge.factors), preview, size)
+
+
+def _light(merge: Merge) -> Merge:
+    """The merge on the CPU, without what only merging needed: a result may wait for hours."""
+    inputs = []
+    for given in merge.inputs:
+        file = replace(given.file, layers={})
+        file.__dict__["hash"] = given.file.hash  # a cached property; the file may be gone when it is asked for
+        inputs.append(replace(given, file=file, deltas={}))
+    factors = {key: f.to("cpu") for key, f in merge.factors.items()}
+    return replace(merge, factors=factors, inputs=tuple(inputs))
+
+
+def _facade(host: Host, factors: Mapping[str, Factors]) -> Host:
+    """What `save_merge` asks a host for, without the model, which may be another one by then."""
+    shapes = {key: host.layers()[key].weight.shape for key in factors}
+    layers = {key: SimpleNamespace(weight=torch.empty(shape, device="meta")) for key, shape in shapes.items()}
+    return SimpleNamespace(family=host.family, checkpoint=host.checkpoint, name=host.name, layers=lambda: layers)
+
+
+def _remember(job: Job) -> None:
+    _jobs[job.id] = job
+
+
+def _let_go() -> None:
+    """Forget the oldest jobs, and the oldest results that nobody kept."""
+    held = [job for job in _jobs.values() if job.state == "finished"]
+    for job in held[:-_HELD]:
+        discard(job)
+    over = [job.id for job in _jobs.values() if job.state in OVER and job.state != "finished"]
+    for job_id in over[: max(0, len(_jobs) - _REMEMBERED)]:
+        del _jobs[job_id]

@@ -1,0 +1,207 @@
+"""One row per concept: an HTML table that the browser edits and javascript/loraclr.js reads back as JSON.
+
+gradio has no table of pictures, numbers and texts; two dozen hidden rows of its components would slow the page for everybody.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..errors import LoraclrError
+from ..hosts.a1111 import InstalledLora, find_lora
+from ..options import parse_number
+from ..request import KINDS, Concept
+from .catalogue import obstacle, preview_url
+
+_TIPS = {
+    "te_weight": "Strength on the text encoder, as in <lora:name:te:unet>",
+    "unet_weight": "Strength on the UNet, as in <lora:name:te:unet>",
+    "trigger": "The words that call this concept in a prompt",
+    "kind": "A subject is called by its trigger words; a style changes everything it is applied to",
+    "importance": "How much this concept's errors count while merging; it is not the weight",
+    "prompts": "Record this concept on these prompts instead of the templates, one per line",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A concept as the table has it; `lora` is the installed name, texts are as typed."""
+
+    lora: str
+    te_weight: float = 1.0
+    unet_weight: float = 1.0
+    trigger: str = ""
+    kind: str = "subject"
+    importance: float = 1.0
+    prompts: str = ""
+
+    def concept(self, lora: InstalledLora) -> Concept:
+        """Raises:
+        LoraclrError: a number that is none
+        """
+        numbers = {
+            name: float(parse_number(getattr(self, name), f"{label} of {self.lora} is {getattr(self, name)!r}"))
+            for name, label in (
+                ("te_weight", "The text encoder weight"),
+                ("unet_weight", "The UNet weight"),
+                ("importance", "The importance"),
+            )
+        }
+        prompts = tuple(line.strip() for line in self.prompts.splitlines() if line.strip())
+        return Concept(str(lora.path), trigger=self.trigger.strip(), kind=self.kind, prompts=prompts, **numbers)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows, and which take-over from a prompt they have seen (empty for none)."""
+
+    rows: tuple[Row, ...] = ()
+    taken: str = ""
+
+    @classmethod
+    def parse(cls, text: str | None) -> Table:
+        """From the browser's JSON; what is not of that form is no table."""
+        try:
+            values = json.loads(text or "{}")
+            rows = tuple(Row(**row) for row in values.get("rows", ()))
+        except (ValueError, TypeError, AttributeError):
+            return cls()
+        return cls(rows, str(values.get("taken", "")))
+
+    def dump(self) -> str:
+        return json.dumps({"taken": self.taken, "rows": [asdict(row) for row in self.rows]})
+
+
+def selected(names: Sequence[str], shown: Table, taken: Table) -> Table:
+    """The rows for a selection: what the person typed stays, what was taken over from a prompt comes once, others are new."""
+    known = {row.lora: row for row in shown.rows}
+    if taken.taken != shown.taken:
+        known.update({row.lora: row for row in taken.rows})
+    return Table(tuple(known.get(name) or _new(name) for name in names), taken.taken)
+
+
+def _new(name: str) -> Row:
+    try:
+        lora = find_lora(name)
+    except LoraclrError:
+        return Row(name)
+    # a style that only its file name could call is one without trigger words
+    style = lora.trigger_is_guess and "style" in f"{lora.folder}/{lora.name}".lower()
+    return replace(Row(name), trigger="" if style else lora.trigger, kind="style" if style else "subject")
+
+
+def found(rows: Sequence[Row]) -> dict[str, InstalledLora]:
+    """The LoRAs of these rows that are still installed."""
+    loras = {}
+    for row in rows:
+        try:
+            loras[row.lora] = find_lora(row.lora)
+        except LoraclrError:
+            continue
+    return loras
+
+
+def render(table: Table, loras: Mapping[str, InstalledLora]) -> str:
+    """The table as HTML; every text from files is escaped."""
+    if not table.rows:
+        return (
+            f"<div class='loraclr-rows loraclr-empty' data-taken='{_text(table.taken)}'>"
+            "<p>Choose two or more LoRAs above. Each gets a row here with its weights and trigger words.</p></div>"
+        )
+    body = "".join(_row(row, loras.get(row.lora)) for row in table.rows)
+    head = (
+        "<div class='loraclr-row loraclr-head'><span></span><span>Concept</span>"
+        f"<span title='{_text(_TIPS['te_weight'])}'>Text encoder</span>"
+        f"<span title='{_text(_TIPS['unet_weight'])}'>UNet</span>"
+        f"<span title='{_text(_TIPS['trigger'])}'>Trigger words</span>"
+        f"<span title='{_text(_TIPS['kind'])}'>Kind</span><span></span></div>"
+    )
+    return f"<div class='loraclr-rows' data-taken='{_text(table.taken)}'>{head}{body}{_bulk(table.rows)}</div>"
+
+
+def _row(row: Row, lora: InstalledLora | None) -> str:
+    reason = obstacle(lora) if lora else "it is not installed any more"
+    folder = f"{lora.folder}/" if lora and lora.folder else ""
+    badge = f"<span class='loraclr-badge'>{_text(lora.family)}</span>" if lora and lora.family != "Unknown" else ""
+    refused = f"<div class='loraclr-refused'>Cannot be merged: {_text(reason)}.</div>" if reason else ""
+    guess = " loraclr-guess" if lora and lora.trigger_is_guess and row.trigger == lora.trigger else ""
+    more = " open" if row.prompts or _number(row.importance) != "1" else ""
+    return (
+        f"<div class='loraclr-row loraclr-concept{' loraclr-bad' if reason else ''}' data-lora='{_text(row.lora)}'>"
+        f"{_picture(lora)}"
+        f"<span class='loraclr-name' title='{_text(folder + row.lora)}'>"
+        f"<small>{_text(folder)}</small>{_text(row.lora)} {badge}</span>"
+        f"{_cell('Text encoder', _number_input(row, 'te_weight'))}{_cell('UNet', _number_input(row, 'unet_weight'))}"
+        f"<input type='text' class='loraclr-trigger{guess}' data-field='trigger' value='{_text(row.trigger)}' "
+        f"placeholder='trigger words' aria-label='Trigger words of {_text(row.lora)}' title='{_text(_trigger_tip(lora, guess))}'>"
+        f"{_kind(row)}"
+        f"<details class='loraclr-more'{more}><summary title='Importance and own prompts'>…</summary></details>"
+        f"<div class='loraclr-extra'><label>Importance {_number_input(row, 'importance')}</label>"
+        f"<textarea data-field='prompts' rows='2' placeholder='Own prompts in place of the templates, one per line' "
+        f"aria-label='Own prompts of {_text(row.lora)}' title='{_text(_TIPS['prompts'])}'>{_text(row.prompts)}</textarea></div>"
+        f"{refused}</div>"
+    )
+
+
+def _trigger_tip(lora: InstalledLora | None, guess: str) -> str:
+    if guess:
+        return "The file names no trigger words, so its name stands here: correct it if need be"
+    return _TIPS["trigger"]
+
+
+def _picture(lora: InstalledLora | None) -> str:
+    url = preview_url(lora) if lora else None
+    if url:
+        return f"<img class='loraclr-thumb' src='{_text(url)}' alt='' loading='lazy'>"
+    return f"<span class='loraclr-thumb' aria-hidden='true'>{_text((lora.name if lora else '?')[:1].upper())}</span>"
+
+
+def _cell(label: str, field: str) -> str:
+    """A field with its label, which is seen where the page is too narrow for the table's head."""
+    return f"<label class='loraclr-cell'><small>{label}</small>{field}</label>"
+
+
+def _number_input(row: Row, name: str) -> str:
+    step = "0.1" if name == "importance" else "0.05"
+    return (
+        f"<input type='number' step='{step}' data-field='{name}' value='{_text(_number(getattr(row, name)))}' "
+        f"aria-label='{_text(name.replace('_', ' '))} of {_text(row.lora)}' title='{_text(_TIPS[name])}'>"
+    )
+
+
+def _kind(row: Row) -> str:
+    options = "".join(f"<option{' selected' if kind == row.kind else ''}>{kind}</option>" for kind in KINDS)
+    return f"<select data-field='kind' aria-label='Kind of {_text(row.lora)}' title='{_text(_TIPS['kind'])}'>{options}</select>"
+
+
+def _bulk(rows: Sequence[Row]) -> str:
+    if len(rows) < 2:
+        return ""
+    fields = "".join(
+        _cell(
+            label,
+            f"<input type='number' step='0.05' data-all='{name}' placeholder='all' aria-label='All weights: {label}' "
+            "title='Sets this weight in every row'>",
+        )
+        for name, label in (("te_weight", "Text encoder"), ("unet_weight", "UNet"))
+    )
+    cells = "<span></span>" * 3
+    return f"<div class='loraclr-row loraclr-bulk'><span></span><span>All concepts</span>{fields}{cells}</div>"
+
+
+def _number(value: Any) -> str:
+    """As a person would write it; what is no number comes back as it was."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return f"{number:g}" if math.isfinite(number) else str(value)
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)

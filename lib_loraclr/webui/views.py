@@ -1,0 +1,168 @@
+"""What is shown of a check and of a result: HTML by hand, every text escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from ..methods import METHODS
+from ..report import ConceptReport, MergeReport, figure
+from .check import Check, Finding
+from .estimate import duration
+from .jobs import Job
+
+WELCOME = (
+    "<div class='loraclr-welcome'><p>The result appears here, before anything is written.</p>"
+    "<ol><li>Choose LoRAs, or take them <b>from the prompt</b> of txt2img.</li>"
+    "<li><b>Check</b> says what would be merged and how long it takes.</li>"
+    "<li><b>Merge</b>, look at what survived, then keep it or discard it.</li></ol></div>"
+)
+
+
+def error(text: str) -> str:
+    return f"<div class='loraclr-note loraclr-error' role='alert'>{_text(text)}</div>"
+
+
+def note(text: str) -> str:
+    return f"<div class='loraclr-note'>{_text(text)}</div>"
+
+
+# -- check
+
+
+def check_view(check: Check) -> str:
+    """What a merge would do."""
+    verdict = "Ready to merge." if check.possible else "This cannot be merged as it is."
+    style = "" if check.possible else " loraclr-error"
+    parts = [
+        f"<div class='loraclr-note{style}' role='status'><b>{verdict}</b> Checkpoint: {_text(check.checkpoint)}.</div>"
+    ]
+    parts += [error(problem) for problem in check.problems]
+    rows = "".join(_finding(finding) for finding in check.findings)
+    head = "<tr><th>Concept</th><th>Trigger words</th><th>Kind</th><th>Rank</th><th>Layers</th></tr>"
+    parts.append(f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>")
+    parts.append(_needs(check))
+    warnings = [*check.warnings, *(w for finding in check.findings for w in finding.warnings)]
+    if warnings:
+        parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{_text(w)}</li>' for w in warnings)}</ul>")
+    licences = [f"{licence} ({', '.join(names)})" for licence, names in check.licences.items()]
+    told = (
+        "; ".join(licences)
+        if licences
+        else "none is named in the files; ask their authors before you publish the merge"
+    )
+    parts.append(f"<p class='loraclr-small'>Licences: {_text(told)}.</p>")
+    return f"<div class='loraclr-result'>{''.join(parts)}</div>"
+
+
+def _finding(finding: Finding) -> str:
+    if finding.problem:
+        return (
+            f"<tr class='loraclr-bad'><td>{_text(finding.name)}</td><td colspan='4'>{_text(finding.problem)}</td></tr>"
+        )
+    cells = [finding.name, finding.trigger or "(none: acts on everything)", finding.kind, finding.rank, finding.layers]
+    return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _needs(check: Check) -> str:
+    facts = [("Time", duration(sum(check.seconds.values()))), ("RAM", _megabytes(check.ram_mb))]
+    if check.device_mb:
+        facts.append(
+            ("Graphics memory", f"{_megabytes(check.device_mb)} beside the checkpoint, and what pictures need")
+        )
+    facts.append(("File", f"up to {_megabytes(check.file_mb)}"))
+    return _facts(facts)
+
+
+# -- result
+
+
+def result_view(job: Job) -> str:
+    """Retention as a chart and a table, and what else a person decides by."""
+    report, size = job.result.merge.report, job.result.size
+    smallest, mean, largest = report.rank
+    facts = [
+        ("Base drift", f"{figure(report.base_drift)} (all tags: {figure(report.base_drift_all_tags)})"),
+        ("Rank", f"{smallest}" if smallest == largest else f"{smallest} to {largest} (mean {mean:.0f})"),
+        ("Layers", str(report.layers)),
+        ("File", _megabytes(size / (1 << 20))),
+        ("Method", METHODS[report.method].label if report.method in METHODS else report.method),
+    ]
+    warnings = "".join(f"<li>{_text(warning)}</li>" for warning in report.warnings)
+    return (
+        "<div class='loraclr-result'>"
+        "<div class='loraclr-heading' title='How much of each concept is left: 1 is as its own LoRA makes it, 0 is as if it "
+        "were not there, below 0 is further away than that'>Retention</div>"
+        f"{_chart(report)}{_table(report.concepts)}{_facts(facts)}"
+        f"{f'<ul class=loraclr-warnings>{warnings}</ul>' if warnings else ''}</div>"
+    )
+
+
+def _chart(report: MergeReport) -> str:
+    values = [v for c in report.concepts for v in (c.all_tags, c.merged) if v is not None]
+    low = max(-1.0, min([0.0, *values]))  # further down a bar only says "gone", and would dwarf the others
+    span = max([1.0, *values]) - low
+    bars = []
+    for concept in report.concepts:
+        merged = _bar(concept.merged, low, span, "merged")
+        together = _bar(concept.all_tags, low, span, "together")
+        bars.append(
+            f"<div class='loraclr-bars'><span class='loraclr-label' title='{_text(concept.name)}'>{_text(concept.name)}</span>"
+            f"<div class='loraclr-tracks'>{merged}{together}</div></div>"
+        )
+    legend = (
+        "<div class='loraclr-legend'><span class='loraclr-key merged'></span>merged"
+        "<span class='loraclr-key together'></span>all tags in one prompt</div>"
+    )
+    return f"<div class='loraclr-chart' role='img' aria-label='Retention per concept'>{''.join(bars)}{legend}</div>"
+
+
+def _bar(value: float | None, low: float, span: float, kind: str) -> str:
+    """A bar from 0 to the value, on a track from `low` to `low + span`."""
+    if value is None:
+        return "<div class='loraclr-track'></div>"
+    drawn = max(value, low)
+    left, width = (min(drawn, 0.0) - low) / span * 100, abs(drawn) / span * 100
+    zero = -low / span * 100
+    return (
+        f"<div class='loraclr-track'><i class='loraclr-zero' style='left:{zero:.1f}%'></i>"
+        f"<i class='loraclr-bar {kind}' style='left:{left:.1f}%;width:{width:.1f}%'></i>"
+        f"<span>{figure(value)}</span></div>"
+    )
+
+
+def _table(concepts: Sequence[ConceptReport]) -> str:
+    head = "<tr><th>Concept</th><th>Trigger words</th><th>All tags</th><th>Merged</th></tr>"
+    rows = "".join(
+        f"<tr><td>{_text(c.name)}</td><td>{_text(c.trigger or '(none)')}</td>"
+        f"<td>{figure(c.all_tags)}</td><td><b>{figure(c.merged)}</b></td></tr>"
+        for c in concepts
+    )
+    return f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def kept_view(job: Job) -> str:
+    """After Keep."""
+    return note(f"Kept as {job.kept.name}. Use it in any prompt as {tag(job)} together with the trigger words.")
+
+
+def tag(job: Job) -> str:
+    return f"<lora:{job.kept.alias}:1>"
+
+
+def triggers(job: Job) -> str:
+    concepts = job.request.concepts
+    return ", ".join(dict.fromkeys(concept.trigger for concept in concepts if concept.trigger))
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    items = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts)
+    return f"<dl class='loraclr-facts'>{items}</dl>"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1024:.1f} GB" if size >= 1024 else f"{size:.1f} MB" if size < 10 else f"{size:.0f} MB"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)

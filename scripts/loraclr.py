@@ -1,0 +1,10 @@
+"""LoRACLR in the WebUI: registers the tab, the HTTP routes, the settings, and what happens on unloading."""
+
+from modules import script_callbacks
+
+from lib_loraclr.webui import jobs, routes, settings, tab
+
+script_callbacks.on_ui_settings(settings.add)
+script_callbacks.on_ui_tabs(tab.create)
+script_callbacks.on_app_started(routes.add)
+script_callbacks.on_script_unloaded(jobs.unload)

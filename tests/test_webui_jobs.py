@@ -1,0 +1,168 @@
+"""Merging in the WebUI: the result is held until it is kept or discarded."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
+
+from lib_loraclr.errors import Interrupted, LoraclrError
+from lib_loraclr.lora_files import read_lora
+from lib_loraclr.request import MergeRequest
+
+
+def job(doors: Doors, *names: str, draw: bool = False, **changes: Any) -> Any:  # noqa: F811
+    """A job that merges these LoRAs."""
+    concepts = [{"lora": str(next(doors.folder.rglob(f"{name}.safetensors"))), "trigger": name} for name in names]
+    request = MergeRequest.from_dict({**SMALL, **changes, "concepts": concepts})
+    return doors.module("jobs").Job(request, names, draw)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_written_before_keep_and_everything_after(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    before = files(doors.folder)
+    merge = job(doors, "fox", "penguin", draw=True)
+    jobs.run(merge, lock_held=False)
+    assert merge.state == "finished" and files(doors.folder) == before
+    assert jobs.waiting() is merge
+    kept = jobs.keep(merge, "pair/both")
+    assert kept.alias == "both" and merge.state == "kept" and merge.result is None
+    assert files(doors.folder) - before == {"pair/both.safetensors", "pair/both.json", "pair/both.png"}
+    made = read_lora(doors.folder / "pair" / "both.safetensors")
+    assert made.metadata["ss_output_name"] == "both"
+    assert set(json.loads(made.metadata["loraclr.inputs"])) == {"fox", "penguin"}
+
+
+def test_what_is_held_is_on_the_cpu_and_without_the_inputs_tensors(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    merge = job(doors, "fox", "penguin")
+    jobs.run(merge, lock_held=False)
+    held = merge.result.merge
+    assert all(not given.deltas and not given.file.layers for given in held.inputs)
+    assert all(f.up.device.type == "cpu" for f in held.factors.values())
+    (doors.folder / "fox.safetensors").unlink()  # its hash is known all the same
+    jobs.keep(merge, "both")
+    assert merge.result is None
+
+
+def test_the_size_that_is_shown_is_that_of_the_file(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    merge = job(doors, "fox", "penguin")
+    jobs.run(merge, lock_held=False)
+    size = merge.result.size
+    jobs.keep(merge, "both")
+    header = 8 + int.from_bytes((doors.folder / "both.safetensors").read_bytes()[:8], "little")
+    assert (doors.folder / "both.safetensors").stat().st_size - header == size
+
+
+def test_discard_leaves_nothing(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    before = files(doors.folder)
+    merge = job(doors, "fox", "penguin")
+    jobs.run(merge, lock_held=False)
+    jobs.discard(merge)
+    assert merge.result is None and jobs.waiting() is None and files(doors.folder) == before
+    for again in (lambda: jobs.discard(merge), lambda: jobs.keep(merge, "both")):
+        with pytest.raises(LoraclrError, match="the merge is discarded"):
+            again()
+
+
+def test_a_taken_name_is_refused_unless_it_may_be_replaced(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    merge = job(doors, "fox", "penguin")
+    jobs.run(merge, lock_held=False)
+    before = (doors.folder / "fox.safetensors").read_bytes()
+    with pytest.raises(jobs.NameTaken, match="fox exists already"):
+        jobs.keep(merge, "fox")
+    with pytest.raises(LoraclrError, match="penguin is the name of another LoRA"):
+        jobs.keep(merge, "penguin")
+    assert (doors.folder / "fox.safetensors").read_bytes() == before and merge.state == "finished"
+    jobs.keep(merge, "fox", overwrite=True)
+    assert (doors.folder / "fox.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "C:\\out", "..\\out", "a/../../out", "con", "a:b", ""])
+def test_a_name_never_leaves_the_folder(doors: Doors, name: str) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    merge = job(doors, "fox", "penguin")
+    jobs.run(merge, lock_held=False)
+    before = files(doors.folder.parent)
+    with pytest.raises(LoraclrError):
+        jobs.keep(merge, name)
+    assert files(doors.folder.parent) == before
+
+
+def test_an_interrupted_job_keeps_nothing_and_lets_go_of_the_queue(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    merge = job(doors, "fox", "penguin")
+    jobs.interrupt(merge)
+    with pytest.raises(Interrupted):
+        jobs.run(merge, lock_held=False)
+    assert merge.state == "interrupted" and merge.result is None
+    assert not doors.webui.call_queue.queue_lock.locked()
+
+
+def test_an_error_names_the_lora_and_not_its_path(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    (doors.folder / "fox.safetensors").write_bytes(b"no such thing")
+    merge = job(doors, "fox", "penguin")
+    with pytest.raises(LoraclrError, match="^fox cannot be read"):
+        jobs.run(merge, lock_held=False)
+    assert merge.state == "failed" and str(doors.folder) not in merge.error
+
+
+def test_one_merge_at_a_time_in_the_background(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    first = job(doors, "fox", "penguin")
+    with doors.webui.call_queue.queue_lock:  # a picture is being made
+        jobs.start(first)
+        assert first.state == "queued"
+        with pytest.raises(LoraclrError, match=first.id):
+            jobs.start(job(doors, "fox", "penguin"))
+    end = time.monotonic() + 60
+    while first.state not in jobs.OVER and time.monotonic() < end:
+        time.sleep(0.05)
+    assert first.state == "finished" and first.fraction() == 1.0 and not doors.reported
+
+
+def test_old_results_are_let_go(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    done = [job(doors, "fox", "penguin") for _ in range(3)]
+    for merge in done:
+        jobs.run(merge, lock_held=False)
+    assert [merge.state for merge in done] == ["discarded", "finished", "finished"]
+    jobs.unload()
+    assert jobs.waiting() is None and all(merge.result is None for merge in done)
+
+
+def test_an_estimate_is_set_right_by_a_merge(doors: Doors) -> None:  # noqa: F811
+    estimate, jobs = doors.module("estimate"), doors.module("jobs")
+    merge = job(doors, "fox", "penguin")
+    host = estimate.probe(merge.request, wait=True)
+    stages = estimate.stages(merge.request, host, draw=False)
+    assert all(seconds > 0 for seconds in stages.values())
+    jobs.run(merge, lock_held=False)
+    assert list(stages) == list(merge.progress.seconds)  # the plan names the stages that the merge has, in their order
+    taken = sum(merge.progress.seconds.values())
+    assert sum(estimate.stages(merge.request, host, draw=False).values()) == pytest.approx(taken, rel=0.5)
+
+
+def test_no_estimate_while_the_model_is_busy(doors: Doors) -> None:  # noqa: F811
+    estimate = doors.module("estimate")
+    doors.webui.shared.state.job = "txt2img"
+    assert estimate.probe(job(doors, "fox").request, wait=False) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3, "a few seconds"), (44, "about 40 s"), (130, "about 2 min"), (5400, "about 1.5 h")]
+)
+def test_durations(doors: Doors, seconds: float, text: str) -> None:  # noqa: F811
+    assert doors.module("estimate").duration(seconds) == text

@@ -1,0 +1,181 @@
+"""The HTTP routes, on an application without a WebUI around it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from webui_doors import SMALL, Doors
+
+pytest.importorskip("fastapi", reason="fastapi is not installed here; it comes with the WebUI")
+pytest.importorskip("httpx", reason="httpx is not installed here; it comes with the WebUI")
+
+ROUTES = [
+    ("GET", "/loras"),
+    ("GET", "/methods"),
+    ("POST", "/check"),
+    ("POST", "/merge"),
+    ("GET", "/jobs/x"),
+    ("POST", "/jobs/x/interrupt"),
+    ("GET", "/jobs/x/result"),
+    ("POST", "/jobs/x/keep"),
+    ("POST", "/jobs/x/discard"),
+]
+
+
+class Client:
+    """A WebUI with the routes on its application."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, **options: Any) -> None:
+        from fastapi import FastAPI
+        from fastapi.testclient import TestClient
+
+        self.doors = Doors(folder, patch, **options)
+        self.doors.lora("fox", **{"modelspec.trigger_phrase": "sks animal"})
+        self.doors.lora("penguin")
+        self.doors.lora("big", ss_base_model_version="sdxl_base_v1-0")
+        self.webui = FastAPI()
+        self.doors.webui.shared.OptionInfo = None
+        self.doors.module("routes").add(None, self.webui)
+        self._client = TestClient(self.webui)
+
+    def ask(self, method: str, path: str, body: Any = None, **named: Any) -> tuple[int, Any]:
+        answer = self._client.request(method, f"/loraclr/v1{path}", json=body, **named)
+        return answer.status_code, answer.json()
+
+    def merged(self, **changes: Any) -> str:
+        """The id of a finished job."""
+        body = {"request": {**SMALL, "concepts": [{"lora": "fox"}, {"lora": "penguin"}], **changes}, "preview": True}
+        status, answer = self.ask("POST", "/merge", body)
+        assert status == 200, answer
+        end = time.monotonic() + 60
+        while self.ask("GET", f"/jobs/{answer['id']}")[1]["state"] in ("queued", "running") and time.monotonic() < end:
+            time.sleep(0.05)
+        return answer["id"]
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
+    return Client(tmp_path / "Lora", monkeypatch)
+
+
+@pytest.mark.parametrize(("flags", "there"), [({"api": False}, False), ({"api": False, "nowebui": True}, True)])
+def test_routes_are_there_with_api_or_nowebui_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], there: bool
+) -> None:
+    status, _ = Client(tmp_path / "Lora", monkeypatch, **flags).ask("GET", "/loras")
+    assert (status == 200) is there
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_every_route_asks_for_the_credentials_of_api_auth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    closed = Client(tmp_path / "Lora", monkeypatch, api_auth="me:secret,you:other")
+    body = {"name": "x", "request": {"concepts": [{"lora": "fox"}], **SMALL}} if method == "POST" else None
+    assert closed.ask(method, path, body)[0] == 401
+    for wrong in (("me", "other"), ("nobody", ""), ("me", ""), ("mé", "sécret")):
+        assert closed.ask(method, path, body, auth=wrong)[0] == 401
+    for right in (("me", "secret"), ("you", "other")):
+        assert closed.ask(method, path, body, auth=right)[0] in (200, 400, 404)
+
+
+def test_the_list_above_is_every_route(client: Client) -> None:
+    paths = {(m, r.path) for r in client.webui.routes if r.path.startswith("/loraclr") for m in r.methods}
+    assert paths == {(m, "/loraclr/v1" + p.replace("/x", "/{job_id}")) for m, p in ROUTES}
+    described = client.webui.openapi()["paths"]
+    assert all(any("description" in o for o in described[path].values()) for _, path in paths)
+
+
+def test_loras_have_names_and_no_paths(client: Client) -> None:
+    status, found = client.ask("GET", "/loras")
+    assert status == 200 and [lora["name"] for lora in found] == ["big", "fox", "penguin"]
+    assert "made for SDXL" in found[0]["obstacle"] and found[1]["trigger"] == "sks animal"
+    assert str(client.doors.folder) not in str(found)
+
+
+def test_methods_have_the_schema_of_their_options(client: Client) -> None:
+    _, found = client.ask("GET", "/methods")
+    [contrastive] = [method for method in found if method["name"] == "contrastive"]
+    effort = contrastive["options"][0]
+    assert effort["name"] == "effort" and effort["type"] == "str" and "fast" in effort["choices"]
+    assert {"minimum": 0.0, "maximum": 2.0} in [
+        {key: option[key] for key in ("minimum", "maximum")} for option in contrastive["options"]
+    ]
+
+
+def test_check_says_what_would_happen(client: Client) -> None:
+    status, found = client.ask("POST", "/check", {"request": {**SMALL, "concepts": [{"lora": "fox"}]}})
+    assert status == 200 and found["possible"] and found["findings"][0]["trigger"] == "sks animal"
+    assert found["file_mb"] > 0 and found["expected_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"concepts": [{"lora": "big"}]}, "made for SDXL"),
+        ({"concepts": [{"lora": "/etc/passwd"}]}, "There is no installed LoRA"),
+        ({"concepts": [{"lora": "fox", "wieght": 1}]}, "wieght"),
+        ({"concepts": []}, "nothing to merge"),
+        ({"concepts": [{"lora": "fox"}], "method": "contrasive"}, "did you mean 'contrastive'"),
+        ({"concepts": [{"lora": "fox"}], "options": {"magin": 1}}, "did you mean 'margin'"),
+        ({"concepts": [{"lora": "fox"}], "memory_mb": "lots"}, "memory_mb"),
+        ({"concepts": "fox"}, "give a list"),
+    ],
+)
+def test_mistakes_are_400_with_the_same_text_as_everywhere(client: Client, request_: Any, message: str) -> None:
+    for path in ("/check", "/merge"):
+        status, answer = client.ask("POST", path, {"request": request_})
+        assert status == 400 and answer["error"] == "LoraclrError" and message in answer["detail"]
+
+
+def test_a_path_is_no_name(client: Client) -> None:
+    path = str(client.doors.folder / "fox.safetensors")
+    assert client.ask("POST", "/merge", {"request": {"concepts": [{"lora": path}]}})[0] == 400
+
+
+def test_merge_result_keep(client: Client) -> None:
+    job = client.merged()
+    status, found = client.ask("GET", f"/jobs/{job}/result")
+    assert status == 200 and found["free_name"] == "fox-penguin" and found["size"] > 0
+    assert [concept["name"] for concept in found["report"]["concepts"]] == ["fox", "penguin"]
+    assert Image.open(io.BytesIO(base64.b64decode(found["preview"]))).width > 100
+    assert client.ask("GET", f"/jobs/{job}/result?preview=false")[1]["preview"] is None
+    status, answer = client.ask("POST", f"/jobs/{job}/keep", {"name": "fox"})
+    assert status == 409 and answer["error"] == "NameTaken"
+    assert client.ask("POST", f"/jobs/{job}/keep", {"name": "../out"})[0] == 400
+    status, answer = client.ask("POST", f"/jobs/{job}/keep", {"name": "made/pair"})
+    assert status == 200 and answer["tag"] == "<lora:pair:1>" and answer["folder"] == "made"
+    assert (client.doors.folder / "made" / "pair.safetensors").is_file()
+    assert client.ask("GET", f"/jobs/{job}")[1]["state"] == "kept"
+    assert client.ask("GET", f"/jobs/{job}/result")[0] == 400
+
+
+def test_discard_and_a_job_that_is_not_there(client: Client) -> None:
+    job = client.merged()
+    assert client.ask("POST", f"/jobs/{job}/discard")[1]["state"] == "discarded"
+    assert client.ask("POST", f"/jobs/{job}/discard")[0] == 400
+    status, answer = client.ask("GET", "/jobs/nobody")
+    assert status == 404 and answer["error"] == "NoSuchJob"
+    assert sorted(path.name for path in client.doors.folder.rglob("*")) == [
+        "big.safetensors",
+        "fox.safetensors",
+        "penguin.safetensors",
+    ]
+
+
+def test_interrupt_before_it_began(client: Client) -> None:
+    with client.doors.webui.call_queue.queue_lock:
+        body = {"request": {**SMALL, "concepts": [{"lora": "fox"}, {"lora": "penguin"}]}}
+        job = client.ask("POST", "/merge", body)[1]["id"]
+        assert client.ask("POST", "/merge", body)[0] == 400  # one at a time
+        client.ask("POST", f"/jobs/{job}/interrupt")
+    end = time.monotonic() + 30
+    while client.ask("GET", f"/jobs/{job}")[1]["state"] == "queued" and time.monotonic() < end:
+        time.sleep(0.02)
+    assert client.ask("GET", f"/jobs/{job}")[1]["state"] == "interrupted"

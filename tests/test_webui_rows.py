@@ -1,0 +1,78 @@
+"""The picker and the table of concepts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from webui_doors import Doors, doors  # noqa: F401  (a fixture)
+
+EVIL = "<img src=x onerror=alert(1)>'\""
+
+
+def test_the_picker_lists_folder_alias_and_a_mark_for_what_does_not_fit(doors: Doors) -> None:  # noqa: F811
+    catalogue = doors.module("catalogue")
+    assert catalogue.choices() == ["fox", "animals/penguin  ·  pingu", "big  ·  ⚠ SDXL"]
+    assert [catalogue.name_of(item) for item in catalogue.choices()] == ["fox", "penguin", "big"]
+
+
+def test_a_selection_survives_a_new_mark_and_a_deleted_file(doors: Doors) -> None:  # noqa: F811
+    catalogue = doors.module("catalogue")
+    assert catalogue.still_there(["big", "gone", "fox"], catalogue.choices()) == ["big  ·  ⚠ SDXL", "fox"]
+
+
+def test_without_a_checkpoint_nothing_is_marked(doors: Doors) -> None:  # noqa: F811
+    doors.webui.sd_models.model_data.sd_model = None
+    assert doors.module("catalogue").choices() == ["big", "fox", "animals/penguin  ·  pingu"]
+
+
+def test_from_prompt_takes_weights_and_names_what_is_not_there(doors: Doors) -> None:  # noqa: F811
+    catalogue = doors.module("catalogue")
+    prompt = "a castle, <lora:fox:0.7>, <lora:pingu:0.5:0.25>, <lora:nobody:1>, at night"
+    concepts, words, unknown = catalogue.from_prompt(prompt)
+    assert [(c.lora, c.te_weight, c.unet_weight) for c in concepts] == [("fox", 0.7, 0.7), ("penguin", 0.5, 0.25)]
+    assert words == "a castle, at night"
+    assert len(unknown) == 1 and "nobody" in unknown[0]
+
+
+def test_a_new_row_has_the_files_trigger_words_and_edits_stay(doors: Doors) -> None:  # noqa: F811
+    rows = doors.module("rows")
+    first = rows.selected(["fox", "penguin"], rows.Table(), rows.Table())
+    assert [row.trigger for row in first.rows] == ["sks animal", "penguin"]
+    edited = json.loads(first.dump())
+    edited["rows"][0]["te_weight"] = "0.5"
+    second = rows.selected(["penguin", "fox", "big"], rows.Table.parse(json.dumps(edited)), rows.Table())
+    assert [(row.lora, row.te_weight) for row in second.rows] == [("penguin", 1.0), ("fox", "0.5"), ("big", 1.0)]
+
+
+def test_a_take_over_from_the_prompt_counts_once(doors: Doors) -> None:  # noqa: F811
+    rows = doors.module("rows")
+    taken = rows.Table((rows.Row("fox", 0.7, 0.7, "sks animal"),), "one")
+    shown = rows.selected(["fox"], rows.Table((rows.Row("fox"),)), taken)
+    assert shown.rows[0].te_weight == 0.7
+    later = rows.Table((rows.Row("fox", 0.2, 0.2),), shown.taken)
+    assert rows.selected(["fox"], later, taken).rows[0].te_weight == 0.2
+
+
+@pytest.mark.parametrize("text", ["", None, "nonsense", "[]", '{"rows": [{"nobody": 1}]}', '{"rows": 3}'])
+def test_what_is_no_table_is_an_empty_one(doors: Doors, text: str | None) -> None:  # noqa: F811
+    rows = doors.module("rows")
+    assert rows.Table.parse(text) == rows.Table()
+
+
+def test_everything_from_files_is_escaped(doors: Doors) -> None:  # noqa: F811
+    doors.lora("evil", **{"modelspec.trigger_phrase": EVIL, "ss_base_model_version": ""})
+    rows = doors.module("rows")
+    table = rows.selected(["evil"], rows.Table(), rows.Table())
+    table = rows.Table((*table.rows, rows.Row(EVIL, EVIL, EVIL, EVIL, "subject", EVIL, EVIL)), EVIL)
+    html = rows.render(table, rows.found(table.rows))
+    assert "<img" not in html and "'\"" not in html
+    assert "&lt;img src=x onerror" in html
+
+
+def test_a_row_that_does_not_fit_says_why(doors: Doors) -> None:  # noqa: F811
+    rows = doors.module("rows")
+    table = rows.selected(["big", "gone"], rows.Table(), rows.Table())
+    html = rows.render(table, rows.found(table.rows))
+    assert "made for SDXL, the loaded checkpoint is SD1" in html
+    assert "it is not installed any more" in html

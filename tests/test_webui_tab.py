@@ -1,0 +1,212 @@
+"""What the tab does with what gradio hands over; the components themselves are in test_browser.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
+
+from lib_loraclr.errors import LoraclrError
+from lib_loraclr.methods import METHODS
+from lib_loraclr.options import schema
+from lib_loraclr.prompts import PromptOptions
+from lib_loraclr.request import MergeRequest, RecordingOptions
+
+#: what the browser sends of the table
+TABLE = {
+    "taken": "",
+    "rows": [
+        {"lora": "fox", "te_weight": "0.5", "unet_weight": "0.75", "trigger": " sks animal ", "kind": "subject"},
+        {
+            "lora": "penguin",
+            "te_weight": "1",
+            "unet_weight": "1",
+            "trigger": "bird",
+            "importance": "2",
+            "prompts": "a\n",
+        },
+    ],
+}
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    """The tab's fields, by name, as gradio hands them over (numbers as floats)."""
+    defaults, recording = PromptOptions(), RecordingOptions()
+    found: dict[str, Any] = {"effort": "fast", "method": "average", "rank": "auto", "kept": 0.995, "precision": "fp16"}
+    for name, method in METHODS.items():
+        found |= {f"option.{name}.{o.name}": o.default for o in schema(method.options) if o.name != "effort"}
+    found |= {"templates": "\n".join(defaults.templates) + "\n\n", "plain": "\n".join(defaults.plain)}
+    found |= {"quality": "", "negative": " ugly ", "pair": "", "seed": 3.0, "memory_mb": 64.0}
+    found |= {name: float(getattr(recording, name)) for name in ("paths", "steps", "guidance", "height", "width")}
+    found |= {name: float(value) for name, value in SMALL["recording"].items()}
+    return {**found, **changes}
+
+
+def tab(doors: Doors, **changes: Any) -> tuple[Any, list[Any]]:  # noqa: F811
+    values = fields(**changes)
+    return doors.module("actions").Actions(list(values)), list(values.values())
+
+
+def test_the_fields_become_the_request(doors: Doors) -> None:  # noqa: F811
+    form, rows = doors.module("form"), doors.module("rows")
+    values = fields(method="contrastive", effort="thorough", **{"option.contrastive.negative": 0.2})
+    request, names = form.build(rows.Table.parse(json.dumps(TABLE)), values)
+    assert names == ("fox", "penguin")
+    assert [Path(c.lora).name for c in request.concepts] == ["fox.safetensors", "penguin.safetensors"]
+    assert [c.te_weight for c in request.concepts] == [0.5, 1.0] and request.concepts[0].unet_weight == 0.75
+    assert [c.trigger for c in request.concepts] == ["sks animal", "bird"]
+    assert request.concepts[1].prompts == ("a",) and request.concepts[1].importance == 2.0
+    assert request.options["effort"] == "thorough" and request.options["negative"] == 0.2
+    assert request.options["layer_steps"] == 5 and isinstance(request.options["layer_steps"], int)
+    assert request.prompts == replace(PromptOptions(), negative="ugly") and request.seed == 3
+    assert MergeRequest.from_dict(request.to_dict()) == request
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_mb": None}, "memory is empty"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"rank": "big"}, "rank is 'big'"),
+        ({"templates": "no trigger"}, "has no {trigger}"),
+        ({"method": "contrastive", "option.contrastive.margin": 9.0}, "margin"),
+    ],
+)
+def test_a_wrong_field_is_named(doors: Doors, changes: dict[str, Any], message: str) -> None:  # noqa: F811
+    form, rows = doors.module("form"), doors.module("rows")
+    with pytest.raises(LoraclrError) as error:
+        form.build(rows.Table.parse(json.dumps(TABLE)), fields(**changes))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"lora": "big"}, "big cannot be merged: made for SDXL"),
+        ({"lora": "nobody"}, "There is no installed LoRA 'nobody'"),
+        ({"lora": "fox", "te_weight": ""}, "The text encoder weight of fox is ''"),
+        ({"lora": "../../etc/passwd"}, "There is no installed LoRA"),
+    ],
+)
+def test_a_wrong_row_is_refused_with_the_reason(doors: Doors, row: dict[str, Any], message: str) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    table = json.dumps({"rows": [row]})
+    for action in (bound.check, bound.merge):
+        shown = action("", table, "", False, *values)[0]
+        assert "loraclr-error" in shown and message.replace("'", "&#x27;") in shown
+
+
+def test_without_the_lora_extension_the_tab_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = Doors(tmp_path / "Lora", monkeypatch, lora=False)
+    bound, values = tab(off)
+    told = [
+        bound.open([])[1],
+        bound.refresh([])[1],
+        bound.take("<lora:fox:1>", "", "", "")[2],
+        bound.check("", json.dumps(TABLE), "", False, *values)[0],
+        bound.merge("", json.dumps(TABLE), "", False, *values)[0],
+    ]
+    assert all("built-in extension Lora is switched off" in text for text in told)
+
+
+def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    view, efforts = bound.check("", json.dumps(TABLE), "", False, *values)
+    for text in ("Ready to merge", "fox", "sks animal", "MIT (fox)", "Time", "RAM", "up to", "tiny.safetensors"):
+        assert text in view
+    assert [value for _, value in efforts["choices"]] == ["fast", "balanced", "thorough"]
+
+
+def test_check_finds_the_same_trigger_and_the_same_file(doors: Doors) -> None:  # noqa: F811
+    (doors.folder / "copy.safetensors").write_bytes((doors.folder / "fox.safetensors").read_bytes())
+    doors.webui.networks.list_available_networks()
+    same = [{"lora": "fox", "trigger": "sks"}, {"lora": "copy", "trigger": "sks"}]
+    bound, values = tab(doors)
+    view = bound.check("", json.dumps({"rows": same}), "", False, *values)[0]
+    assert "cannot be merged as it is" in view
+    assert "have the same prompts" in view and "copy is the same file as fox" in view
+
+
+def test_check_reads_the_file_that_merge_would_refuse(doors: Doors) -> None:  # noqa: F811
+    (doors.folder / "fox.safetensors").write_bytes(b"no such thing")
+    bound, values = tab(doors)
+    view = bound.check("", json.dumps(TABLE), "", False, *values)[0]
+    assert "fox cannot be read as safetensors" in view and str(doors.folder) not in view
+
+
+def test_from_prompt_takes_tags_weights_and_the_other_words(doors: Doors) -> None:  # noqa: F811
+    bound, _ = tab(doors)
+    prompt = "sks animal, a castle, <lora:fox:0.7>, <lora:nobody:1> at night"
+    picker, taken, message, templates, plain = bound.take(prompt, "{}", "{trigger}", "a cat\na castle, at night")
+    assert picker["value"] == ["fox"] and "nobody" in message and "a castle, at night" in message
+    assert templates == "{trigger}, a castle, at night\n{trigger}" and plain == "a castle, at night\na cat"
+    [row] = doors.module("rows").Table.parse(taken).rows
+    assert (row.lora, row.te_weight, row.trigger) == ("fox", 0.7, "sks animal")
+    assert "no &lt;lora" in bound.take("a castle", "{}", "", "")[2]
+    assert bound.take("<lora:fox:1>", "{}", "as is", "too")[3:] == ["as is", "too"]
+
+
+def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    view, picture, decide, use, replaced, job_id, log = bound.merge("", json.dumps(TABLE), "", True, *values)
+    assert "Retention" in view and "Base drift" in view and "fox" in view and log == ""
+    assert picture["visible"] and picture["value"].width > 100
+    assert decide["visible"] and not use["visible"] and not replaced["visible"]
+    assert bound.restore("")[-1] == job_id  # the page was loaded anew
+    message, decide, use, replaced, known, name = bound.keep(job_id, "fox", "")
+    assert "exists already" in message and replaced["visible"] and known == ""
+    message, decide, use, replaced, known, name = bound.keep(job_id, "pair", "made")
+    assert "&lt;lora:pair:1&gt;" in message and not decide["visible"] and use["visible"] and name == "pair"
+    assert {k: v for k, v in json.loads(known).items() if k != "fresh"} == {
+        "tag": "<lora:pair:1>",
+        "triggers": "sks animal, bird",
+    }
+    bound.open_folder(job_id)
+    assert doors.reported == [str(doors.folder / "made")]
+    assert bound.restore("")[-1] == ""
+
+
+def test_the_folder_is_not_opened_where_the_webui_hides_folders(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    job_id = bound.merge("", json.dumps(TABLE), "", False, *values)[5]
+    bound.keep(job_id, "pair", "")
+    doors.webui.shared.cmd_opts.hide_ui_dir_config = True
+    bound.open_folder(job_id)
+    assert not doors.reported
+
+
+def test_merging_again_lets_go_of_the_result_that_was_shown(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    bound, values = tab(doors)
+    first = bound.merge("", json.dumps(TABLE), "", False, *values)[5]
+    assert "choose at least one" in bound.merge("", "{}", first, False, *values)[0]
+    assert jobs.find(first).state == "finished"
+    bound.merge("", json.dumps(TABLE), first, False, *values)
+    assert jobs.find(first).state == "discarded"
+
+
+def test_a_name_is_proposed_and_a_persons_own_stays(doors: Doors) -> None:  # noqa: F811
+    bound, _ = tab(doors)
+    assert bound.select("{}", "{}", ["fox", "animals/penguin  ·  pingu"], "", "")[1] == "fox-penguin"
+    assert bound.select("{}", "{}", ["fox"], "", "")[1] == "fox-2"
+    assert bound.select("{}", "{}", ["fox"], "my own", "")[1] == "my own"
+    before = json.dumps({"rows": [{"lora": "fox"}]})
+    assert bound.select(before, "{}", ["fox", "animals/penguin  ·  pingu"], "fox-2", "")[1] == "fox-penguin"
+
+
+def test_figures_below_zero_and_none_are_drawn(doors: Doors) -> None:  # noqa: F811
+    views = doors.module("views")
+    from lib_loraclr.report import ConceptReport, MergeReport
+
+    concepts = (ConceptReport("<b>", "", -1.5, 0.5), ConceptReport("none", "t", None, None))
+    chart = views._chart(MergeReport("m", "s", concepts, None, None))
+    assert (
+        "&lt;b&gt;" in chart
+        and "left:50.0%;width:25.0%" in chart
+        and "left:0.0%;width:50.0%" in chart
+        and "-1.500" in chart
+    )
