@@ -73,10 +73,12 @@ def main() -> None:
     own.add_argument("--all", action="store_true", help="all twelve concepts")
     own.add_argument("--effort", default="balanced", help="fast, balanced or thorough")
     own.set_defaults(action=demo)
-    own = commands.add_parser("test", help=test.__doc__)
-    own.add_argument("rest", nargs="*", help="handed on to pytest")
+    own = commands.add_parser("test", help=test.__doc__, usage="dev.py test [what pytest takes …]", add_help=False)
     own.set_defaults(action=test)
-    arguments = parser.parse_args()
+    arguments, arguments_of_pytest = parser.parse_known_args()
+    if arguments_of_pytest and arguments.action is not test:
+        parser.error(f"unknown: {' '.join(arguments_of_pytest)}")
+    arguments.rest = arguments_of_pytest
     set_up()
     arguments.action(arguments)
 
