@@ -6,7 +6,7 @@ Shapes: `d_out` rows and `d_in` columns of a layer's weight (a convolution's ker
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,10 @@ class Factors:
         """Frobenius norm, from the two `[r, r]` Gram matrices instead of the dense delta."""
         squared = ((self.up.mT @ self.up) * (self.down @ self.down.mT)).sum()
         return float(squared.clamp_min(0).sqrt())
+
+
+#: layer key -> its delta, or several that are added one after the other: joined into one, they would be there twice
+Deltas = Mapping[str, Factors | tuple[Factors, ...]]
 
 
 def zero(d_out: int, d_in: int, like: Tensor) -> Factors:

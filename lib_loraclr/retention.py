@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from .low_rank import Factors
+from .low_rank import Deltas
 from .sampling import BATCH
 from .teachers import Classroom, Examples
 
@@ -34,9 +34,7 @@ class Retention:
 
 
 @torch.no_grad()
-def squared_errors(
-    room: Classroom, deltas: Mapping[str, Factors], examples: Examples, *, units: int = 1
-) -> torch.Tensor:
+def squared_errors(room: Classroom, deltas: Deltas, examples: Examples, *, units: int = 1) -> torch.Tensor:
     """Mean squared difference between the model with `deltas` and the teacher, `[n]`.
 
     Args:
@@ -56,7 +54,7 @@ def squared_errors(
 
 def measure(
     room: Classroom,
-    deltas: Mapping[str, Factors],
+    deltas: Deltas,
     examples: Sequence[Examples],
     *,
     single_drift: float | None = None,

@@ -14,7 +14,7 @@ from .inputs import InputLora
 from .layer_keys import is_text_encoder
 from .layer_problem import LayerProblem, Rows
 from .lora_files import PRECISIONS
-from .low_rank import Factors, truncate
+from .low_rank import Deltas, Factors, truncate
 from .memory import MemoryPlan, plan_memory
 from .methods import LayerResult, Method
 from .progress import Progress
@@ -58,7 +58,7 @@ class _Run:
     """
 
     teacher: Teacher
-    deltas: Mapping[str, Factors]
+    deltas: Deltas
     evaluations: int
     evaluate: Callable[[slice], object]
 
@@ -191,7 +191,7 @@ class Job:
         conditioning = self.host.encode(points.prompts[part])
         self.host.denoise(points.x[part].to(device).float(), points.t[part].to(device), conditioning)
 
-    def _part(self, teacher: Teacher, keys: Sequence[str]) -> dict[str, Factors]:
+    def _part(self, teacher: Teacher, keys: Sequence[str]) -> dict[str, tuple[Factors, ...]]:
         together = self.room.together(teacher.active)
         return {key: together[key] for key in keys if key in together}
 

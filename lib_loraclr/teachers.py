@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from .hosts.base import Conditioning, Host
-from .low_rank import Factors, concatenate
+from .low_rank import Factors
 from .progress import Progress
 from .prompts import PromptOptions, concept_prompts, is_background
 from .request import Concept, RecordingOptions
 from .sampling import BATCH, Step, denoising_path, initial_noise
-
-#: layer key -> factors, for one concept
-Deltas = Mapping[str, Factors]
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Classroom:
     def __init__(
         self,
         host: Host,
-        deltas: Sequence[Deltas],
+        deltas: Sequence[Mapping[str, Factors]],
         recording: RecordingOptions,
         *,
         negative_prompt: str,
@@ -160,13 +157,13 @@ class Classroom:
             return int(0.7 * torch.cuda.mem_get_info(self.host.device)[0])
         return self.memory
 
-    def together(self, active: Sequence[int]) -> dict[str, Factors]:
-        """The deltas of the active concepts, added."""
-        parts: dict[str, list[Factors]] = {}
+    def together(self, active: Sequence[int]) -> dict[str, tuple[Factors, ...]]:
+        """The deltas of the active concepts; `Host.apply` adds them."""
+        together: dict[str, tuple[Factors, ...]] = {}
         for i in active:
             for key, factors in self.deltas[i].items():
-                parts.setdefault(key, []).append(factors)
-        return {key: found[0] if len(found) == 1 else concatenate(found) for key, found in parts.items()}
+                together[key] = (*together.get(key, ()), factors)
+        return together
 
     @torch.no_grad()
     def encode(self, active: Sequence[int], prompts: Sequence[str]) -> Conditioning:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lib_loraclr.hosts.base import Host
 from lib_loraclr.hosts.substitution import Layer, substituted
-from lib_loraclr.low_rank import Factors
+from lib_loraclr.low_rank import Factors, concatenate
 from lib_loraclr.objective import Terms
 from lib_loraclr.progress import Progress
 from lib_loraclr.refinement import RefinementOptions, refine
@@ -127,6 +127,19 @@ def test_the_output_is_that_of_a_model_whose_weights_were_changed(
             assert distance(model(picture), expected) < ADDED  # and again
         assert torch.equal(model(picture), plain)
     assert distance(plain, expected) > 100 * ADDED
+
+
+def test_several_deltas_of_a_layer_are_added(model: Model, picture: Tensor) -> None:
+    first, second = deltas_for(model, "linear", "q"), deltas_for(model, "conv", "q", "v", seed=1)
+    several = {
+        key: tuple(delta[key].scaled(scale) for delta, scale in ((first, 1.0), (second, -0.5)) if key in delta)
+        for key in first.keys() | second.keys()
+    }
+    joined = {key: concatenate(parts) for key, parts in several.items()}
+    with substituted(layers_of(model), several):
+        found = model(picture)
+    assert distance(found, changed_copy(model, joined)(picture)) < ADDED
+    assert distance(found, changed_copy(model, first)(picture)) > 100 * ADDED
 
 
 def test_half_precision_weights_are_added_in_fp32_and_rounded_once(model: Model) -> None:

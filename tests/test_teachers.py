@@ -101,7 +101,7 @@ def test_half_of_a_lora_has_less_than_half_retention_lost(host: Host, demo: Path
     room = room_of(host, demo, "fox-face")
     (fox,) = make_teachers([concept(demo, "fox-face")], PROMPTS)
     examples = [room.learn(fox, paths=1, steps=3, keep=3, seed=9)]
-    deltas = room.together([0])
+    deltas = room.deltas[0]
     values = [
         measure(room, {key: f.scaled(strength) for key, f in deltas.items()}, examples).concepts[0]
         for strength in (0.0, 0.5, 0.9, 1.0)

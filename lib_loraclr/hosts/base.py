@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..low_rank import Factors
+from ..low_rank import Deltas
 from .substitution import Layer
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Host(Protocol):
         """Layer key -> layer, for every layer of text encoder(s) and UNet that a LoRA could change."""
         ...
 
-    def apply(self, deltas: Mapping[str, Factors]) -> AbstractContextManager[None]:
+    def apply(self, deltas: Deltas) -> AbstractContextManager[None]:
         """The model with these deltas added to its weights. Factors that require gradients get them."""
         ...
 

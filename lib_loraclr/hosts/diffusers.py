@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ..errors import LoraclrError
 from ..layer_keys import text_encoder_key, unet_key
 from ..lora_files import read_tensors
-from ..low_rank import Factors
+from ..low_rank import Deltas
 from . import base
 from .substitution import Layer, substituted
 
@@ -56,7 +56,7 @@ class DiffusersHost:
     def layers(self) -> Mapping[str, Layer]:
         return self._layers
 
-    def apply(self, deltas: Mapping[str, Factors]) -> AbstractContextManager[None]:
+    def apply(self, deltas: Deltas) -> AbstractContextManager[None]:
         return substituted(self._layers, deltas)
 
     def encode(self, prompts: Sequence[str]) -> base.Conditioning:

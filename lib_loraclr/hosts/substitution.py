@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..low_rank import Factors
+from ..low_rank import Deltas, Factors
 
 #: (module, positional arguments, keyword arguments) of a call -> what the layer multiplies with its weight
 Observation = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor]
@@ -62,20 +62,21 @@ class Layer:
 
 
 @contextmanager
-def substituted(layers: Mapping[str, Layer], deltas: Mapping[str, Factors]) -> Iterator[None]:
+def substituted(layers: Mapping[str, Layer], deltas: Deltas) -> Iterator[None]:
     """Run the model with `W + up @ down` in every layer named in `deltas`.
 
     Args:
         layers: layer key -> layer of the model
-        deltas: layer key -> factors, up `[d_out, r]`, down `[r, d_in]`, on the device of the layer
+        deltas: layer key -> factors, up `[d_out, r]`, down `[r, d_in]`, on the device of the layer; or several, all added
 
     Raises:
         KeyError: a delta names a layer that the model does not have
     """
     by_parameter: dict[tuple[nn.Module, nn.Module, str], list[tuple[Layer, Factors]]] = {}
-    for key, factors in deltas.items():
+    for key, delta in deltas.items():
         layer = layers[key]
-        by_parameter.setdefault((layer.module, layer.owner, layer.parameter), []).append((layer, factors))
+        parts = by_parameter.setdefault((layer.module, layer.owner, layer.parameter), [])
+        parts += [(layer, factors) for factors in (delta if isinstance(delta, tuple) else (delta,))]
     with ExitStack() as stack:
         for (module, owner, name), parts in by_parameter.items():
             stack.enter_context(_substituted_parameter(module, owner, name, parts))
@@ -113,12 +114,13 @@ def _substituted_parameter(
 def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tensor:
     """`weight` plus the deltas of its parts, added in fp32 and rounded once to the weight's precision."""
     with _without_autocast():
-        if len(parts) == 1 and parts[0][0].rows is None:
-            return _added(weight, parts[0][1]).to(weight.dtype)
         changed = weight.float()
         for layer, factors in parts:
-            start, stop, _ = (layer.rows or slice(None)).indices(len(changed))
-            changed = torch.cat([changed[:start], _added(changed[start:stop], factors), changed[stop:]])
+            if layer.rows is None:
+                changed = _added(changed, factors)
+            else:
+                start, stop, _ = layer.rows.indices(len(changed))
+                changed = torch.cat([changed[:start], _added(changed[start:stop], factors), changed[stop:]])
         return changed.to(weight.dtype)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import LoraclrError
-from ...low_rank import Factors
+from ...low_rank import Deltas
 from .. import base
 from ..substitution import Layer, substituted
 from . import conditioning, webui
@@ -68,7 +68,7 @@ class A1111Host:
     def layers(self) -> Mapping[str, Layer]:
         return self._layers
 
-    def apply(self, deltas: Mapping[str, Factors]) -> AbstractContextManager[None]:
+    def apply(self, deltas: Deltas) -> AbstractContextManager[None]:
         """The model with these deltas added to its weights, next to the WebUI's own patched forwards.
 
         Those change nothing as long as `networks.loaded_networks` is empty, whatever `lora_functional` says.
