@@ -3,25 +3,152 @@
 A *layer key* is the name a layer has in kohya's LoRA files, the format every program reads:
 `lora_unet_` or `lora_te_` (`lora_te1_`, `lora_te2_` where a family has two text encoders), then the
 path of the module in diffusers' or transformers' model with "." written as "_".
+
+`split_key` reads every style of key that LoRA files come in. It leaves a UNet's modules under the name that the file
+has for them, diffusers' or compvis'; a host knows both (`Host.aliases`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+
+from .unet_names import compvis_names, diffusers_name
 
 UNET = "lora_unet_"
 TEXT_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_")
+_TE, _TE1, _TE2 = TEXT_ENCODERS
+_LAYERS = "text_model_encoder_layers_"
 
-# kohya splits at the first dot, and so does the WebUI
-_PARAMETER = re.compile(r"^(?P<layer>[^.]+)\.(?P<parameter>.+)$")
+#: beginnings of names without dots -> beginning of the layer key; kohya's first, then those of kohya's OFT, of
+#: LyCORIS without a trainer around it, and of the WebUI's own modules
+_UNDERSCORED = {
+    **{prefix: prefix for prefix in (UNET, *TEXT_ENCODERS)},
+    "oft_unet_": UNET,
+    "lycoris_unet_": UNET,
+    "lycoris_text_encoder_2_": _TE2,
+    "lycoris_text_encoder_": _TE1,
+    "lycoris_text_model_": f"{_TE1}text_model_",
+    "lycoris_": UNET,
+    "diffusion_model_": UNET,
+    "transformer_text_model_": f"{_TE}text_model_",
+    "0_transformer_text_model_": f"{_TE1}text_model_",
+    "model_transformer_resblocks_": f"{_TE}{_LAYERS}",
+    "1_model_transformer_resblocks_": f"{_TE2}{_LAYERS}",
+}
+#: beginnings of dotted names -> beginning of the layer key: diffusers, PEFT, OneTrainer (OMI and its own), checkpoints
+_DOTTED = {
+    "unet.": UNET,
+    "lora_unet.": UNET,
+    "diffusion_model.": UNET,
+    "model.diffusion_model.": UNET,
+    "transformer.": f"{UNET}transformer_",
+    "text_encoder.": _TE1,
+    "text_encoder_2.": _TE2,
+    "lora_te.": _TE,
+    "lora_te1.": _TE1,
+    "lora_te2.": _TE2,
+    "clip_l.": _TE1,
+    "clip_g.": _TE2,
+    "text_encoders.clip_l.transformer.": _TE1,
+    "text_encoders.clip_g.transformer.": _TE2,
+    # PEFT saves one model at a time, and names only what is inside
+    "text_model.": f"{_TE1}text_model_",
+    **{
+        f"{part}.": f"{UNET}{part}_"
+        for part in ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "time_embedding", "add_embedding")
+    },
+}
+_WRAPPERS = ("base_model.model.", "base_model.")
+
+#: what the parameters of a layer are called, at the end of a dotted name
+_PARAMETER = re.compile(
+    # diffusers' first LoRAs write `to_q_lora.up.weight`
+    r"(?:\.|_(?=lora\.))(?P<parameter>lora\.(?:up|down)\.weight|lora_linear_layer\.(?:up|down)\.weight"
+    r"|(?:lora_)?(?:up|down)\.weight|lora_mid\.weight|lora_[AB](?:\.\w+)?\.weight|lora_magnitude_vector(?:\.\w+)*"
+    r"|[ab][12]\.weight|bm\.weight|alpha|scale|dora_scale|hada_\w+|lokr_\w+|oft_blocks|oft_diag|rescale"
+    r"|diff|diff_b|w_norm|b_norm|bias_\w+)$"
+)
+#: other names of parameters -> kohya's
+_RENAMED = (
+    (re.compile(r"(?:lora\.|lora_linear_layer\.|lora_)?(up|down)\.weight"), r"lora_\1.weight"),
+    # PEFT writes the adapter's name between, diffusers not
+    (re.compile(r"lora_([AB])\.(?:\w+\.)?weight"), r"lora_\1.weight"),
+    (re.compile(r"lora_magnitude_vector(?:\.\w+)*"), "lora_magnitude_vector"),
+)
+#: modules of OpenCLIP's text encoder, and of diffusers' first LoRAs: their name -> transformers'
+_TEXT_MODULES = {
+    "mlp_c_fc": "mlp_fc1",
+    "mlp_c_proj": "mlp_fc2",
+    "attn_q_proj": "self_attn_q_proj",
+    "attn_k_proj": "self_attn_k_proj",
+    "attn_v_proj": "self_attn_v_proj",
+    "attn_out_proj": "self_attn_out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "self_attn_to_q": "self_attn_q_proj",
+    "self_attn_to_k": "self_attn_k_proj",
+    "self_attn_to_v": "self_attn_v_proj",
+    "self_attn_to_out": "self_attn_out_proj",
+}
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """`lora_unet_x.lora_up.weight` -> (`lora_unet_x`, `lora_up.weight`); None if `key` is not of that form."""
-    match = _PARAMETER.match(key)
-    if match is None or not match["layer"].startswith((UNET, *TEXT_ENCODERS)):
+    """The layer and the parameter that a key of a file names; None if the key is of no style we know.
+
+    `lora_unet_x.lora_up.weight` and `unet.x.lora_B.weight` -> (`lora_unet_x`, `lora_up.weight` or `lora_B.weight`).
+    """
+    head, dot, tail = key.partition(".")
+    # kohya splits at the first dot, and so does the WebUI
+    prefix = _longest(_UNDERSCORED, head)
+    if prefix is not None:
+        if not (tail and head[len(prefix) :]):
+            return None
+        return _normal(_UNDERSCORED[prefix] + head[len(prefix) :]), _parameter(tail)
+    for wrapper in _WRAPPERS:
+        key = key.removeprefix(wrapper)
+    prefix, match = _longest(_DOTTED, key), _PARAMETER.search(key)
+    if prefix is None or match is None or match.start() <= len(prefix):
         return None
-    return match["layer"], match["parameter"]
+    path = key[len(prefix) : match.start()].replace(".processor", "")
+    layer = _DOTTED[prefix]
+    if layer in TEXT_ENCODERS and not path.startswith(("text_model.", "text_projection")):
+        layer += "text_model_"  # transformers 5 dropped this level
+    return _normal(layer + path.replace(".", "_")), _parameter(match["parameter"])
+
+
+def _longest(table: dict[str, str], name: str) -> str | None:
+    return max((prefix for prefix in table if name.startswith(prefix)), key=len, default=None)
+
+
+def _parameter(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        if pattern.fullmatch(name):
+            return pattern.sub(replacement, name)
+    return name
+
+
+def _normal(layer: str) -> str:
+    """The layer by the names of diffusers' and transformers' modules, where those differ within one layer."""
+    if not is_text_encoder(layer):
+        # `to_out.0` was `to_out` in diffusers' first LoRAs
+        return re.sub(r"(_attn[12]_to_out)$", r"\1_0", layer)
+    match = re.fullmatch(rf"(lora_te\d?_{_LAYERS}\d+_)(.+)", layer)
+    return layer if match is None else match[1] + _TEXT_MODULES.get(match[2], match[2])
+
+
+def other_names(keys: Iterable[str]) -> dict[str, str]:
+    """What files call the layers of one model besides their keys: other name -> layer key.
+
+    A UNet's modules by compvis' names for diffusers' and the other way round; the only text encoder numbered as the first of
+    two, as several programs do.
+    """
+    keys = set(keys)
+    modules = [key[len(UNET) :] for key in keys if key.startswith(UNET)]
+    others = {UNET + compvis: UNET + name for name, compvis in compvis_names(modules).items()}
+    others |= {UNET + other: UNET + name for name in modules if (other := diffusers_name(name)) is not None}
+    others |= {_TE1 + key[len(_TE) :]: key for key in keys if key.startswith(_TE)}
+    return {other: key for other, key in others.items() if other not in keys}
 
 
 def is_text_encoder(layer_key: str) -> bool:

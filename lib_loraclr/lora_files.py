@@ -124,13 +124,14 @@ def read_lora(path: Path | str) -> LoraFile:
             )
         if key.startswith("bundle_emb."):
             embeddings[key] = tensor
-        elif (parts := split_key(key)) is not None:
+        # a parameter that a file holds twice, in two styles, is read once
+        elif (parts := split_key(key)) is not None and parts[1] not in layers.get(parts[0], {}):
             layers.setdefault(parts[0], {})[parts[1]] = tensor
         else:
             unknown.append(key)
     if not layers:
         shown = ", ".join(unknown[:3]) or "none at all"
-        raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA in kohya's key style?")
+        raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA for Stable Diffusion?")
     return LoraFile(path, metadata, layers, embeddings, tuple(unknown))
 
 

@@ -207,6 +207,18 @@ def test_the_hash_depends_on_the_tensors_and_not_on_the_metadata(tmp_path: Path,
 # Reading
 
 
+def test_a_parameter_that_is_there_in_two_styles_is_read_once_and_the_other_listed(
+    tmp_path: Path, write_lora: Callable[..., Path]
+) -> None:
+    path = write_lora(
+        tmp_path / "twice.safetensors",
+        {"lora_unet_conv_in": (4, 4)},
+        extra={"unet.conv_in.lora_up.weight": torch.ones(4, 2)},
+    )
+    file = read_lora(path)
+    assert len(file.layers["lora_unet_conv_in"]) == 3 and len(file.unknown) == 1
+
+
 def test_every_key_of_a_file_is_a_layer_an_embedding_or_unknown(lora: Path, write_lora: Callable[..., Path]) -> None:
     odd = {"bundle_emb.sks.clip_l": torch.randn(2, 8), "something.else": torch.zeros(1)}
     write_lora(lora, {"lora_unet_conv_in": (64, 4, 3, 3)}, extra=odd, metadata={"ss_v2": "False"})

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..errors import LoraclrError
-from ..layer_keys import text_encoder_key, unet_key
+from ..layer_keys import other_names, text_encoder_key, unet_key
 from ..lora_files import read_tensors
 from ..low_rank import Deltas
 from . import base
@@ -30,7 +30,6 @@ class DiffusersHost:
 
     family = base.SD1
     name = "diffusers"
-    aliases: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -52,6 +51,7 @@ class DiffusersHost:
         self.prediction_type = schedule.config.prediction_type
         self.alphas_cumprod = schedule.alphas_cumprod
         self._layers = model_layers(unet, text_encoder)
+        self.aliases: Mapping[str, str] = other_names(self._layers)
 
     def layers(self) -> Mapping[str, Layer]:
         return self._layers
