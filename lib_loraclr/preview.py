@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .hosts.base import Host
 from .low_rank import Factors, concatenate
@@ -15,9 +15,14 @@ from .prompts import concept_prompts, is_background
 from .sampling import BATCH, sample
 
 COLUMNS = ("base", "alone", "all tags", "merged")
-MARGIN, LABEL = 6, 18
-#: cells are enlarged to at least this many pixels, so that labels fit
+#: between cells
+MARGIN = 6
+#: cells are enlarged to at least this many pixels, so that captions fit
 CELL = 192
+#: height of the captions' letters and of their line, as shares of a cell: the sheet is mostly looked at much reduced
+_LETTERS, _LINE = 0.1, 0.15
+#: readable on the white of one theme and the near black of another, for the sheet has no ground of its own
+_INK = (128, 128, 128, 255)
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,14 @@ class PreviewOptions:
     guidance: classifier-free guidance
     seed: of the first picture
     pairs: how many prompts with two concepts
+    font: TrueType file of the captions; None for Pillow's own
     """
 
     steps: int = 16
     guidance: float = 5.0
     seed: int = 3_000_000
     pairs: int = 4
+    font: str | None = None
 
 
 def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Progress | None = None) -> Image.Image:
@@ -72,7 +79,7 @@ def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Pr
         both = [draw(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors)]
         for k, (a, b) in enumerate(pairs):
             rows.append(([both[0][k], both[1][k]], f"{concepts[a].label} + {concepts[b].label}"))
-    return _lay_out(rows)
+    return _lay_out(rows, options.font)
 
 
 def _sum(deltas: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
@@ -80,22 +87,51 @@ def _sum(deltas: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
     return {key: concatenate([d[key] for d in deltas if key in d]) for key in keys}
 
 
-def _lay_out(rows: Sequence[tuple[Sequence[Image.Image], str]]) -> Image.Image:
-    scale = max(1, round(CELL / rows[0][0][0].width))
-    cell_width, cell_height = rows[0][0][0].width * scale, rows[0][0][0].height * scale
-    width = 4 * cell_width + 5 * MARGIN
-    step = cell_height + LABEL + MARGIN
-    sheet = Image.new("RGB", (width, LABEL + MARGIN + step * len(rows)), "white")
-    pen = ImageDraw.Draw(sheet)
+def caption_height(cell_width: int) -> int:
+    """Height of a line of captions, in pixels."""
+    return round(cell_width * _LINE)
+
+
+def _lay_out(rows: Sequence[tuple[Sequence[Image.Image], str]], font: str | None) -> Image.Image:
+    first = rows[0][0][0]
+    scale = max(1, round(CELL / first.width))
+    cell_width, cell_height = first.width * scale, first.height * scale
+    line = caption_height(cell_width)
+    step = cell_height + line + MARGIN
+    sheet = Image.new("RGBA", (4 * cell_width + 5 * MARGIN, line + step * len(rows)), (0, 0, 0, 0))
+    pen, letters = ImageDraw.Draw(sheet), _font(font, round(cell_width * _LETTERS))
+
+    def write(left: int, top: int, text: str, width: int) -> None:
+        pen.text((left, top + line // 2), _fitted(text, letters, width), fill=_INK, font=letters, anchor="lm")
+
     for column, text in enumerate(COLUMNS):
-        pen.text((MARGIN + column * (cell_width + MARGIN), MARGIN), text, fill="black")
+        write(MARGIN + column * (cell_width + MARGIN), 0, text, cell_width)
     for number, (pictures, label) in enumerate(rows):
-        top = LABEL + MARGIN + number * step
-        captions = [label] if len(pictures) == len(COLUMNS) else [f"{label}: all tags", f"{label}: merged"]
+        top = line + number * step
+        whole = len(pictures) == len(COLUMNS)
+        captions = [label] if whole else [f"{label}: all tags", f"{label}: merged"]
         across = 4 // len(pictures)
         for column, picture in enumerate(pictures):
             left = MARGIN + column * across * (cell_width + MARGIN)
-            sheet.paste(picture.resize((picture.width * scale, cell_height), Image.LANCZOS), (left, top + LABEL))
+            sheet.paste(picture.resize((picture.width * scale, cell_height), Image.LANCZOS), (left, top + line))
             if column < len(captions):
-                pen.text((left, top), captions[column], fill="black")
+                write(left, top, captions[column], 4 * cell_width if whole else 2 * cell_width)
     return sheet
+
+
+def _font(file: str | None, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    if file:
+        return ImageFont.truetype(file, size)
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has its font in one size only
+        return ImageFont.load_default()
+
+
+def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, shortened where it would run into the next caption."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

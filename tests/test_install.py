@@ -43,7 +43,7 @@ def test_importing_the_doors_touches_no_model(tmp_path: Path, monkeypatch: pytes
     doors = Doors(tmp_path / "Lora", monkeypatch, lora=False)
     del doors.webui.shared.sd_model
     doors.webui.sd_models.model_data.sd_model = None
-    for name in ("actions", "catalogue", "check", "estimate", "form", "jobs", "rows", "views"):
+    for name in ("actions", "catalogue", "check", "estimate", "form", "jobs", "pace", "rows", "views"):
         doors.module(name)
 
 

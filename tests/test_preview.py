@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from lib_loraclr import preview
 from lib_loraclr.hosts.base import Host
 from lib_loraclr.merge import merge_loras
-from lib_loraclr.preview import LABEL, MARGIN, PreviewOptions, preview_grid
+from lib_loraclr.preview import MARGIN, PreviewOptions, caption_height, preview_grid
 from lib_loraclr.progress import Progress
 from tests.small import request
 
@@ -29,12 +31,27 @@ def test_the_picture_has_a_row_per_concept_and_one_per_pair(demo: Path, host: Ho
     progress = Counted()
     sheet = preview_grid(merge, host, PreviewOptions(steps=2), progress)
     assert progress.done == progress.total, "the bar must end where it said it would"
-    cell = 192  # 64 pixels, enlarged so that labels fit
-    assert sheet.size == (4 * cell + 5 * MARGIN, LABEL + MARGIN + 3 * (cell + LABEL + MARGIN))
-    pixels = np.asarray(sheet, dtype=float)
-    top = LABEL + MARGIN + LABEL
+    cell = 192  # 64 pixels, enlarged so that captions fit
+    line = caption_height(cell)
+    assert sheet.size == (4 * cell + 5 * MARGIN, line + 3 * (cell + line + MARGIN))
+    pixels = np.asarray(sheet, dtype=float)[..., :3]
+    top = 2 * line
     cells = [pixels[top : top + cell, MARGIN + k * (cell + MARGIN) :][:, :cell] for k in range(4)]
     base, alone, together, merged = cells
     assert np.abs(base - alone).mean() > 5, "the LoRA changes the picture"
     # weighted_sum is what all tags together do; fp16 factors round a little
     assert np.abs(together - merged).mean() < 2 < np.abs(alone - merged).mean()
+
+
+def test_the_sheet_has_no_ground_and_captions_that_fit() -> None:
+    """It is looked at on a dark page and on a light one."""
+    rows = [([Image.new("RGB", (64, 64), "red")] * 4, "a" * 500)]
+    sheet = np.asarray(preview._lay_out(rows, None))
+    line, cell = caption_height(192), 192
+    assert not sheet[:, :MARGIN].any() and not sheet[2 * line + cell :].any(), "transparent around the pictures"
+    assert (sheet[2 * line : 2 * line + cell, MARGIN : MARGIN + cell] == (255, 0, 0, 255)).all()
+    for top in (0, line):
+        ink = sheet[top : top + line][sheet[top : top + line, :, 3] == 255]
+        assert len(ink) > 100 and (ink == preview._INK).all()
+        left_over = sheet[top : top + line, -MARGIN:]
+        assert not left_over.any(), "the caption ends before the sheet does"

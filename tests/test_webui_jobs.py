@@ -144,9 +144,9 @@ def test_old_results_are_let_go(doors: Doors) -> None:  # noqa: F811
 
 
 def test_an_estimate_is_set_right_by_a_merge(doors: Doors) -> None:  # noqa: F811
-    estimate, jobs = doors.module("estimate"), doors.module("jobs")
+    estimate, jobs, pace = doors.module("estimate"), doors.module("jobs"), doors.module("pace")
     merge = job(doors, "fox", "penguin")
-    host = estimate.probe(merge.request, wait=True)
+    host = pace.probe(merge.request, wait=True)
     stages = estimate.stages(merge.request, host, draw=False)
     assert all(seconds > 0 for seconds in stages.values())
     jobs.run(merge, lock_held=False)
@@ -156,9 +156,9 @@ def test_an_estimate_is_set_right_by_a_merge(doors: Doors) -> None:  # noqa: F81
 
 
 def test_no_estimate_while_the_model_is_busy(doors: Doors) -> None:  # noqa: F811
-    estimate = doors.module("estimate")
+    pace = doors.module("pace")
     doors.webui.shared.state.job = "txt2img"
-    assert estimate.probe(job(doors, "fox").request, wait=False) is None
+    assert pace.probe(job(doors, "fox").request, wait=False) is None
 
 
 @pytest.mark.parametrize(

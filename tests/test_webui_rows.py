@@ -7,6 +7,8 @@ import json
 import pytest
 from webui_doors import Doors, doors  # noqa: F401  (a fixture)
 
+from lib_loraclr.request import Concept
+
 EVIL = "<img src=x onerror=alert(1)>'\""
 
 
@@ -38,20 +40,20 @@ def test_from_prompt_takes_weights_and_names_what_is_not_there(doors: Doors) -> 
 def test_a_new_row_has_the_files_trigger_words_and_edits_stay(doors: Doors) -> None:  # noqa: F811
     rows = doors.module("rows")
     first = rows.selected(["fox", "penguin"], rows.Table(), rows.Table())
-    assert [row.trigger for row in first.rows] == ["sks animal", "penguin"]
+    assert [row["trigger"] for row in first.rows] == ["sks animal", "penguin"]
     edited = json.loads(first.dump())
     edited["rows"][0]["te_weight"] = "0.5"
     second = rows.selected(["penguin", "fox", "big"], rows.Table.parse(json.dumps(edited)), rows.Table())
-    assert [(row.lora, row.te_weight) for row in second.rows] == [("penguin", 1.0), ("fox", "0.5"), ("big", 1.0)]
+    assert [(row.lora, row["te_weight"]) for row in second.rows] == [("penguin", 1.0), ("fox", "0.5"), ("big", 1.0)]
 
 
 def test_a_take_over_from_the_prompt_counts_once(doors: Doors) -> None:  # noqa: F811
     rows = doors.module("rows")
-    taken = rows.Table((rows.Row("fox", 0.7, 0.7, "sks animal"),), "one")
+    taken = rows.Table((rows.Row.of(Concept("fox", 0.7, 0.7, "sks animal")),), "one")
     shown = rows.selected(["fox"], rows.Table((rows.Row("fox"),)), taken)
-    assert shown.rows[0].te_weight == 0.7
-    later = rows.Table((rows.Row("fox", 0.2, 0.2),), shown.taken)
-    assert rows.selected(["fox"], later, taken).rows[0].te_weight == 0.2
+    assert shown.rows[0]["te_weight"] == 0.7
+    later = rows.Table((rows.Row("fox", {"te_weight": "0.2"}),), shown.taken)
+    assert rows.selected(["fox"], later, taken).rows[0]["te_weight"] == "0.2"
 
 
 @pytest.mark.parametrize("text", ["", None, "nonsense", "[]", '{"rows": [{"nobody": 1}]}', '{"rows": 3}'])
@@ -64,7 +66,13 @@ def test_everything_from_files_is_escaped(doors: Doors) -> None:  # noqa: F811
     doors.lora("evil", **{"modelspec.trigger_phrase": EVIL, "ss_base_model_version": ""})
     rows = doors.module("rows")
     table = rows.selected(["evil"], rows.Table(), rows.Table())
-    table = rows.Table((*table.rows, rows.Row(EVIL, EVIL, EVIL, EVIL, "subject", EVIL, EVIL)), EVIL)
+    table = rows.Table(
+        (
+            *table.rows,
+            rows.Row(EVIL, dict.fromkeys(("te_weight", "unet_weight", "trigger", "importance", "prompts"), EVIL)),
+        ),
+        EVIL,
+    )
     html = rows.render(table, rows.found(table.rows))
     assert "<img" not in html and "'\"" not in html
     assert "&lt;img src=x onerror" in html

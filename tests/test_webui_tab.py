@@ -145,7 +145,7 @@ def test_from_prompt_takes_tags_weights_and_the_other_words(doors: Doors) -> Non
     assert picker["value"] == ["fox"] and "nobody" in message and "a castle, at night" in message
     assert templates == "{trigger}, a castle, at night\n{trigger}" and plain == "a castle, at night\na cat"
     [row] = doors.module("rows").Table.parse(taken).rows
-    assert (row.lora, row.te_weight, row.trigger) == ("fox", 0.7, "sks animal")
+    assert (row.lora, row["te_weight"], row["trigger"]) == ("fox", 0.7, "sks animal")
     assert "no &lt;lora" in bound.take("a castle", "{}", "", "")[2]
     assert bound.take("<lora:fox:1>", "{}", "as is", "too")[3:] == ["as is", "too"]
 

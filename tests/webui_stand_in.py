@@ -234,6 +234,9 @@ class StandIn:
             torch_gc=lambda: None,
         )
         self.call_queue = SimpleNamespace(queue_lock=Lock())
+        self.paths_internal = SimpleNamespace(roboto_ttf_file=str(folder / "no-font.ttf"))
+        stores: dict[str, dict] = {}
+        self.cache = SimpleNamespace(cache=lambda name: stores.setdefault(name, {}))
         self.sd_unet = SimpleNamespace(current_unet=None)
         self.lowvram = SimpleNamespace(is_enabled=lambda model: model.lowvram, send_everything_to_cpu=lambda: None)
         self.sd_hijack = SimpleNamespace(

@@ -17,7 +17,7 @@ from ..methods import METHODS
 from ..methods.contrastive import EFFORTS
 from ..options import schema
 from ..prompts import PromptOptions
-from . import catalogue, estimate, form, jobs, rows, views
+from . import catalogue, estimate, form, jobs, pace, rows, views
 from .check import check as checked
 from .form import EFFORT
 from .rows import Table
@@ -52,8 +52,7 @@ class Actions:
         if not concepts:
             text = unknown[0] if unknown else "There are no <lora:…> tags in txt2img's prompt: write some there first."
             return [gr.update(), taken, views.error(text), templates, plain]
-        new = [rows.Row(c.lora, c.te_weight, c.unet_weight, c.trigger) for c in concepts]
-        table = Table(tuple(new), secrets.token_hex(4))
+        table = Table(tuple(rows.Row.of(concept) for concept in concepts), secrets.token_hex(4))
         message = "".join(views.error(text) for text in unknown)
         rest = catalogue.without(words, [c.trigger for c in concepts])
         if rest:
@@ -83,7 +82,7 @@ class Actions:
             return gr.update()
         try:
             request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(len(chosen)))
-            host = estimate.probe(request, wait=False)
+            host = pace.probe(request, wait=False)
             return _efforts(estimate.efforts(request, host, draw=True)) if host else gr.update()
         except LoraclrError:
             return gr.update()

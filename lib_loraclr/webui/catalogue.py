@@ -6,11 +6,8 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from modules import sd_models
-
 from ..errors import LoraclrError
-from ..hosts.a1111 import InstalledLora, find_lora, installed_loras
-from ..hosts.a1111.layers import family_of
+from ..hosts.a1111 import InstalledLora, find_lora, installed_loras, loaded_family
 from ..request import Concept, parse_lora_argument
 
 #: between the parts of a choice; gradio 3.41 has no labels for a dropdown's values, so the label is the value
@@ -19,20 +16,10 @@ _WARNING = "⚠ "
 _TAG = re.compile(r"<(?:lora|lyco):([^>]+)>", re.IGNORECASE)
 
 
-def loaded_family() -> str | None:
-    """The family of the loaded checkpoint; None where none is loaded yet, or LoRAs of its kind cannot be merged."""
-    model = sd_models.model_data.sd_model
-    if model is None:
-        return None
-    try:
-        return family_of(model).name
-    except LoraclrError:
-        return None
-
-
 def obstacle(lora: InstalledLora) -> str | None:
     """Why a LoRA cannot be merged on the loaded checkpoint, as far as its card and metadata tell; None where it can."""
-    return lora.obstacle(loaded_family() or lora.family)
+    family = loaded_family()
+    return lora.obstacle(family.name if family else lora.family)
 
 
 def choice(lora: InstalledLora) -> str:

@@ -15,7 +15,7 @@ from ..inputs import InputLora, load_input
 from ..lora_files import PRECISIONS
 from ..prompts import check_prompts
 from ..request import MergeRequest
-from . import estimate
+from . import estimate, pace
 
 _MEGABYTE = 1 << 20
 #: copies of the factors that the refinement keeps in fp32: themselves, gradients, AdamW's two, the anchor and the best
@@ -75,7 +75,7 @@ def check(request: MergeRequest, names: Sequence[str], *, draw: bool) -> Check:
     Raises:
         LoraclrError: nothing can be said, as no checkpoint is loaded or its kind cannot be merged
     """
-    host = estimate.probe(request, wait=True)
+    host = pace.probe(request, wait=True)
     findings, inputs = [], []
     for concept, name in zip(request.concepts, names, strict=True):
         found = _finding(concept, name, host)

@@ -21,7 +21,7 @@ from ..merge import Merge, merge_loras
 from ..output import lora_tensors, output_path, save_merge
 from ..preview import PreviewOptions, preview_grid
 from ..request import MergeRequest
-from . import estimate
+from . import estimate, pace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -236,15 +236,18 @@ def shown(error: Exception, job: Job) -> str:
 
 
 def _merge(job: Job, host: Host) -> Result:
+    key = pace.key_of(job.request, host)
+    pace.measure(host, key)
     expected = estimate.stages(job.request, host, draw=job.draw)
     job.progress = TimedProgress(job, {stage: seconds for stage, seconds in expected.items() if seconds})
     merge = merge_loras(job.request, host, job.progress)
     preview = None
     if job.draw:
-        drawing = PreviewOptions(guidance=job.request.recording.guidance)
+        drawing = PreviewOptions(guidance=job.request.recording.guidance, font=a1111.caption_font())
         preview = preview_grid(merge, host, drawing, job.progress)
     job.progress.finish()
-    estimate.learn(job.request, host, job.progress.seconds, draw=job.draw)
+    steps = merge.report.refinement.get("steps")
+    pace.learn(key, estimate.work(job.request, host, draw=job.draw, refined_steps=steps), job.progress.seconds)
     size = sum(tensor.numel() * tensor.element_size() for tensor in lora_tensors(merge, host).values())
     return Result(_light(merge), _facade(host, merge.factors), preview, size)
 

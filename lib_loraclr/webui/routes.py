@@ -17,13 +17,13 @@ from modules import shared
 from pydantic import BaseModel, Field
 
 from ..errors import LoraclrError
-from ..hosts.a1111 import InstalledLora, find_lora, free_name, installed_loras
+from ..hosts.a1111 import InstalledLora, find_lora, free_name, installed_loras, loaded_family
 from ..methods import METHODS, find_method
 from ..options import parse_options, schema
 from ..request import MergeRequest
 from . import check as checking
 from . import jobs, settings
-from .catalogue import loaded_family, obstacle
+from .catalogue import obstacle
 
 _EXAMPLE = {
     "concepts": [
@@ -170,7 +170,7 @@ def _find(job_id: str) -> jobs.Job:
 
 def status(job_id: str) -> dict[str, Any]:
     """How far a merge is. `state`: queued, running, finished, failed, interrupted, kept, discarded."""
-    job = _find(job_id)
+    job, family = _find(job_id), loaded_family()
     return {
         "id": job.id,
         "state": job.state,
@@ -178,7 +178,7 @@ def status(job_id: str) -> dict[str, Any]:
         "text": job.text(),
         "error": job.error or None,
         "loras": list(job.names),
-        "family": loaded_family(),
+        "family": family.name if family else None,
     }
 
 

@@ -9,7 +9,7 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import LoraclrError
@@ -18,6 +18,9 @@ from ..options import parse_number
 from ..request import KINDS, Concept
 from .catalogue import obstacle, preview_url
 
+#: what a row has of a concept, and what stands there before anybody writes in it
+_FIELDS = {item.name: item.default for item in fields(Concept) if item.name != "lora"}
+_NUMBERS = {"te_weight": "text encoder weight", "unet_weight": "UNet weight", "importance": "importance"}
 _TIPS = {
     "te_weight": "Strength on the text encoder, as in <lora:name:te:unet>",
     "unet_weight": "Strength on the UNet, as in <lora:name:te:unet>",
@@ -30,30 +33,35 @@ _TIPS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A concept as the table has it; `lora` is the installed name, texts are as typed."""
+    """A concept as the table has it.
+
+    Attributes:
+        lora: the installed name
+        typed: field of `Concept` -> what stands in it; what is not there is as `Concept` has it by default
+    """
 
     lora: str
-    te_weight: float = 1.0
-    unet_weight: float = 1.0
-    trigger: str = ""
-    kind: str = "subject"
-    importance: float = 1.0
-    prompts: str = ""
+    typed: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, concept: Concept) -> Row:
+        """The row of a concept whose `lora` is the installed name."""
+        values = {name: getattr(concept, name) for name in _FIELDS}
+        return cls(concept.lora, {**values, "prompts": "\n".join(concept.prompts)})
+
+    def __getitem__(self, name: str) -> Any:
+        """What stands in a field."""
+        return self.typed.get(name, "" if name == "prompts" else _FIELDS[name])
 
     def concept(self, lora: InstalledLora) -> Concept:
         """Raises:
         LoraclrError: a number that is none
         """
-        numbers = {
-            name: float(parse_number(getattr(self, name), f"{label} of {self.lora} is {getattr(self, name)!r}"))
-            for name, label in (
-                ("te_weight", "The text encoder weight"),
-                ("unet_weight", "The UNet weight"),
-                ("importance", "The importance"),
-            )
-        }
-        prompts = tuple(line.strip() for line in self.prompts.splitlines() if line.strip())
-        return Concept(str(lora.path), trigger=self.trigger.strip(), kind=self.kind, prompts=prompts, **numbers)
+        values: dict[str, Any] = {"trigger": str(self["trigger"]).strip(), "kind": self["kind"]}
+        values["prompts"] = tuple(line.strip() for line in str(self["prompts"]).splitlines() if line.strip())
+        for name, label in _NUMBERS.items():
+            values[name] = float(parse_number(self[name], f"The {label} of {self.lora} is {self[name]!r}"))
+        return Concept(str(lora.path), **values)
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,21 @@ class Table:
         """From the browser's JSON; what is not of that form is no table."""
         try:
             values = json.loads(text or "{}")
-            rows = tuple(Row(**row) for row in values.get("rows", ()))
-        except (ValueError, TypeError, AttributeError):
+            rows = tuple(_parsed(row) for row in values.get("rows", ()))
+        except (ValueError, TypeError, AttributeError, KeyError):
             return cls()
         return cls(rows, str(values.get("taken", "")))
 
     def dump(self) -> str:
-        return json.dumps({"taken": self.taken, "rows": [asdict(row) for row in self.rows]})
+        return json.dumps({"taken": self.taken, "rows": [{"lora": row.lora, **row.typed} for row in self.rows]})
+
+
+def _parsed(values: Mapping[str, Any]) -> Row:
+    typed = dict(values)
+    lora = typed.pop("lora")
+    if not typed.keys() <= _FIELDS.keys():
+        raise ValueError(f"no such field among {sorted(typed)}")
+    return Row(lora, typed)
 
 
 def selected(names: Sequence[str], shown: Table, taken: Table) -> Table:
@@ -92,7 +108,7 @@ def _new(name: str) -> Row:
         return Row(name)
     # a style that only its file name could call is one without trigger words
     style = lora.trigger_is_guess and "style" in f"{lora.folder}/{lora.name}".lower()
-    return replace(Row(name), trigger="" if style else lora.trigger, kind="style" if style else "subject")
+    return Row(name, {"trigger": "" if style else lora.trigger, "kind": "style" if style else "subject"})
 
 
 def found(rows: Sequence[Row]) -> dict[str, InstalledLora]:
@@ -129,21 +145,22 @@ def _row(row: Row, lora: InstalledLora | None) -> str:
     folder = f"{lora.folder}/" if lora and lora.folder else ""
     badge = f"<span class='loraclr-badge'>{_text(lora.family)}</span>" if lora and lora.family != "Unknown" else ""
     refused = f"<div class='loraclr-refused'>Cannot be merged: {_text(reason)}.</div>" if reason else ""
-    guess = " loraclr-guess" if lora and lora.trigger_is_guess and row.trigger == lora.trigger else ""
-    more = " open" if row.prompts or _number(row.importance) != "1" else ""
+    guess = " loraclr-guess" if lora and lora.trigger_is_guess and row["trigger"] == lora.trigger else ""
+    more = " open" if row["prompts"] or _number(row["importance"]) != "1" else ""
     return (
         f"<div class='loraclr-row loraclr-concept{' loraclr-bad' if reason else ''}' data-lora='{_text(row.lora)}'>"
         f"{_picture(lora)}"
         f"<span class='loraclr-name' title='{_text(folder + row.lora)}'>"
         f"<small>{_text(folder)}</small>{_text(row.lora)} {badge}</span>"
         f"{_cell('Text encoder', _number_input(row, 'te_weight'))}{_cell('UNet', _number_input(row, 'unet_weight'))}"
-        f"<input type='text' class='loraclr-trigger{guess}' data-field='trigger' value='{_text(row.trigger)}' "
+        f"<input type='text' class='loraclr-trigger{guess}' data-field='trigger' value='{_text(row['trigger'])}' "
         f"placeholder='trigger words' aria-label='Trigger words of {_text(row.lora)}' title='{_text(_trigger_tip(lora, guess))}'>"
         f"{_kind(row)}"
         f"<details class='loraclr-more'{more}><summary title='Importance and own prompts'>…</summary></details>"
         f"<div class='loraclr-extra'><label>Importance {_number_input(row, 'importance')}</label>"
         f"<textarea data-field='prompts' rows='2' placeholder='Own prompts in place of the templates, one per line' "
-        f"aria-label='Own prompts of {_text(row.lora)}' title='{_text(_TIPS['prompts'])}'>{_text(row.prompts)}</textarea></div>"
+        f"aria-label='Own prompts of {_text(row.lora)}' title='{_text(_TIPS['prompts'])}'>"
+        f"{_text(row['prompts'])}</textarea></div>"
         f"{refused}</div>"
     )
 
@@ -161,21 +178,21 @@ def _picture(lora: InstalledLora | None) -> str:
     return f"<span class='loraclr-thumb' aria-hidden='true'>{_text((lora.name if lora else '?')[:1].upper())}</span>"
 
 
-def _cell(label: str, field: str) -> str:
+def _cell(label: str, inside: str) -> str:
     """A field with its label, which is seen where the page is too narrow for the table's head."""
-    return f"<label class='loraclr-cell'><small>{label}</small>{field}</label>"
+    return f"<label class='loraclr-cell'><small>{label}</small>{inside}</label>"
 
 
 def _number_input(row: Row, name: str) -> str:
     step = "0.1" if name == "importance" else "0.05"
     return (
-        f"<input type='number' step='{step}' data-field='{name}' value='{_text(_number(getattr(row, name)))}' "
+        f"<input type='number' step='{step}' data-field='{name}' value='{_text(_number(row[name]))}' "
         f"aria-label='{_text(name.replace('_', ' '))} of {_text(row.lora)}' title='{_text(_TIPS[name])}'>"
     )
 
 
 def _kind(row: Row) -> str:
-    options = "".join(f"<option{' selected' if kind == row.kind else ''}>{kind}</option>" for kind in KINDS)
+    options = "".join(f"<option{' selected' if kind == row['kind'] else ''}>{kind}</option>" for kind in KINDS)
     return f"<select data-field='kind' aria-label='Kind of {_text(row.lora)}' title='{_text(_TIPS['kind'])}'>{options}</select>"
 
 

@@ -10,17 +10,21 @@ Importing this imports nothing of the WebUI; using it outside the WebUI, or with
 from .host import A1111Host
 from .library import InstalledLora, announce, find_lora, free_name, installed_loras, lora_dir, lora_dirs
 from .progress import StateProgress
-from .session import session
+from .session import loaded_family, peek, session
+from .webui import caption_font
 
 __all__ = [
     "A1111Host",
     "InstalledLora",
     "StateProgress",
     "announce",
+    "caption_font",
     "find_lora",
     "free_name",
     "installed_loras",
+    "loaded_family",
     "lora_dir",
     "lora_dirs",
+    "peek",
     "session",
 ]

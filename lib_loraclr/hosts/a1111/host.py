@@ -23,7 +23,8 @@ _BLOCKS = {"BasicTransformerBlock", "ResBlock", "AttentionBlock"}
 
 
 class A1111Host:
-    """The loaded checkpoint. Made by `session`, which also sees to it that the base weights are in place.
+    """The loaded checkpoint. Made by `session`, which also sees to it that the base weights are in place; or by `peek`, to be
+    looked at and not run.
 
     Attributes:
         aliases: names that files have for a layer besides its key -> layer key

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from ...errors import LoraclrError
+from ..base import Family
 from . import webui
 from .host import A1111Host
+from .layers import family_of
 
 
 @contextmanager
@@ -33,6 +35,27 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[A1111H
             stack.enter_context(_frozen(model))
             stack.enter_context(_hijack_untouched())
             yield A1111Host(model)
+
+
+def peek() -> A1111Host | None:
+    """The loaded checkpoint, to be asked what it is and which layers it has, not to be run; None where none is loaded yet.
+
+    Waits for no picture that is being made.
+
+    Raises:
+        LoraclrError: LoRAs of its kind cannot be merged, or the built-in Lora is switched off
+    """
+    model = webui.module("sd_models").model_data.sd_model
+    return None if model is None else A1111Host(model)
+
+
+def loaded_family() -> Family | None:
+    """What the loaded checkpoint's LoRAs are made for; None where none is loaded yet, or LoRAs of its kind cannot be merged."""
+    model = webui.module("sd_models").model_data.sd_model
+    try:
+        return None if model is None else family_of(model)
+    except LoraclrError:
+        return None
 
 
 @contextmanager

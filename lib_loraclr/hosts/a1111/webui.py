@@ -7,6 +7,7 @@ is switched off, and the tests have to run where there is no WebUI at all.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 from torch import nn
@@ -55,3 +56,9 @@ def loaded_model() -> nn.Module:
     if model is None:
         raise LoraclrError("The WebUI has no checkpoint loaded: choose one at the top left.")
     return model
+
+
+def caption_font() -> str | None:
+    """The TrueType file that the WebUI writes on its grids with, which any picture of ours is to look like."""
+    file = module("paths_internal").roboto_ttf_file
+    return file if Path(file).is_file() else None
