@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,11 +67,6 @@ class LayerProblem:
         """All inputs, each row scaled by the root of its weight, `[sum n, d_in]`: the rows of `S = Σ c_i X_i^T X_i / n_i`."""
         return torch.cat([rows.inputs * rows.weight**0.5 for rows in self.rows])
 
-    def gram(self) -> Tensor:
-        """`S`, `[d_in, d_in]`."""
-        stacked = self.stacked()
-        return stacked.mT @ stacked
-
     def targets_in(self, basis: Tensor) -> list[Tensor]:
         """What each recording's concepts do on its rows, in coordinates of the column space: `X D^T U`, `[n, R]` each."""
         results = []
@@ -79,3 +74,40 @@ class LayerProblem:
             target = self.target(rows.active)
             results.append((rows.inputs @ target.down.mT) @ (target.up.mT @ basis))
         return results
+
+    def reduced(self, basis: Tensor) -> Reduced:
+        """The same problem in coordinates of the column space, and of the space that the inputs span where rows are few.
+
+        A change of the delta outside the inputs' span does nothing on them, so a search that follows gradients never leaves it.
+
+        Args:
+            basis: `U`, `[d_out, R]`, orthonormal
+        """
+        stacked = self.stacked()
+        few = len(stacked) < stacked.shape[1]
+        span = torch.linalg.qr(stacked.mT).Q.mT if few else None
+        reduced = Reduced(self, span)
+        deltas = [d and Factors(basis.mT @ d.up, reduced.inside(d.down)) for d in self.deltas]
+        rows = [replace(rows, inputs=reduced.inside(rows.inputs)) for rows in self.rows]
+        return replace(reduced, problem=LayerProblem(self.key, tuple(deltas), tuple(rows)))
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A problem in fewer coordinates.
+
+    Attributes:
+        problem: the problem, with `R` for `d_out`, and the number of rows for `d_in` where rows are fewer than columns
+        span: orthonormal basis of the inputs' span, `[s, d_in]`; None where the columns were left as they were
+    """
+
+    problem: LayerProblem
+    span: Tensor | None
+
+    def inside(self, matrix: Tensor) -> Tensor:
+        """`[…, d_in]` -> `[…, s]`; what is outside the span is lost."""
+        return matrix if self.span is None else matrix @ self.span.mT
+
+    def outside(self, matrix: Tensor) -> Tensor:
+        """`[…, s]` -> `[…, d_in]`"""
+        return matrix if self.span is None else matrix @ self.span

@@ -82,11 +82,16 @@ def balanced(delta: Factors) -> Factors:
     Gradient steps on factors move the product evenly only when neither factor dwarfs the other, and half
     precision keeps more of balanced factors. QR of both factors keeps the SVD at `[r, r]`.
     """
-    q_up, r_up = torch.linalg.qr(delta.up)
-    q_down, r_down = torch.linalg.qr(delta.down.mT)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    basis, triangle = torch.linalg.qr(delta.up)
+    return _balanced(basis, triangle @ delta.down)
+
+
+def _balanced(basis: Tensor, coordinates: Tensor) -> Factors:
+    """`basis @ coordinates` balanced; the columns of `basis [d_out, r]` are orthonormal."""
+    q_down, r_down = torch.linalg.qr(coordinates.mT)
+    u, s, vh = torch.linalg.svd(r_down.mT, full_matrices=False)
     root = s.sqrt()
-    up, down = (q_up @ u) * root, root[:, None] * (vh @ q_down.mT)
+    up, down = (basis @ u) * root, root[:, None] * (vh @ q_down.mT)
     # An SVD is unique only up to signs, and backends disagree: the largest entry of each column is made positive.
     signs = torch.sign(up.gather(0, up.abs().argmax(0, keepdim=True)))
     signs = torch.where(signs == 0, torch.ones_like(signs), signs)
@@ -101,27 +106,28 @@ class Truncation:
     kept: float
 
 
-def truncate(delta: Factors, gram: Tensor | None, *, rank: int | None = None, share: float = 1.0) -> Truncation:
-    """The best approximation of a delta at lower rank, measured on the inputs: `min ||(D - L) S^(1/2)||_F`.
+def truncate(delta: Factors, inputs: Tensor | None, *, rank: int | None = None, share: float = 1.0) -> Truncation:
+    """The best approximation of a delta at lower rank, measured on the inputs: `min ||(D - L) S^(1/2)||_F`, `S = X^T X`.
 
     With `D = U K` (`U` orthonormal) the effect energy of a direction `v` in the column space is
-    `v^T (K S K^T) v`; keeping the eigenvectors of the largest energies is the optimum (Eckart-Young in the
-    metric `S`), and costs one eigenproblem of size `r`.
+    `||v^T K X^T||²`; keeping the eigenvectors of the largest energies is the optimum (Eckart-Young in the
+    metric `S`), and costs one eigenproblem of size `r`. `S` itself, `[d_in, d_in]`, is never made.
 
     Args:
         delta: up `[d_out, r]`, down `[r, d_in]`
-        gram: `S`, `[d_in, d_in]`; None means the identity (plain Frobenius norm)
+        inputs: `X`, `[n, d_in]`, each row scaled by the root of its weight; None means that `S` is the identity (plain
+            Frobenius norm)
         rank: the rank to keep at most; None lets `share` alone decide
-        share: the least share of the energy to keep; decides when `rank` is None
+        share: the least share of the energy to keep; decides when `rank` is None. A direction that no input goes into has
+            no energy and is dropped even at 1; `exact` drops nothing
 
     Returns:
         balanced factors of rank between 1 and `r`, and the share of the energy they keep
     """
     basis, triangle = torch.linalg.qr(delta.up)
     coordinates = triangle @ delta.down
-    weighted = coordinates if gram is None else coordinates @ gram
-    energy_matrix = weighted @ coordinates.mT
-    energies, vectors = torch.linalg.eigh((energy_matrix + energy_matrix.mT) / 2)
+    effects = coordinates if inputs is None else coordinates @ inputs.mT
+    energies, vectors = torch.linalg.eigh(effects @ effects.mT)
     energies, vectors = energies.flip(0).clamp_min(0), vectors.flip(1)
     total = energies.sum()
     if total == 0:
@@ -133,4 +139,16 @@ def truncate(delta: Factors, gram: Tensor | None, *, rank: int | None = None, sh
         rank = int((kept < share - tolerance).sum()) + 1
     rank = max(1, min(rank, len(energies)))
     top = vectors[:, :rank]
-    return Truncation(balanced(Factors(basis @ top, top.mT @ coordinates)), float(kept[rank - 1]))
+    return Truncation(_balanced(basis @ top, top.mT @ coordinates), float(kept[rank - 1]))
+
+
+def exact(delta: Factors) -> Factors:
+    """The same delta, balanced, at its numerical rank (at least 1); the rule is that of `orthonormal_basis`."""
+    factors = balanced(delta)
+    singular = factors.down.square().sum(
+        1
+    )  # balanced: the rows of `down` are as long as the roots of the singular values
+    keep = singular > max(delta.shape) * torch.finfo(singular.dtype).eps * singular[0]
+    if not keep.any():
+        return zero(*delta.shape, like=delta.up)
+    return Factors(factors.up[:, keep], factors.down[keep])

@@ -65,14 +65,18 @@ class LayerObjective:
     Rows of the base model have target 0 and no size of their own; `e` is the mean of the other recordings' there.
     """
 
-    def __init__(self, problem: LayerProblem, basis: Tensor, start: Tensor, terms: Terms) -> None:
+    def __init__(
+        self, problem: LayerProblem, basis: Tensor, start: Tensor, terms: Terms, *, start_energy: Tensor | None = None
+    ) -> None:
         """
         Args:
             basis: `U`, `[d_out, R]`
             start: `M_0`, `[R, d_in]`
+            start_energy: `||M_0||²`, `[]`, where `start` holds only a part of it (`LayerProblem.reduced`)
         """
         self.start, self.terms = start, terms
-        self._start_energy = max(float(start.square().sum()), torch.finfo(start.dtype).tiny)
+        energy = start.square().sum() if start_energy is None else start_energy
+        self._start_energy = max(float(energy), torch.finfo(start.dtype).tiny)
         self._groups = _groups(problem, basis)
 
     def __call__(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,11 +113,16 @@ def _groups(problem: LayerProblem, basis: Tensor) -> list[_Group]:
     energies = [float(target.square().sum(1).mean()) if len(target) else 0.0 for target in targets]
     known = [energy for energy, rows in zip(energies, problem.rows, strict=True) if rows.active and energy > 0]
     fallback = sum(known) / len(known) if known else 1.0
+    # a concept that does not change this layer is a rival too: its effect here is none
+    rivals = [problem.target((j,)) for j in range(len(problem.deltas))]
+    sides = [rival.up.mT @ basis for rival in rivals]
     groups = []
     for rows, target, energy in zip(problem.rows, targets, energies, strict=True):
-        # a concept that does not change this layer is a rival too: its effect here is none
-        rivals = [problem.target((j,)) for j in range(len(problem.deltas)) if rows.active and j not in rows.active]
-        others = [(rows.inputs @ rival.down.mT) @ (rival.up.mT @ basis) for rival in rivals]
+        others = [
+            (rows.inputs @ rival.down.mT) @ side
+            for j, (rival, side) in enumerate(zip(rivals, sides, strict=True))
+            if rows.active and j not in rows.active
+        ]
         stacked = torch.stack(others) if others else target.new_zeros(0, *target.shape)
         distances = (stacked - target).norm(dim=2)
         groups.append(

@@ -73,7 +73,7 @@ def parse_options(options_class: type[T], values: Mapping[str, Any], owner: str)
     for name in values:
         if name not in known:
             raise (
-                unknown_name(f"option of {owner}", name, known)
+                unknown_name("option", name, known, where=f"of {owner}")
                 if known
                 else LoraclrError(f"There is no option {name!r}: {owner} has none. Leave it out.")
             )

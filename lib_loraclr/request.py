@@ -201,7 +201,7 @@ def _build(cls: type[T], values: Any, where: str) -> T:
     parsed = {}
     for name, value in _mapping(values, where).items():
         if name not in fields:
-            raise unknown_name(f"field in {where}", name, fields)
+            raise unknown_name("field", name, fields, where=f"in {where}")
         parsed[name] = _convert(fields[name], value, f"{name} in {where} is {value!r}")
     missing = [
         n for n, f in fields.items() if n not in parsed and f.default is f.default_factory is dataclasses.MISSING
@@ -252,7 +252,7 @@ def parse_lora_argument(text: str) -> Concept:
         if equals and name in _NOT_WEIGHTS:
             raise LoraclrError(f"{text}: {_NOT_WEIGHTS[name]}.")
         if equals and name not in _WEIGHT_KEYS:
-            raise unknown_name(f"weight in {text}:", name, _WEIGHT_KEYS)
+            raise unknown_name("weight", name, _WEIGHT_KEYS, where=f"in {text}")
         number = float(
             parse_number(value if equals else part, f"The weight in {text} is {value if equals else part!r}")
         )

@@ -14,7 +14,7 @@ from .inputs import InputLora
 from .layer_keys import is_text_encoder
 from .layer_problem import LayerProblem, Rows
 from .lora_files import PRECISIONS
-from .low_rank import Deltas, Factors, truncate
+from .low_rank import Deltas, Factors, Truncation, exact, truncate
 from .memory import MemoryPlan, plan_memory
 from .methods import LayerResult, Method
 from .progress import Progress
@@ -219,10 +219,17 @@ class Job:
         )
         problem = LayerProblem(key, tuple(exact), rows)
         result: LayerResult = method.function(problem, options)
-        chosen = {"auto": {"share": self.request.kept if rows else 1.0}, "full": {"share": 1.0}}
-        limits = chosen.get(self.request.rank) or {"rank": int(self.request.rank)}
-        cut = truncate(result.factors, problem.gram() if rows else None, **limits)
+        cut = self._cut(result.factors, problem.stacked() if rows else None)
         return MergedLayer(cut.factors.to(torch.float32), result.notes, cut.kept)
+
+    def _cut(self, delta: Factors, inputs: torch.Tensor | None) -> Truncation:
+        """The delta at the rank that was asked for; without inputs nothing says what could be left out."""
+        rank = self.request.rank
+        if rank.isdecimal():
+            return truncate(delta, inputs, rank=int(rank))
+        if rank == "auto" and inputs is not None:
+            return truncate(delta, inputs, share=self.request.kept)
+        return Truncation(exact(delta), 1.0)
 
     def refine(
         self, layers: Mapping[str, MergedLayer], lessons: Sequence[Examples], options: RefinementOptions

@@ -177,14 +177,14 @@ NO_MODEL = {
     "no LoRA": (["--output", "zoo"], ["nothing to merge", "name at least one LoRA"]),
     "no LoRA but words for one": (["--trigger", "fox=sks"], ["nothing to merge"]),
     "a weight that is no number": (["fox.safetensors:strong"], ["fox.safetensors:strong", "'strong'", "not a number"]),
-    "an unknown weight": (["fox.safetensors:tee=1"], ["fox.safetensors:tee=1", "did you mean 'te'"]),
+    "an unknown weight": (["fox.safetensors:tee=1"], ["weight 'tee' in fox.safetensors:tee=1", "did you mean 'te'"]),
     "dyn": (["fox.safetensors:1:dyn=8"], ["dyn=", "resize the file first"]),
     "lbw": (["fox.safetensors:1:lbw=MIDD"], ["lbw=", "leave it out"]),
     "the same LoRA twice": (["fox.safetensors", "fox.safetensors:.5"], ["fox.safetensors is named 2 times", "once"]),
     "an unknown method": (["fox.safetensors", "--method", "rigde"], ["method 'rigde'", "did you mean 'ridge'"]),
     "an unknown option": (
         ["fox.safetensors", "--method", "ridge", "--option", "rigde=1"],
-        ["option of method ridge 'rigde'", "did you mean 'ridge'"],
+        ["option 'rigde' of method ridge", "did you mean 'ridge'"],
     ),
     "another method's option": (
         ["fox.safetensors", "--method", "average", "--effort", "fast"],
@@ -262,7 +262,15 @@ NO_MODEL = {
     ),
     "a device that is not there": (
         ["fox.safetensors", "-o", "zoo", "--checkpoint", "model.safetensors", "--device", "gpu"],
-        ["device 'gpu' cannot be used here", "--device cpu"],
+        ["no device 'gpu'", "give auto, cpu, cuda, cuda:0 or mps."],
+    ),
+    "a device that does not work here": (
+        ["fox.safetensors", "-o", "zoo", "--checkpoint", "model.safetensors", "--device", "cuda:99"],
+        ["device 'cuda:99' cannot be used here", "--device cpu"],
+    ),
+    "a LoRA that is not there, before the checkpoint is looked at": (
+        ["gone.safetensors", "-o", "zoo", "--checkpoint", "model.safetensors"],
+        ["no file gone.safetensors", "check the name"],
     ),
 }
 
@@ -456,9 +464,9 @@ def test_measure_prints_the_report(
         return report
 
     monkeypatch.setattr(measure_command, "measure_loras", measured)
-    result = run("measure", "fox.safetensors:.5", "--merged", "zoo.safetensors:0.8")
+    result = run("measure", "fox.safetensors:.5", "--merged", "cat.safetensors:0.8")
     assert (result.code, result.out) == (0, report.table() + "\n")
-    assert asked == [((Concept("fox.safetensors", 0.5, 0.5),), loaded, "zoo.safetensors:0.8")]
+    assert asked == [((Concept("fox.safetensors", 0.5, 0.5),), loaded, "cat.safetensors:0.8")]
 
 
 # From arguments to a request

@@ -63,10 +63,13 @@ def dense_gram(problem: LayerProblem) -> Tensor:
     return total
 
 
+def gram(problem: LayerProblem) -> Tensor:
+    return problem.stacked().mT @ problem.stacked()
+
+
 def test_gram_is_the_weighted_sum_of_outer_products() -> None:
     problem = random_problem()
-    assert torch.allclose(problem.gram(), dense_gram(problem), rtol=CLOSE, atol=CLOSE)
-    assert torch.allclose(problem.stacked().mT @ problem.stacked(), dense_gram(problem), rtol=CLOSE, atol=CLOSE)
+    assert torch.allclose(gram(problem), dense_gram(problem), rtol=CLOSE, atol=CLOSE)
 
 
 def test_recordings_count_by_importance_and_not_by_their_number_of_rows() -> None:
@@ -75,8 +78,8 @@ def test_recordings_count_by_importance_and_not_by_their_number_of_rows() -> Non
         problem, rows=tuple(replace(rows, inputs=torch.cat([rows.inputs, rows.inputs])) for rows in problem.rows)
     )
     more = replace(problem, rows=tuple(replace(rows, importance=2 * rows.importance) for rows in problem.rows))
-    assert torch.allclose(twice.gram(), problem.gram(), rtol=CLOSE)
-    assert torch.allclose(more.gram(), 2 * problem.gram(), rtol=CLOSE)
+    assert torch.allclose(gram(twice), gram(problem), rtol=CLOSE)
+    assert torch.allclose(gram(more), 2 * gram(problem), rtol=CLOSE)
 
 
 def test_a_recording_without_rows_has_a_finite_weight() -> None:
@@ -116,3 +119,29 @@ def test_targets_in_coordinates_are_what_the_concepts_do_on_their_inputs() -> No
     for rows, target in zip(problem.rows, problem.targets_in(basis), strict=True):
         expected = rows.inputs @ dense_target(problem, rows.active).mT
         assert torch.allclose(target @ basis.mT, expected, atol=10 * CLOSE)
+
+
+@pytest.mark.parametrize("rows", [3, 30], ids=["few rows", "many rows"])
+def test_a_reduced_problem_says_the_same_of_every_delta(rows: int) -> None:
+    """Outputs and targets of all recordings, at any change from any start, computed with and without the reduction."""
+    problem = random_problem(ranks=(2, None, 3), size=(40, 60), rows=rows)
+    basis = problem.column_space()
+    reduced = problem.reduced(basis)
+    small, few = reduced.problem, sum(len(r.inputs) for r in problem.rows) < 60
+    assert few == (rows == 3) == (reduced.span is not None)
+    for full, inner in zip(problem.targets_in(basis), small.targets_in(torch.eye(5, dtype=torch.float64)), strict=True):
+        assert torch.allclose(full, inner, rtol=1e-10, atol=1e-10)
+    point = torch.randn(5, 60, dtype=torch.float64)
+    for full, inner in zip(problem.rows, small.rows, strict=True):
+        expected = full.inputs @ point.mT
+        assert torch.allclose(inner.inputs @ reduced.inside(point).mT, expected, rtol=1e-10, atol=1e-10)
+        assert torch.allclose(full.inputs @ reduced.outside(reduced.inside(point)).mT, expected, rtol=1e-10, atol=1e-10)
+        assert (inner.active, inner.weight) == (full.active, full.weight)
+    assert [d is None for d in small.deltas] == [False, True, False]
+
+
+def test_the_span_of_the_inputs_does_not_hold_every_delta() -> None:
+    """The control of the test above: what is outside the span is lost, and comes back from nowhere."""
+    reduced = (problem := random_problem(size=(40, 60), rows=3)).reduced(problem.column_space())
+    point = torch.randn(5, 60, dtype=torch.float64)
+    assert float((reduced.outside(reduced.inside(point)) - point).norm()) > 0.1 * float(point.norm())

@@ -158,6 +158,25 @@ def predict_difference(host: Host, merge: Merge) -> float:
     return float((predict(host, merge.factors, prompt) - predict(host, {}, prompt)).norm())
 
 
+def test_rank_full_leaves_nothing_out(demo: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against what the method itself returned, layer by layer; truncation by energy would lose a share of each."""
+    solved: dict[str, Factors] = {}
+    method = METHODS["ridge"]
+
+    def listening(problem, options):
+        result = method.function(problem, options)
+        solved[problem.key] = result.factors
+        return result
+
+    monkeypatch.setitem(METHODS, "ridge", replace(method, function=listening))
+    asked = request(demo, "fox-face", "pizza", method="ridge", options={}, rank="full", precision="fp32")
+    merge = merge_loras(asked, host)
+    assert set(merge.factors) == set(solved)
+    for key, factors in merge.factors.items():
+        expected = solved[key].dense()
+        assert float((factors.dense() - expected).norm()) <= 1e-5 * float(expected.norm()), key
+
+
 def test_the_automatic_rank_keeps_the_share_it_states(demo: Path, host: Host, fox_and_pizza: Merge) -> None:
     report = fox_and_pizza.report
     least, _ = report.kept

@@ -249,3 +249,20 @@ def test_at_the_output_the_hinge_is_off_where_there_is_no_rival_and_finite_at_th
     assert negative[0] == 0
     assert float(negative[1].detach()) == pytest.approx(margin**2)
     assert prediction.grad.isfinite().all()
+
+
+def test_in_reduced_coordinates_it_is_the_same_function() -> None:
+    """Value and gradient where rows are fewer than columns, against the whole space; λ_delta's unit is the whole start."""
+    problem = random_problem(size=(40, 60), rows=3)
+    objective, basis, start = objective_of(problem, HINGED)
+    reduced = problem.reduced(basis)
+    inner, identity = reduced.inside(start), torch.eye(basis.shape[1], dtype=torch.float64)
+    small = LayerObjective(reduced.problem, identity, inner, HINGED, start_energy=start.square().sum())
+    change = torch.randn_like(inner)
+    value, gradient = objective(start + reduced.outside(change))
+    inner_value, inner_gradient = small(inner + change)
+    assert torch.allclose(inner_value, value, rtol=1e-10)
+    assert torch.allclose(reduced.outside(inner_gradient), gradient, rtol=1e-8, atol=1e-10)
+    assert small.active_share(inner + change) == objective.active_share(start + reduced.outside(change))
+    partial = LayerObjective(reduced.problem, identity, inner, HINGED)
+    assert not torch.allclose(partial(inner + change)[0], value, rtol=1e-4), "control: the part's energy is another"

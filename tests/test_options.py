@@ -92,7 +92,7 @@ def test_a_range_with_one_end_is_told_without_the_other() -> None:
 
 
 def test_an_unknown_option_is_answered_with_the_nearest() -> None:
-    with pytest.raises(LoraclrError, match=r"option of method sample 'step': did you mean 'steps'\? known are effort"):
+    with pytest.raises(LoraclrError, match=r"option 'step' of method sample: did you mean 'steps'\? known are effort"):
         parsed(step=3)
 
 

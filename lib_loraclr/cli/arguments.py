@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import LoraclrError, unknown_name
-from ..lora_files import read_tensors
+from ..lora_files import read_tensors, require_safetensors
 from ..methods import METHODS, find_method
 from ..options import Option, parse_number, schema
 from ..output import read_recipe
@@ -150,6 +150,16 @@ def build_request(arguments: argparse.Namespace) -> MergeRequest:
     request.check()
     find_method(request.method)
     return request
+
+
+def require_files(loras: Iterable[str]) -> None:
+    """Refuse LoRAs that are not there, before the checkpoint is loaded, which takes a minute.
+
+    Raises:
+        LoraclrError: no such file, or one that cannot be a LoRA
+    """
+    for lora in loras:
+        require_safetensors(Path(lora))
 
 
 def _base(arguments: argparse.Namespace) -> MergeRequest:

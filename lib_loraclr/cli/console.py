@@ -48,7 +48,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Stable Diffusion checkpoint: a .safetensors file (its .yaml beside it, if it has one) or a diffusers folder",
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 or mps (default: auto)")
     group.add_argument(
         "--model-precision",
         default="auto",
@@ -73,18 +73,30 @@ def load_host(arguments: argparse.Namespace) -> Host:
         raise LoraclrError(
             f"{error.name} is not installed: the command line needs it (pip install 'loraclr[cli]')."
         ) from error
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LoraclrError(
-            f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}): try --device cpu."
-        ) from None
+    device = _device(arguments.device)
     precision = arguments.model_precision
     if precision == "auto":
         precision = "fp32" if torch.device(device).type == "cpu" else "fp16"
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     print(f"loading {arguments.checkpoint} …", file=sys.stderr, flush=True)
     return load(arguments.checkpoint, device=device, dtype=dtype)
+
+
+def _device(name: str) -> str:
+    """The device of that name, if it is one and works.
+
+    Raises:
+        LoraclrError: it is none, or does not work
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(name)
+    except RuntimeError:  # whose text lists every backend that torch was ever built for
+        raise LoraclrError(f"There is no device {name!r}: give auto, cpu, cuda, cuda:0 or mps.") from None
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise LoraclrError(f"The device {name!r} cannot be used here ({reason}): try --device cpu.") from None
+    return name

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..merge import measure_loras
-from .arguments import add_lora_arguments, add_recording_arguments, build_request
+from ..request import parse_lora_argument
+from .arguments import add_lora_arguments, add_recording_arguments, build_request, require_files
 from .console import ConsoleProgress, add_model_arguments, load_host
 
 HELP = "measure how much of each concept survives"
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     request = build_request(arguments)
+    merged = [parse_lora_argument(arguments.merged).lora] if arguments.merged else []
+    require_files([*(concept.lora for concept in request.concepts), *merged])
     host = load_host(arguments)
     progress = ConsoleProgress()
     try:

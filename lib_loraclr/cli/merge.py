@@ -22,6 +22,7 @@ from .arguments import (
     add_method_arguments,
     add_recording_arguments,
     build_request,
+    require_files,
 )
 from .console import ConsoleProgress, add_model_arguments, load_host
 
@@ -66,6 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     request = build_request(arguments)
     parse_options(find_method(request.method).options, request.options, f"method {request.method}")
     path = _destination(arguments)
+    require_files(concept.lora for concept in request.concepts)
     host = load_host(arguments)
     if arguments.show_prompts:
         _show_prompts(request, host)

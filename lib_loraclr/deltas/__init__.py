@@ -57,8 +57,9 @@ def layer_factors(layer_key: str, parameters: Mapping[str, Tensor], source: str)
     """
     kind = kind_of(parameters)
     if isinstance(kind, str):
+        article = "an" if kind.lstrip("(")[0] in "aeiouAEIOU" else "a"
         raise LoraclrError(
-            f"{source} is a {kind} network in {layer_key} ({', '.join(sorted(parameters))}): "
+            f"{source} is {article} {kind} network in {layer_key} ({', '.join(sorted(parameters))}): "
             "only LoRA and LoCon can be merged so far; leave this file out."
         )
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ..layer_problem import LayerProblem
 from ..low_rank import Factors
 from ..objective import LayerObjective, Terms
@@ -76,16 +78,19 @@ def contrastive(problem: LayerProblem, options: ContrastiveOptions) -> LayerResu
     Starts at the closed form (`ridge`) and minimises `LayerObjective` over the joint column space by L-BFGS. Exact rank
     `Σ r_i`. Layer by layer the UNet cannot keep many concepts apart (the same few directions carry them all); the
     refinement at the model's output, which follows for the efforts balanced and thorough, can. Costs, beyond the closed
-    form, `layer_steps` products of the inputs with `M`.
+    form, `layer_steps` products of the inputs with `M`, both in coordinates of the inputs' span where rows are few.
     """
     basis = problem.column_space()
     solution, start = closed_form(problem, basis, options.ridge)
-    objective = LayerObjective(problem, basis, start, options.terms)
-    minimum = minimize(objective, start, max_steps=options.layer_steps)
+    reduced = problem.reduced(basis)
+    inner = reduced.inside(start)
+    identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+    objective = LayerObjective(reduced.problem, identity, inner, options.terms, start_energy=start.square().sum())
+    minimum = minimize(objective, inner, max_steps=options.layer_steps)
     notes = {
         "ridge": solution.ridge,
         "repairs": solution.repairs,
         "steps": minimum.steps,
         "active_hinges": objective.active_share(minimum.value),
     }
-    return LayerResult(Factors(basis, minimum.value), notes)
+    return LayerResult(Factors(basis, start + reduced.outside(minimum.value - inner)), notes)

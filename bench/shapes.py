@@ -1,0 +1,249 @@
+"""Hosts that have a real checkpoint's layer shapes and nothing else: no weights, random inputs of the real sizes.
+
+The model's layers are stand-ins without weights that receive random rows of the real shapes (found by running diffusers' models
+on the meta device), so that what a benchmark measures is what recording and solving take. Linux only.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from lib_loraclr.hosts import base
+from lib_loraclr.hosts.substitution import Layer, substituted
+from lib_loraclr.layer_keys import text_encoder_key, unet_key
+from lib_loraclr.low_rank import Factors
+from lib_loraclr.progress import Progress
+
+Shapes = dict[str, tuple[int, ...]]
+TOKENS = 77
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A real checkpoint's models, as diffusers and transformers build them.
+
+    Attributes:
+        family: its family
+        name: what it is called
+        unet: arguments of `UNet2DConditionModel`
+        text_encoders: prefix of the layer keys -> class, arguments of `CLIPTextConfig`
+        context: width of what cross-attention reads
+        added: width of the pooled text and of the sizes that the UNet reads besides, and how many sizes; SDXL only
+    """
+
+    family: base.Family
+    name: str
+    unet: Mapping[str, object]
+    text_encoders: Mapping[str, tuple[type[nn.Module], Mapping[str, int]]]
+    context: int
+    added: tuple[int, int] | None = None
+
+
+_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+SD15 = Architecture(
+    base.SD1,
+    "SD1.5",
+    {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    {"lora_te_": (CLIPTextModel, _CLIP_L)},
+    768,
+)
+#: the `config.json` of stable-diffusion-xl-base-1.0's UNet and text encoders, as far as it decides shapes
+SDXL = Architecture(
+    base.SDXL,
+    "SDXL",
+    {
+        "sample_size": 128,
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    {"lora_te1_": (CLIPTextModel, _CLIP_L), "lora_te2_": (CLIPTextModelWithProjection, _BIG_G)},
+    2048,
+    (1280, 6),
+)
+
+
+class _StandIn(nn.Module):
+    """A layer's shape: a weight of one number seen `d_out * d_in` times, and a forward that does nothing."""
+
+    def __init__(self, weight: torch.Size) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1).expand(weight), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _layers(model: nn.Module, key: Callable[[str], str]) -> dict[str, nn.Module]:
+    return {key(path): m for path, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+
+def _input_shapes(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> tuple[Shapes, dict[str, str]]:
+    """What shape enters each layer at batch 1, and which layers receive the same tensor."""
+    shapes, first, same, held, handles = {}, {}, {}, [], []
+    for key, module in layers.items():
+
+        def note(_: nn.Module, arguments: tuple[Tensor, ...], key: str = key) -> None:
+            held.append(arguments[0])
+            shapes[key] = tuple(arguments[0].shape[1:])
+            same[key] = first.setdefault(id(arguments[0]), key)
+
+        handles.append(module.register_forward_pre_hook(note))
+    run()
+    for handle in handles:
+        handle.remove()
+    return shapes, same
+
+
+class ShapesHost:
+    """A host with an architecture's layer shapes, and random numbers for everything else."""
+
+    name = "shapes"
+    latent_channels, pixels_per_latent, prediction_type = 4, 8, "epsilon"
+    device = torch.device("cpu")
+    aliases: Mapping[str, str] = {}
+
+    def __init__(self, architecture: Architecture, *, substitute: bool = True) -> None:
+        """
+        Args:
+            substitute: whether `apply` makes changed weights, as a real host does while its model runs
+        """
+        self.family, self.default_size = architecture.family, architecture.family.native_size
+        self.checkpoint = f"{architecture.name} (shapes only)"
+        schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        self.alphas_cumprod = schedule.alphas_cumprod
+        self._architecture, self._substitute = architecture, substitute
+        with torch.device("meta"):
+            self._unet = UNet2DConditionModel(**architecture.unet)
+        real = self._real_unet = _layers(self._unet, unet_key)
+        self._texts = []
+        for prefix, (kind, sizes) in architecture.text_encoders.items():
+            with torch.device("meta"):
+                encoder, ids = kind(CLIPTextConfig(**sizes)), torch.zeros(1, TOKENS, dtype=torch.long)
+            layers = _layers(encoder, lambda path, prefix=prefix: text_encoder_key(path, prefix))
+            self._texts.append(_input_shapes(layers, lambda encoder=encoder, ids=ids: encoder(ids)))
+            real = {**real, **layers}
+        self._by_size: dict[tuple[int, ...], tuple[Shapes, dict[str, str]]] = {}
+        adapted = ("attn", "ff_net", "proj_in", "proj_out", "mlp")
+        self._layers = {
+            key: Layer.of(_StandIn(module.weight.shape))
+            for key, module in real.items()
+            if any(part in key for part in adapted)
+        }
+
+    def layers(self) -> Mapping[str, Layer]:
+        return self._layers
+
+    def apply(self, deltas: Mapping[str, Factors]):
+        return substituted(self._layers, deltas) if self._substitute else nullcontext()
+
+    def encode(self, prompts: Sequence[str]) -> base.Conditioning:
+        for shapes, same in self._texts:
+            self._feed(shapes, same, batch=len(prompts))
+        return base.Conditioning({"context": torch.randn(len(prompts), 1, self._architecture.context)})
+
+    def denoise(self, x: Tensor, t: Tensor, conditioning: base.Conditioning) -> Tensor:
+        size = tuple(x.shape[2:])
+        if size not in self._by_size:
+            self._by_size[size] = _input_shapes(self._real_unet, lambda: self._run_on_meta(size))
+        self._feed(*self._by_size[size], batch=len(x))
+        return torch.randn_like(x)
+
+    def _run_on_meta(self, size: tuple[int, ...]) -> None:
+        added = {}
+        with torch.device("meta"):
+            if self._architecture.added:
+                pooled, sizes = self._architecture.added
+                added = {
+                    "added_cond_kwargs": {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, sizes)}
+                }
+            context = torch.zeros(1, TOKENS, self._architecture.context)
+            self._unet(torch.zeros(1, self.latent_channels, *size), torch.zeros(1), context, **added)
+
+    def _feed(self, shapes: Shapes, same: dict[str, str], batch: int) -> None:
+        shared: dict[str, Tensor] = {}
+        for key, shape in shapes.items():
+            if key in self._layers:
+                module = self._layers[key].module
+                shared[same[key]] = given = shared.get(same[key], None)
+                if given is None:
+                    # one random row per sample, seen at every position: the maps themselves are the model's, not ours
+                    columns = self._layers[key].shape[1]
+                    positions = math.prod(shape) // columns
+                    shared[same[key]] = given = torch.randn(batch, 1, columns).expand(batch, positions, columns)
+                module(given)
+
+    def recomputing(self):
+        return nullcontext()
+
+    def decode(self, latents: Tensor) -> list:
+        return []
+
+
+def random_lora(host: ShapesHost, path: Path, *, rank: int, seed: int) -> Path:
+    """A LoRA file with a random delta for every layer of the host."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for key, layer in host.layers().items():
+        d_out, d_in = layer.shape
+        tail = (1, 1) if layer.weight.dim() == 4 else ()
+        tensors[f"{key}.lora_up.weight"] = torch.randn(d_out, rank, *tail, generator=generator).half()
+        tensors[f"{key}.lora_down.weight"] = torch.randn(rank, d_in, *tail, generator=generator).half()
+        tensors[f"{key}.alpha"] = torch.tensor(float(rank))
+    save_file(tensors, path)
+    return path
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+class Watch(Progress):
+    """Resident size when the first stage starts, and the most there was in each stage."""
+
+    def __init__(self) -> None:
+        self.baseline, self.stage, self.peaks = None, "", {}
+
+    def start(self, stage: str, total: int) -> None:
+        self.baseline = resident_mb() if self.baseline is None else self.baseline
+        self.stage = stage
+
+    def look(self) -> None:
+        if self.stage:
+            self.peaks[self.stage] = max(self.peaks.get(self.stage, 0.0), resident_mb() - self.baseline)
+
+
+@contextmanager
+def looking(watch: Watch) -> Iterator[None]:
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.wait(0.005):
+            watch.look()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
