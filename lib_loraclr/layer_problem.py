@@ -20,11 +20,13 @@ class Rows:
         active: the concepts that were active; the sum of their deltas is the target on these rows, no concept at all (the
             base model) means target 0
         importance: how much these rows count; `c` in docs/method.md
+        rivals: the sets of concepts that must not be mistaken for the active ones; none where there is nothing to keep apart
     """
 
     inputs: Tensor
     active: tuple[int, ...]
     importance: float = 1.0
+    rivals: tuple[tuple[int, ...], ...] = ()
 
     @property
     def weight(self) -> float:

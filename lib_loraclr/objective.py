@@ -39,7 +39,7 @@ class _Group:
     Attributes:
         inputs: `X`, `[n, d_in]`
         target: `T_ii`, `[n, R]`
-        others: `T_ij` of every concept `j` that is not active on these rows, `[N', n, R]`
+        others: `T_ij` of every rival `j`, `[N', n, R]`
         distances: `||T_ii - T_ij||` per row, `[N', n]`
         share: weight of one row in the sum, importance included
         energy: `e_i`, mean squared size of the target
@@ -114,15 +114,11 @@ def _groups(problem: LayerProblem, basis: Tensor) -> list[_Group]:
     known = [energy for energy, rows in zip(energies, problem.rows, strict=True) if rows.active and energy > 0]
     fallback = sum(known) / len(known) if known else 1.0
     # a concept that does not change this layer is a rival too: its effect here is none
-    rivals = [problem.target((j,)) for j in range(len(problem.deltas))]
-    sides = [rival.up.mT @ basis for rival in rivals]
+    rivals = {rival: problem.target(rival) for rows in problem.rows for rival in rows.rivals}
+    sides = {rival: effect.up.mT @ basis for rival, effect in rivals.items()}
     groups = []
     for rows, target, energy in zip(problem.rows, targets, energies, strict=True):
-        others = [
-            (rows.inputs @ rival.down.mT) @ side
-            for j, (rival, side) in enumerate(zip(rivals, sides, strict=True))
-            if rows.active and j not in rows.active
-        ]
+        others = [(rows.inputs @ rivals[rival].down.mT) @ sides[rival] for rival in rows.rivals]
         stacked = torch.stack(others) if others else target.new_zeros(0, *target.shape)
         distances = (stacked - target).norm(dim=2)
         groups.append(

@@ -214,7 +214,12 @@ class Job:
         deltas = [given.deltas.get(key) for given in self.inputs]
         exact = [None if delta is None else delta.to(torch.float32) for delta in deltas]
         rows = tuple(
-            Rows(inputs[self.serves[key]].to(self.host.device, torch.float32), teacher.active, teacher.importance)
+            Rows(
+                inputs[self.serves[key]].to(self.host.device, torch.float32),
+                teacher.active,
+                teacher.importance,
+                tuple(teacher.rivals(self.subjects)),
+            )
             for teacher, inputs in recordings or ()
         )
         problem = LayerProblem(key, tuple(exact), rows)

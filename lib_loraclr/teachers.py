@@ -43,6 +43,12 @@ class Teacher:
         """What is active when the concept is not there; retention 0 is this."""
         return tuple(i for i in self.active if i != self.concept)
 
+    def rivals(self, subjects: Sequence[int]) -> list[tuple[int, ...]]:
+        """What would be active if another subject were in this one's place; none where no subject is taught."""
+        if self.concept not in subjects:
+            return []
+        return [tuple(sorted({*self.absent, j})) for j in subjects if j not in self.active]
+
 
 def make_teachers(concepts: Sequence[Concept], prompts: PromptOptions) -> list[Teacher]:
     """The teachers of a merge, the one without triggers last.
@@ -248,14 +254,12 @@ def add_nearest_other(room: Classroom, examples: Sequence[Examples], subjects: S
     """
     results = []
     for own in examples:
-        i = own.teacher.concept
-        rivals = [j for j in subjects if j not in own.teacher.active]
-        if i is None or i not in subjects or not rivals:
+        rivals = own.teacher.rivals(subjects)
+        if not rivals:
             results.append(own)
             continue
         nearest = rivals[0] if len(rivals) == 1 else _nearest(room, own, rivals)
-        active = sorted({*own.teacher.absent, nearest})
-        other = room.predict(active, own.x, own.t, own.prompts, own.teacher.name)
+        other = room.predict(nearest, own.x, own.t, own.prompts, own.teacher.name)
         results.append(replace(own, other=other))
     return results
 
@@ -263,10 +267,10 @@ def add_nearest_other(room: Classroom, examples: Sequence[Examples], subjects: S
 PILOT = 6
 
 
-def _nearest(room: Classroom, own: Examples, rivals: Sequence[int]) -> int:
+def _nearest(room: Classroom, own: Examples, rivals: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     few = own.select(spread(len(own), PILOT))
     distances = {}
-    for j in rivals:
-        prediction = room.predict(sorted({*own.teacher.absent, j}), few.x, few.t, few.prompts, own.teacher.name)
-        distances[j] = float((prediction.float() - few.target.float()).square().mean())
-    return min(rivals, key=lambda j: distances[j])
+    for rival in rivals:
+        prediction = room.predict(rival, few.x, few.t, few.prompts, own.teacher.name)
+        distances[rival] = float((prediction.float() - few.target.float()).square().mean())
+    return min(rivals, key=lambda rival: distances[rival])

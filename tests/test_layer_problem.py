@@ -44,7 +44,11 @@ def random_problem(
     deltas = tuple(None if r is None else Factors(draw(d_out, r) * scale, draw(r, d_in) / d_in**0.5) for r in ranks)
     shared = alike * draw(1, d_in)
     active = [(i,) for i in range(len(ranks))] + [()] * background
-    recordings = tuple(Rows(shared + draw(rows + k, d_in), own, 1.0 + 0.5 * k) for k, own in enumerate(active))
+    rivals = [tuple(other for other in active if own and other and other != own) for own in active]
+    recordings = tuple(
+        Rows(shared + draw(rows + k, d_in), own, 1.0 + 0.5 * k, others)
+        for k, (own, others) in enumerate(zip(active, rivals, strict=True))
+    )
     return LayerProblem("lora_unet_layer", deltas, recordings)
 
 

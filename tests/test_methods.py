@@ -89,7 +89,14 @@ def distance(result: Tensor, expected: Tensor) -> float:
 def reordered(problem: LayerProblem, order: list[int]) -> LayerProblem:
     """The same problem with its concepts, and their recordings, in another order."""
     position = {old: new for new, old in enumerate(order)}
-    recordings = [replace(rows, active=tuple(position[i] for i in rows.active)) for rows in problem.rows]
+
+    def moved(concepts: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(position[i] for i in concepts)
+
+    recordings = [
+        replace(rows, active=moved(rows.active), rivals=tuple(moved(rival) for rival in rows.rivals))
+        for rows in problem.rows
+    ]
     return replace(
         problem,
         deltas=tuple(problem.deltas[i] for i in order),

@@ -36,11 +36,10 @@ def slow_objective(delta: Tensor, problem: LayerProblem, start: Tensor, terms: T
     total = terms.delta * (delta - start).square().sum() / start.square().sum()
     for rows, target, size in zip(problem.rows, targets, sizes, strict=True):
         energy = size if rows.active else sum(own) / len(own)
-        rivals = [j for j in range(len(problem.deltas)) if rows.active and j not in rows.active]
         for x, t in zip(rows.inputs, target, strict=True):
             output = delta @ x
             loss = terms.positive * (output - t).square().sum() / energy
-            effects = [dense_target(problem, (j,)) @ x for j in rivals]
+            effects = [dense_target(problem, rival) @ x for rival in rows.rivals]
             ratios = [
                 (output - effect).norm() / (t - effect).norm() for effect in effects if not torch.equal(t, effect)
             ]
@@ -184,6 +183,21 @@ def test_the_hinge_is_off_between_concepts_that_do_the_same() -> None:
     assert objective.active_share(point) == 0
     assert torch.equal(objective(point)[0], unhinged(point)[0])
     assert torch.equal(objective(point)[1], unhinged(point)[1])
+
+
+def test_a_style_that_is_always_active_is_part_of_every_rivals_effect() -> None:
+    """Concept 2 is active on all rows: what the first must not be mistaken for is the second with it, not without."""
+    problem = random_problem(background=False)
+    problem = replace(
+        problem,
+        rows=tuple(replace(rows, active=(i, 2), rivals=((1 - i, 2),)) for i, rows in enumerate(problem.rows[:2])),
+    )
+    objective, basis, start = objective_of(problem, HINGED)
+    for point in (start, nearby(start)):
+        slow = slow_objective(basis @ point, problem, basis @ start, HINGED)
+        assert torch.allclose(objective(point)[0], slow, rtol=CLOSE)
+    without = replace(problem, rows=tuple(replace(rows, rivals=((1 - i,),)) for i, rows in enumerate(problem.rows)))
+    assert not torch.allclose(LayerObjective(without, basis, start, HINGED)(start)[0], objective(start)[0], rtol=1e-3)
 
 
 def test_the_base_models_rows_have_no_rival() -> None:
