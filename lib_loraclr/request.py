@@ -97,7 +97,7 @@ class MergeRequest:
     method: str = "contrastive"
     options: Mapping[str, Any] = field(default_factory=dict)
     rank: str = "auto"
-    kept: float = 0.995
+    kept: float = 0.999
     precision: str = "fp16"
     seed: int = 0
     memory_mb: int = 1024

@@ -15,7 +15,7 @@ from lib_loraclr.errors import LoraclrError
 from lib_loraclr.layer_problem import LayerProblem, Rows
 from lib_loraclr.low_rank import zero
 from lib_loraclr.methods import METHODS, LayerResult, Method, find_method, merge_method
-from lib_loraclr.methods.contrastive import STEPS_PER_CONCEPT, ContrastiveOptions, refinement_options
+from lib_loraclr.methods.contrastive import GROWTH, STEPS, ContrastiveOptions, refinement_options
 from lib_loraclr.methods.paper import PaperOptions, paper_loss
 from lib_loraclr.options import parse_options, schema
 from tests.test_layer_problem import dense_gram, dense_target, random_problem
@@ -348,10 +348,10 @@ def test_efforts_say_what_is_done_at_the_output() -> None:
     assert ContrastiveOptions().effort == "balanced"
     for effort in ("balanced", "thorough"):
         few, many = (refinement_options(ContrastiveOptions(effort=effort), count) for count in (2, 12))
-        assert few.steps == 2 * STEPS_PER_CONCEPT[effort]
-        assert many.steps == 6 * few.steps
+        assert few.steps == round(2**GROWTH * STEPS[effort])
+        assert many.steps > 6 * few.steps  # more than in proportion
         assert few.terms == ContrastiveOptions().terms
-    assert STEPS_PER_CONCEPT["thorough"] > STEPS_PER_CONCEPT["balanced"] > 0
+    assert STEPS["thorough"] > STEPS["balanced"] > 0
     assert refinement_options(ContrastiveOptions(steps=7), 12).steps == 7
     assert all(
         METHODS[name].refinement(METHODS[name].options(), 4) is None for name in METHODS if name != "contrastive"

@@ -113,7 +113,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         "--kept",
         default=None,
         metavar="SHARE",
-        help="share of the effect that the automatic rank keeps (default: 0.995)",
+        help="share of the effect that the automatic rank keeps (default: 0.999)",
     )
     group.add_argument("--precision", default=None, help=f"of the file: {', '.join(PRECISIONS)} (default: fp16)")
 

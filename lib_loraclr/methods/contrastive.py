@@ -53,13 +53,15 @@ class ContrastiveOptions:
         return Terms(self.positive, self.negative, self.margin, self.lambda_delta)
 
 
-#: steps at the output, per concept
-STEPS_PER_CONCEPT = {"fast": 0, "balanced": 36, "thorough": 108}
+#: steps at the output for one concept
+STEPS = {"fast": 0, "balanced": 26, "thorough": 78}
+#: steps grow with the number of concepts to this power: more than in proportion, since each is in the way of all others
+GROWTH = 1.25
 
 
 def refinement_options(options: ContrastiveOptions, concepts: int) -> RefinementOptions | None:
     """What to do at the model's output after the layers are merged; None for nothing."""
-    steps = options.steps or STEPS_PER_CONCEPT[options.effort] * concepts
+    steps = options.steps or round(STEPS[options.effort] * concepts**GROWTH)
     if options.effort == "fast" or steps == 0:
         return None
     return RefinementOptions(options.terms, steps, options.batch_size, options.learning_rate)
