@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from webui_doors import SMALL, Doors
 
+from lib_loraclr.request import MergeRequest
+
 pytest.importorskip("fastapi", reason="fastapi is not installed here; it comes with the WebUI")
 pytest.importorskip("httpx", reason="httpx is not installed here; it comes with the WebUI")
 
@@ -86,10 +88,16 @@ def test_every_route_asks_for_the_credentials_of_api_auth(
 
 
 def test_the_list_above_is_every_route(client: Client) -> None:
-    paths = {(m, r.path) for r in client.webui.routes if r.path.startswith("/loraclr") for m in r.methods}
-    assert paths == {(m, "/loraclr/v1" + p.replace("/x", "/{job_id}")) for m, p in ROUTES}
-    described = client.webui.openapi()["paths"]
-    assert all(any("description" in o for o in described[path].values()) for _, path in paths)
+    told = {
+        (method.upper(), path): of
+        for path, all_of in client.webui.openapi()["paths"].items()
+        for method, of in all_of.items()
+    }
+    assert set(told) == {(m, "/loraclr/v1" + p.replace("/x", "/{job_id}")) for m, p in ROUTES}
+    assert all(of["description"] for of in told.values())
+    for path in ("/check", "/merge"):  # what /docs offers to try
+        example = told["POST", f"/loraclr/v1{path}"]["requestBody"]["content"]["application/json"]["example"]
+        assert len(MergeRequest.from_dict(example["request"]).concepts) == 2
 
 
 def test_loras_have_names_and_no_paths(client: Client) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
 
-from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
@@ -58,8 +58,10 @@ def add(_: Any, app: FastAPI) -> None:
     router = APIRouter(prefix="/loraclr/v1", tags=["LoRACLR"], dependencies=guarded)
     router.add_api_route("/loras", _answer(loras), methods=["GET"])
     router.add_api_route("/methods", _answer(methods), methods=["GET"])
-    router.add_api_route("/check", _answer(check), methods=["POST"])
-    router.add_api_route("/merge", _answer(merge), methods=["POST"])
+    # in this way, for pydantic 1 and 2 disagree about the place of examples
+    example = {"requestBody": {"content": {"application/json": {"example": {"request": _EXAMPLE}}}}}
+    router.add_api_route("/check", _answer(check), methods=["POST"], openapi_extra=example)
+    router.add_api_route("/merge", _answer(merge), methods=["POST"], openapi_extra=example)
     router.add_api_route("/jobs/{job_id}", _answer(status), methods=["GET"])
     router.add_api_route("/jobs/{job_id}/interrupt", _answer(interrupt), methods=["POST"])
     router.add_api_route("/jobs/{job_id}/result", _answer(result), methods=["GET"])
@@ -130,14 +132,14 @@ def methods() -> list[dict[str, Any]]:
     ]
 
 
-def check(body: MergeBody = Body(example={"request": _EXAMPLE})) -> dict[str, Any]:  # noqa: B008
+def check(body: MergeBody) -> dict[str, Any]:
     """What a merge would do: obstacles, warnings, licences, expected time and size. Nothing is merged."""
     job = _job(body)
     found = checking.check(job.request, job.names, draw=job.draw)
     return {**asdict(found), "possible": found.possible, "expected_seconds": sum(found.seconds.values())}
 
 
-def merge(body: MergeBody = Body(example={"request": _EXAMPLE})) -> dict[str, str]:  # noqa: B008
+def merge(body: MergeBody) -> dict[str, str]:
     """Begin a merge; ask for the job's status with the id that is returned."""
     job = _job(body)
     jobs.start(job)
