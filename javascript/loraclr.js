@@ -1,5 +1,10 @@
 // LoRACLR: what gradio cannot do. Every global starts with "loraclr".
 
+// Where the WebUI is one that this cannot work in, the tab only says so.
+function loraclrHere() {
+    return gradioApp().getElementById("loraclr_opened") !== null;
+}
+
 // The rows that Python drew, as they are now.
 function loraclrRows() {
     const table = gradioApp().querySelector("#loraclr_rows .loraclr-rows");
@@ -119,7 +124,7 @@ function loraclrCopyByHand(text, done) {
 
 onUiLoaded(function() {
     const tab = gradioApp().getElementById("tab_loraclr");
-    if (!tab) return;
+    if (!loraclrHere()) return;
     tab.addEventListener("input", (event) => {
         const name = event.target.dataset && event.target.dataset.all;
         if (!name || event.target.value === "") return;
@@ -142,7 +147,7 @@ onUiLoaded(function() {
 
 onUiTabChange(function() {
     const shown = get_uiCurrentTabContent();
-    if (shown && shown.id === "tab_loraclr") {
+    if (shown && shown.id === "tab_loraclr" && loraclrHere()) {
         gradioApp().getElementById("loraclr_opened").click();
         // The page was loaded anew while a merge went on: show how far it is, then its result.
         const id = localGet("loraclr_task_id");

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
@@ -100,17 +103,37 @@ def test_a_wrong_row_is_refused_with_the_reason(doors: Doors, row: dict[str, Any
         assert "loraclr-error" in shown and message.replace("'", "&#x27;") in shown
 
 
-def test_without_the_lora_extension_the_tab_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    off = Doors(tmp_path / "Lora", monkeypatch, lora=False)
+def _everything_that_asks(off: Doors) -> list[str]:
+    """What each action says that needs the list of LoRAs."""
     bound, values = tab(off)
-    told = [
+    return [
         bound.open([])[1],
         bound.refresh([])[1],
         bound.take("<lora:fox:1>", "", "", "")[2],
         bound.check("", json.dumps(TABLE), "", False, *values)[0],
         bound.merge("", json.dumps(TABLE), "", False, *values)[0],
     ]
+
+
+def test_without_the_lora_extension_the_tab_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = _everything_that_asks(Doors(tmp_path / "Lora", monkeypatch, lora=False))
     assert all("built-in extension Lora is switched off" in text for text in told)
+
+
+def test_in_forge_the_tab_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forge has gradio 4, in which the tab's components could not even be made."""
+    forge = Doors(tmp_path / "Lora", monkeypatch)
+    monkeypatch.setitem(sys.modules, "modules_forge", ModuleType("modules_forge"))
+    assert all("does not merge inside Forge" in text for text in _everything_that_asks(forge))
+    shown = []
+    page = MagicMock(HTML=shown.append)
+    page.Blocks.return_value.__enter__.return_value.blocks = {}
+    made = forge.module("tab")
+    monkeypatch.setattr(made, "gr", page)
+    [(_, title, elem_id)] = made.create()
+    assert (title, elem_id) == ("LoRACLR", "loraclr")
+    [message] = shown
+    assert "does not merge inside Forge" in message and "command line" in message
 
 
 def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811

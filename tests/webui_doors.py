@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -46,6 +47,8 @@ class Doors:
         self.webui.shared.state.interrupt = lambda: setattr(self.webui.shared.state, "interrupted", True)
         self.webui.errors = SimpleNamespace(report=lambda text, **_: self.reported.append(text))
         self.webui.util = SimpleNamespace(open_folder=lambda path: self.reported.append(path))
+        self.webui.call_queue.wrap_gradio_gpu_call = lambda function, extra_outputs: function
+        self.webui.ui_components = MagicMock()
         self.webui.install(patch, lora=lora)
         if "gradio" not in sys.modules:
             gradio = ModuleType("gradio")

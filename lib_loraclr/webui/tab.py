@@ -7,6 +7,8 @@ from modules import shared
 from modules.call_queue import wrap_gradio_gpu_call
 from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolButton
 
+from ..errors import LoraclrError
+from ..hosts import a1111
 from . import actions, views
 from .fields import Fields
 from .form import EFFORT
@@ -16,7 +18,11 @@ from .rows import Table, render
 def create() -> list[tuple[gr.Blocks, str, str]]:
     """For `script_callbacks.on_ui_tabs`. Looks at no file: the list is filled when the tab is opened."""
     with gr.Blocks(analytics_enabled=False) as tab:
-        _Tab()
+        try:
+            a1111.refuse_forge()
+            _Tab()
+        except LoraclrError as error:
+            gr.HTML(views.error(str(error)))
     for block in tab.blocks.values():
         # what a person chose for one merge is no default for the next, nor may it outlive a change of defaults here
         block.do_not_save_to_config = True

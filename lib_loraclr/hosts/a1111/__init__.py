@@ -11,7 +11,7 @@ from .host import A1111Host
 from .library import InstalledLora, announce, find_lora, free_name, installed_loras, lora_dir, lora_dirs
 from .progress import StateProgress
 from .session import loaded_family, peek, session
-from .webui import caption_font
+from .webui import caption_font, refuse_forge
 
 __all__ = [
     "A1111Host",
@@ -26,5 +26,6 @@ __all__ = [
     "lora_dir",
     "lora_dirs",
     "peek",
+    "refuse_forge",
     "session",
 ]

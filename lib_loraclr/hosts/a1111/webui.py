@@ -7,6 +7,7 @@ is switched off, and the tests have to run where there is no WebUI at all.
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +31,20 @@ def module(name: str) -> ModuleType:
         ) from error
 
 
+def refuse_forge() -> None:
+    """Forge and its descendants (reForge, Forge Classic) have modules of the same names and models of another build.
+
+    Raises:
+        LoraclrError: this process is one of them
+    """
+    if "modules_forge" in sys.modules:
+        raise LoraclrError(
+            "LoRACLR does not merge inside Forge, reForge or Forge Classic yet, which keep their models in another way: "
+            "merge in AUTOMATIC1111's WebUI 1.10, or on the command line (python -m lib_loraclr merge). "
+            "The merged file then works here too."
+        )
+
+
 def lora_extension() -> ModuleType:
     """`networks` of the WebUI's built-in extension Lora.
 
@@ -37,6 +52,7 @@ def lora_extension() -> ModuleType:
         LoraclrError: the extension is switched off, or this process is not the WebUI
     """
     module("shared")
+    refuse_forge()
     try:
         return importlib.import_module("networks")
     except ImportError as error:
