@@ -193,13 +193,17 @@ def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
     assert bound.restore("")[-1] == ""
 
 
-def test_the_folder_is_not_opened_where_the_webui_hides_folders(doors: Doors) -> None:  # noqa: F811
+@pytest.mark.parametrize("flag", ["hide_ui_dir_config", "webui_is_non_local"])
+def test_the_folder_is_opened_only_where_the_webui_allows_it(doors: Doors, flag: str) -> None:  # noqa: F811
     bound, values = tab(doors)
     job_id = bound.merge("", json.dumps(TABLE), "", False, *values)[5]
     bound.keep(job_id, "pair", "")
-    doors.webui.shared.cmd_opts.hide_ui_dir_config = True
+    setattr(doors.webui.shared.cmd_opts, flag, True)
     bound.open_folder(job_id)
     assert not doors.reported
+    setattr(doors.webui.shared.cmd_opts, flag, False)
+    bound.open_folder(job_id)
+    assert doors.reported == [str(doors.folder)]
 
 
 def test_merging_again_lets_go_of_the_result_that_was_shown(doors: Doors) -> None:  # noqa: F811

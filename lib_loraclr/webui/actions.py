@@ -166,11 +166,17 @@ class Actions:
 
     def open_folder(self, job_id: str) -> None:
         job = jobs.find(job_id)
-        if job and job.kept and not shared.cmd_opts.hide_ui_dir_config:
+        if job and job.kept and may_open_folders():
             util.open_folder(str(job.kept.path.parent))
 
     def _fields(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self._names, values, strict=True))
+
+
+def may_open_folders() -> bool:
+    """Whether who looks at the tab may be at the computer that the WebUI runs on, and folders are not hidden from them."""
+    options = shared.cmd_opts
+    return not (options.webui_is_non_local or options.hide_ui_dir_config)
 
 
 def _listing(chosen: list[str] | None, *, rescan: bool) -> list[Any]:
@@ -188,7 +194,7 @@ def _first(line: str, lines: str) -> str:
 
 
 def _efforts(seconds: dict[str, float]) -> Any:
-    return gr.update(choices=[(f"{name.capitalize()} ({estimate.duration(seconds[name])})", name) for name in EFFORTS])
+    return gr.update(choices=[(f"{name.capitalize()} (est. {estimate.duration(seconds[name])})", name) for name in EFFORTS])
 
 
 def _result(job: jobs.Job) -> list[Any]:

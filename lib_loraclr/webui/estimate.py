@@ -113,10 +113,10 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return "a few seconds"
     if seconds < 90:
-        return f"about {round(seconds / 10) * 10} s"
+        return f"{round(seconds / 10) * 10} s"
     if seconds < 3600:
-        return f"about {max(2, round(seconds / 60))} min"
-    return f"about {seconds / 3600:.1f} h"
+        return f"{max(2, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def refinement_obstacle(host: Host) -> str | None:

@@ -42,7 +42,8 @@ class Fields:
             value=settings.value("loraclr_effort"),
             label="Effort",
             elem_id="loraclr_effort",
-            tooltip="Fast merges layer by layer; the others then refine at the model's output, with more steps",
+            tooltip="Fast merges layer by layer; the others then refine at the model's output, with more steps. "
+            "Times are estimates: Check measures this computer anew, and every merge makes them better",
         )
         with FormRow(elem_id="loraclr_name_row"):
             self.name = gr.Textbox(
@@ -80,15 +81,17 @@ class Fields:
                     value=_DEFAULTS.rank,
                     label="Rank",
                     elem_id="loraclr_rank",
+                    min_width=90,
                     tooltip="auto keeps the share beside it; full keeps everything; or a number",
                 )
-                self._number("kept", "Share kept by rank auto", _DEFAULTS.kept, tip="Of the merge's effect", step=0.001)
-                self.fields["precision"] = gr.Radio(
+                self._number("kept", "Share kept", _DEFAULTS.kept, tip="Of the merge's effect, by rank auto", step=0.001)
+                self.fields["precision"] = gr.Dropdown(
                     list(PRECISIONS),
                     value=_DEFAULTS.precision,
                     label="Precision",
                     elem_id="loraclr_precision",
                     tooltip="Of the file",
+                    min_width=90,
                 )
             self.method_boxes = {name: self._method_options(name) for name in METHODS}
             self._recording_fields()
@@ -138,10 +141,9 @@ class Fields:
 
     def _recording_fields(self) -> None:
         recording = _DEFAULTS.recording
+        gr.HTML("<p class='loraclr-small'>How the model is run while it is recorded.</p>")
         with FormRow():
-            self._number(
-                "paths", "Paths per concept", recording.paths, tip="Denoising paths that are recorded", precision=0
-            )
+            self._number("paths", "Paths", recording.paths, tip="Denoising paths recorded per concept", precision=0)
             self._number("steps", "Steps per path", recording.steps, tip="Denoising steps of each path", precision=0)
             self._number("guidance", "CFG scale", recording.guidance, tip="Of the recorded paths", step=0.5)
         with FormRow():
@@ -150,7 +152,7 @@ class Fields:
             self._number("height", "Height", recording.height, tip=size_tip, precision=0, step=64)
             self._number("seed", "Seed", _DEFAULTS.seed, tip="The same seed gives the same file", precision=0)
             budget = settings.value("loraclr_memory")
-            self._number("memory_mb", "Memory budget (MB)", budget, tip="In RAM, for what is recorded", precision=0)
+            self._number("memory_mb", "Memory (MB)", budget, tip="In RAM, for what is recorded", precision=0)
         self.draw = gr.Checkbox(
             bool(settings.value("loraclr_preview")),
             label="Draw the picture",

@@ -143,7 +143,7 @@ def render(table: Table, loras: Mapping[str, InstalledLora]) -> str:
 def _row(row: Row, lora: InstalledLora | None) -> str:
     reason = obstacle(lora) if lora else "it is not installed any more"
     folder = f"{lora.folder}/" if lora and lora.folder else ""
-    badge = f"<span class='loraclr-badge'>{_text(lora.family)}</span>" if lora and lora.family != "Unknown" else ""
+    badge = f" <span class='loraclr-badge'>{_text(lora.family)}</span>" if lora and reason else ""
     refused = f"<div class='loraclr-refused'>Cannot be merged: {_text(reason)}.</div>" if reason else ""
     guess = " loraclr-guess" if lora and lora.trigger_is_guess and row["trigger"] == lora.trigger else ""
     more = " open" if row["prompts"] or _number(row["importance"]) != "1" else ""
@@ -151,7 +151,7 @@ def _row(row: Row, lora: InstalledLora | None) -> str:
         f"<div class='loraclr-row loraclr-concept{' loraclr-bad' if reason else ''}' data-lora='{_text(row.lora)}'>"
         f"{_picture(lora)}"
         f"<span class='loraclr-name' title='{_text(folder + row.lora)}'>"
-        f"<small>{_text(folder)}</small>{_text(row.lora)} {badge}</span>"
+        f"<small>{_text(folder)}</small>{_text(row.lora)}{badge}</span>"
         f"{_cell('Text encoder', _number_input(row, 'te_weight'))}{_cell('UNet', _number_input(row, 'unet_weight'))}"
         f"<input type='text' class='loraclr-trigger{guess}' data-field='trigger' value='{_text(row['trigger'])}' "
         f"placeholder='trigger words' aria-label='Trigger words of {_text(row.lora)}' title='{_text(_trigger_tip(lora, guess))}'>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gradio as gr
-from modules import shared
 from modules.call_queue import wrap_gradio_gpu_call
 from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolButton
 
@@ -37,7 +36,7 @@ class _Tab:
         with gr.Row(elem_id="loraclr_toprow", variant="compact", equal_height=False):
             with gr.Column(scale=6, elem_id="loraclr_pick"):
                 self._picker()
-            with gr.Column(scale=1, elem_id="loraclr_actions_column", min_width=240):
+            with gr.Column(scale=1, elem_id="loraclr_actions_column", min_width=320):
                 self._buttons()
         with ResizeHandleRow(equal_height=False):
             with gr.Column(variant="compact", elem_id="loraclr_settings"):
@@ -75,23 +74,24 @@ class _Tab:
         self.message = gr.HTML("", elem_id="loraclr_message")
 
     def _buttons(self) -> None:
-        with gr.Row(elem_id="loraclr_generate_box", elem_classes=["generate-box"]):
-            self.interrupt = gr.Button(
-                "Interrupt",
-                elem_id="loraclr_interrupt",
-                elem_classes="generate-box-interrupt",
-                tooltip="Stop after the current evaluation of the model; nothing is kept (Esc)",
+        with gr.Row(elem_id="loraclr_actions"):
+            self.check = gr.Button(
+                "Check", elem_id="loraclr_check", tooltip="What would be merged, what cannot and why, how long it takes"
             )
-            gr.Button("Interrupting...", elem_id="loraclr_interrupting", elem_classes="generate-box-interrupting")
-            self.merge = gr.Button(
-                "Merge",
-                elem_id="loraclr_generate",
-                variant="primary",
-                tooltip="Merge now (Ctrl+Enter); nothing is written yet",
-            )
-        self.check = gr.Button(
-            "Check", elem_id="loraclr_check", tooltip="What would be merged, what cannot and why, how long it takes"
-        )
+            with gr.Row(elem_id="loraclr_generate_box", elem_classes=["generate-box"]):
+                self.interrupt = gr.Button(
+                    "Interrupt",
+                    elem_id="loraclr_interrupt",
+                    elem_classes="generate-box-interrupt",
+                    tooltip="Stop after the current evaluation of the model; nothing is kept (Esc)",
+                )
+                gr.Button("Interrupting...", elem_id="loraclr_interrupting", elem_classes="generate-box-interrupting")
+                self.merge = gr.Button(
+                    "Merge",
+                    elem_id="loraclr_generate",
+                    variant="primary",
+                    tooltip="Merge now (Ctrl+Enter); nothing is written yet",
+                )
 
     def _results(self) -> None:
         with gr.Column(variant="panel", elem_id="loraclr_results_panel", elem_classes=["progress-container"]):
@@ -113,16 +113,28 @@ class _Tab:
                     tooltip="Write the file, its card and its picture",
                 )
                 self.replace = gr.Button(
-                    "Replace the existing one", visible=False, variant="stop", elem_id="loraclr_replace"
+                    "Replace existing",
+                    visible=False,
+                    variant="stop",
+                    elem_id="loraclr_replace",
+                    tooltip="Write over the LoRA of this name, with its card and its picture",
                 )
                 self.discard = gr.Button(
                     "Discard", elem_id="loraclr_discard", tooltip="Nothing was written, nothing stays"
                 )
             with gr.Row(visible=False, elem_id="loraclr_use") as self.use:
-                self.send = gr.Button("Send to txt2img", variant="primary", elem_id="loraclr_send")
-                self.copy = gr.Button("Copy tag", elem_id="loraclr_copy")
+                self.send = gr.Button(
+                    "Send to txt2img",
+                    variant="primary",
+                    elem_id="loraclr_send",
+                    tooltip="Adds the tag and the trigger words to the prompt there",
+                )
+                self.copy = gr.Button("Copy tag", elem_id="loraclr_copy", tooltip="To paste into any prompt")
                 self.folder = gr.Button(
-                    "Open folder", elem_id="loraclr_folder", visible=not shared.cmd_opts.hide_ui_dir_config
+                    "Open folder",
+                    elem_id="loraclr_folder",
+                    visible=actions.may_open_folders(),
+                    tooltip="Where the new LoRA is, on the computer that the WebUI runs on",
                 )
             self.log = gr.HTML("", elem_id="loraclr_log")
 

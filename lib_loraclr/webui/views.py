@@ -13,7 +13,7 @@ from .jobs import Job
 
 WELCOME = (
     "<div class='loraclr-welcome'><p>The result appears here, before anything is written.</p>"
-    "<ol><li>Choose LoRAs, or take them <b>from the prompt</b> of txt2img.</li>"
+    "<ol><li>Choose LoRAs above; \u2199\ufe0f takes those of txt2img's prompt.</li>"
     "<li><b>Check</b> says what would be merged and how long it takes.</li>"
     "<li><b>Merge</b>, look at what survived, then keep it or discard it.</li></ol></div>"
 )
@@ -65,12 +65,15 @@ def _finding(finding: Finding) -> str:
 
 
 def _needs(check: Check) -> str:
-    facts = [("Time", duration(sum(check.seconds.values()))), ("RAM", _megabytes(check.ram_mb))]
+    seconds = sum(check.seconds.values())
+    facts = [
+        ("Time (estimate)", duration(seconds), "From a measurement made just now, and what merges took before"),
+        ("RAM", _megabytes(check.ram_mb), "Beside the WebUI's own; the memory budget is under Advanced"),
+    ]
     if check.device_mb:
-        facts.append(
-            ("Graphics memory", f"{_megabytes(check.device_mb)} beside the checkpoint, and what pictures need")
-        )
-    facts.append(("File", f"up to {_megabytes(check.file_mb)}"))
+        needed = f"{_megabytes(check.device_mb)} beside the checkpoint, and what pictures need"
+        facts.append(("Graphics memory", needed, "For the LoRAs that are merged"))
+    facts.append(("File", f"up to {_megabytes(check.file_mb)}", "The rank decides; rank auto mostly stays below this"))
     return _facts(facts)
 
 
@@ -82,17 +85,25 @@ def result_view(job: Job) -> str:
     report, size = job.result.merge.report, job.result.size
     smallest, mean, largest = report.rank
     facts = [
-        ("Base drift", f"{figure(report.base_drift)} (all tags: {figure(report.base_drift_all_tags)})"),
-        ("Rank", f"{smallest}" if smallest == largest else f"{smallest} to {largest} (mean {mean:.0f})"),
-        ("Layers", str(report.layers)),
-        ("File", _megabytes(size / (1 << 20))),
-        ("Method", METHODS[report.method].label if report.method in METHODS else report.method),
+        (
+            "Base drift",
+            f"{figure(report.base_drift)} (all tags: {figure(report.base_drift_all_tags)})",
+            "How much prompts change that call no concept; 0 is not at all",
+        ),
+        (
+            "Rank",
+            f"{smallest}" if smallest == largest else f"{smallest} to {largest} (mean {mean:.0f})",
+            "Of the layers in the file",
+        ),
+        ("Layers", str(report.layers), "How many of the checkpoint's layers the file changes"),
+        ("File", _megabytes(size / (1 << 20)), "Size of the file that Keep writes"),
+        ("Method", METHODS[report.method].label if report.method in METHODS else report.method, report.source),
     ]
     warnings = "".join(f"<li>{_text(warning)}</li>" for warning in report.warnings)
     return (
         "<div class='loraclr-result'>"
-        "<div class='loraclr-heading' title='How much of each concept is left: 1 is as its own LoRA makes it, 0 is as if it "
-        "were not there, below 0 is further away than that'>Retention</div>"
+        "<div class='loraclr-heading'>Retention <span class='loraclr-small'>how much of each concept is left: 1 is as its own "
+        "LoRA makes it, 0 is as if it were not there</span></div>"
         f"{_chart(report)}{_table(report.concepts)}{_facts(facts)}"
         f"{f'<ul class=loraclr-warnings>{warnings}</ul>' if warnings else ''}</div>"
     )
@@ -155,8 +166,11 @@ def triggers(job: Job) -> str:
     return ", ".join(dict.fromkeys(concept.trigger for concept in concepts if concept.trigger))
 
 
-def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts)
+def _facts(facts: Sequence[tuple[str, str, str]]) -> str:
+    """Names, values, and what they mean, as tooltips."""
+    items = "".join(
+        f"<div title='{_text(tip)}'><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value, tip in facts
+    )
     return f"<dl class='loraclr-facts'>{items}</dl>"
 
 
