@@ -15,67 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from browser_page import MINUTES, Way
+from playwright.sync_api import sync_playwright
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-MINUTES = 60_000
-SMALL = {"paths": 2, "steps": 3}
-
-
-class Way:
-    """A page of the WebUI, and the tab's parts."""
-
-    def __init__(self, page: Page, url: str, shots: Path | None, theme: str = "dark") -> None:
-        self.page, self.shots, self.theme = page, shots, theme
-        self.console: list[str] = []
-        page.on("console", lambda line: self.console.append(line.text) if line.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: self.console.append(f"{error.message} {error.stack}"))
-        page.goto(f"{url}?__theme={theme}", wait_until="domcontentloaded", timeout=2 * MINUTES)
-        page.wait_for_selector("#txt2img_prompt textarea", timeout=2 * MINUTES)
-        page.wait_for_function("typeof opts === 'object' && Object.keys(opts).length > 0", timeout=MINUTES)
-
-    def open(self) -> None:
-        self.page.click("#tabs > .tab-nav > button:has-text('LoRACLR')")
-        self.page.wait_for_selector("#loraclr_generate", state="visible", timeout=MINUTES)
-        time.sleep(1.5)
-
-    def pick(self, *names: str) -> None:
-        box = self.page.locator("#loraclr_loras input")
-        for name in names:
-            box.click()
-            box.fill(name)
-            self.page.click(f"#loraclr_loras li[data-value='{name}'], #loraclr_loras li[data-value$='/{name}']")
-            self.page.wait_for_selector(f".loraclr-concept[data-lora='{name}']", timeout=MINUTES)
-        box.blur()
-
-    def field(self, row: str, name: str) -> Any:
-        return self.page.locator(f".loraclr-concept[data-lora='{row}'] [data-field='{name}']")
-
-    def quick(self) -> None:
-        """Everything as small as it may be."""
-        self.page.click("#loraclr_effort label:has-text('Fast')")
-        fold = self.page.locator("#loraclr_advanced > .label-wrap").first
-        fold.click()
-        for name, value in SMALL.items():
-            self.page.locator(f"#loraclr_{name} input").fill(str(value))
-            self.page.locator(f"#loraclr_{name} input").blur()
-        fold.click()
-
-    def text(self, selector: str) -> str:
-        return self.page.locator(selector).first.inner_text()
-
-    def shot(self, name: str, *, whole: bool = True) -> None:
-        if self.shots:
-            time.sleep(0.6)
-            width = self.page.viewport_size["width"]
-            self.page.screenshot(path=self.shots / f"{name}-{self.theme}-{width}.png", full_page=whole)
-
-    def overflow(self) -> int:
-        """Pixels by which the page is wider than the window."""
-        return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
 
 
 def whole(way: Way) -> dict[str, Any]:
@@ -85,6 +31,9 @@ def whole(way: Way) -> dict[str, Any]:
     way.shot("1-empty")
     way.pick("fox-face", "penguin")
     seen["triggers"] = [way.field(name, "trigger").input_value() for name in ("fox-face", "penguin")]
+    seen["pictures"] = page.eval_on_selector_all(
+        "img.loraclr-thumb", "images => images.map(i => [i.complete, i.naturalWidth])"
+    )
     way.field("penguin", "te_weight").fill("0.9")
     way.pick("style-mono")
     seen["edited"] = way.field("penguin", "te_weight").input_value()
@@ -96,45 +45,103 @@ def whole(way: Way) -> dict[str, Any]:
 
 
 def _merge(way: Way) -> dict[str, Any]:
-    page, seen = way.page, {}
     way.quick()
-    page.click("#loraclr_check")
-    page.wait_for_selector("#loraclr_view .loraclr-table", timeout=2 * MINUTES)
-    seen["check"] = way.text("#loraclr_view")
+    seen = {"check": way.check()}
     way.shot("2-checked")
-    page.click("#loraclr_generate")
-    page.wait_for_selector("#tab_loraclr .progressDiv", timeout=MINUTES)
-    page.wait_for_function(
-        "document.querySelector('#tab_loraclr .progress').innerText.includes('%')", timeout=2 * MINUTES
-    )
-    seen["bar"] = way.text("#tab_loraclr .progress")
+    way.page.click("#loraclr_generate")
+    way.page.wait_for_selector("#tab_loraclr .progressDiv", timeout=MINUTES)
+    seen["bar"] = way.wait_for_the_bar()
     way.shot("3-running")
-    page.wait_for_selector("#loraclr_keep", state="visible", timeout=8 * MINUTES)
-    page.wait_for_selector("#loraclr_picture img", state="visible", timeout=MINUTES)
-    seen["result"] = way.text("#loraclr_view")
+    seen["result"] = way.wait_for_the_result()
     way.shot("4-result")
     return seen
 
 
 def _use(way: Way) -> dict[str, Any]:
-    page, seen = way.page, {}
-    page.click("#loraclr_keep")
-    page.wait_for_selector("#loraclr_send", state="visible", timeout=MINUTES)
-    seen["kept"] = way.text("#loraclr_log")
-    time.sleep(3)  # the Lora tabs refresh
+    page = way.page
+    seen = {"kept": way.keep()}
     seen["cards"] = page.eval_on_selector_all("#txt2img_lora_cards .card", "cards => cards.map(c => c.dataset.name)")
     way.shot("5-kept")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click("#loraclr_copy")
+    page.wait_for_selector("#loraclr_copy:has-text('Copied')", timeout=MINUTES)
+    seen["copied"] = page.evaluate("navigator.clipboard.readText()")
+    seen["folder"] = page.locator("#loraclr_folder").is_visible()
     page.click("#loraclr_send")
     page.wait_for_selector("#txt2img_generate", state="visible", timeout=MINUTES)
     seen["prompt"] = page.locator("#txt2img_prompt textarea").input_value()
-    for name in ("width", "height"):
-        page.locator(f"#txt2img_{name} input[type=number]").fill("128")
-        page.locator(f"#txt2img_{name} input[type=number]").blur()
-    page.locator("#txt2img_steps input[type=number]").fill("4")
-    page.locator("#txt2img_steps input[type=number]").blur()
-    page.click("#txt2img_generate")
-    page.wait_for_selector("#txt2img_gallery img", timeout=4 * MINUTES)
+    way.generate()
     seen["infotext"] = way.text("#html_info_txt2img")
+    return seen
+
+
+def overwrite(way: Way) -> dict[str, Any]:
+    """Two merges under one name; the picture made with it before and after."""
+    page, seen = way.page, {}
+    prompt = {"prompt": "ohwx bird, <lora:again:1>", "seed": "7"}
+    for first, partner in ((True, "penguin"), (False, "fox-face")):
+        way.open()
+        if not first:
+            way.drop("penguin")
+        way.pick(*(["pizza"] if first else []), partner)
+        if first:
+            way.quick()
+        page.locator("#loraclr_name input").fill("again")
+        page.click("#loraclr_generate")
+        way.wait_for_the_result()
+        if first:
+            seen["replace offered at once"] = page.locator("#loraclr_replace").is_visible()
+            way.keep()
+        else:
+            page.click("#loraclr_keep")
+            page.wait_for_selector("#loraclr_replace", state="visible", timeout=MINUTES)
+            seen["refused"] = way.text("#loraclr_log")
+            way.shot("9-replace")
+            seen["untouched"] = way.generate(**prompt)
+            way.open()
+            seen["kept"] = way.keep("replace")
+        seen["first" if first else "second"] = way.generate(**prompt)
+    return seen
+
+
+def many(way: Way) -> dict[str, Any]:
+    """Hundreds of LoRAs, put there while the WebUI runs."""
+    begun = time.monotonic()
+    way.open()
+    way.page.click("#loraclr_refresh")
+    way.page.wait_for_function("!document.querySelector('#loraclr_loras .generating')", timeout=MINUTES)
+    deadline = time.monotonic() + 60
+    while len(way.listed("number-")) < 300 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    seen: dict[str, Any] = {"seconds": time.monotonic() - begun, "all": len(way.listed("number-"))}
+    seen["folder"] = way.listed("shelf-3/")
+    seen["one"] = way.listed("number-123")
+    way.shot("10-many")
+    way.pick("number-123")
+    seen["trigger"] = way.field("number-123", "trigger").input_value()
+    return seen
+
+
+def family(way: Way) -> dict[str, Any]:
+    """On an SDXL checkpoint: a LoRA for SD1 is marked and refused, two for SDXL are merged."""
+    page = way.page
+    way.open()
+    page.click("#loraclr_refresh")
+    time.sleep(2)
+    seen: dict[str, Any] = {"listed": way.listed("")}
+    way.pick("one", "two", "old")
+    seen["row"] = way.text(".loraclr-concept[data-lora='old']")
+    seen["refused"] = way.check()
+    way.shot("11-family")
+    way.drop("old")
+    way.quick(width=128, height=128)
+    seen["checked"] = way.check()
+    page.click("#loraclr_generate")
+    seen["result"] = way.wait_for_the_result()
+    way.shot("12-sdxl")
+    seen["kept"] = way.keep()
+    seen["folder"] = page.locator("#loraclr_folder").is_visible()
+    seen["cards"] = page.eval_on_selector_all("#txt2img_lora_cards .card", "cards => cards.map(c => c.dataset.name)")
     return seen
 
 
@@ -152,9 +159,7 @@ def keyboard(way: Way) -> dict[str, Any]:
     seen["message"] = way.text("#loraclr_message")
     way.quick()
     page.keyboard.press("Control+Enter")
-    page.wait_for_function(
-        "document.querySelector('#tab_loraclr .progress')?.innerText.includes('%')", timeout=2 * MINUTES
-    )
+    way.wait_for_the_bar()
     begun = time.monotonic()
     page.keyboard.press("Escape")
     page.wait_for_selector("#loraclr_interrupting", state="visible", timeout=MINUTES)
@@ -163,9 +168,7 @@ def keyboard(way: Way) -> dict[str, Any]:
     page.wait_for_selector("#loraclr_interrupting", state="hidden", timeout=MINUTES)
     seen["interrupted"] = way.text("#loraclr_view")
     page.keyboard.press("Control+Enter")
-    page.wait_for_function(
-        "document.querySelector('#tab_loraclr .progress')?.innerText.includes('%')", timeout=2 * MINUTES
-    )
+    way.wait_for_the_bar()
     page.reload(wait_until="domcontentloaded")
     page.wait_for_selector("#txt2img_prompt textarea", timeout=2 * MINUTES)
     time.sleep(3)
@@ -184,27 +187,51 @@ def looks(way: Way) -> dict[str, Any]:
     way.open()
     way.pick("fox-face", "penguin", "style-mono")
     time.sleep(3)
-    way.page.click("#loraclr_check")
-    way.page.wait_for_selector("#loraclr_view .loraclr-table", timeout=2 * MINUTES)
+    way.check()
     way.shot("6-looks")
     way.page.locator("#loraclr_advanced > .label-wrap").first.click()
+    way.page.locator("#loraclr_prompts > .label-wrap").first.click()
     way.page.locator(".loraclr-concept .loraclr-more summary").first.click()
     way.shot("7-advanced")
     return {"overflow": way.overflow()}
+
+
+def install(way: Way) -> dict[str, Any]:
+    """Extensions > Install from URL."""
+    page = way.page
+    page.click("#tabs > .tab-nav > button:has-text('Extensions')")
+    page.click("#tabs_extensions > .tab-nav > button:has-text('Install from URL')")
+    page.get_by_label("URL for extension's git repository").fill(os.environ["LORACLR_INSTALL_URL"])
+    page.locator("#tabs_extensions button:visible", has_text="Install").last.click()
+    page.wait_for_function(
+        "document.querySelector('#extension_install_result').innerText.trim().length > 10", timeout=2 * MINUTES
+    )
+    way.shot("13-install")
+    return {"told": way.text("#extension_install_result")}
+
+
+def _reload_ui(way: Way) -> None:
+    way.page.click("#footer a:has-text('Reload UI')")
+    time.sleep(4)
+    way.page.wait_for_selector("#txt2img_prompt textarea", timeout=2 * MINUTES)
+    time.sleep(2)
 
 
 def reload(way: Way) -> dict[str, Any]:
     """Reload UI twice; the tab works after each."""
     listed = []
     for _ in range(2):
-        way.page.click("#footer a:has-text('Reload UI')")
-        time.sleep(4)
-        way.page.wait_for_selector("#txt2img_prompt textarea", timeout=2 * MINUTES)
-        time.sleep(2)
+        _reload_ui(way)
         way.open()
         way.pick("fox-face")
         listed.append(way.field("fox-face", "trigger").input_value())
     return {"listed": listed}
+
+
+def vanilla(way: Way) -> dict[str, Any]:
+    """Reload UI where this is not installed: only for what the console says."""
+    _reload_ui(way)
+    return {"tab": way.page.locator("#tab_loraclr").count()}
 
 
 def off(way: Way) -> dict[str, Any]:
@@ -216,7 +243,10 @@ def off(way: Way) -> dict[str, Any]:
     return {"message": way.text("#loraclr_message")}
 
 
-WAYS = {"whole": whole, "keyboard": keyboard, "looks": looks, "narrow": looks, "reload": reload, "off": off}
+WAYS = {
+    **{way.__name__: way for way in (whole, overwrite, many, family, keyboard, looks, install, reload, vanilla, off)},
+    "narrow": looks,
+}
 
 
 def main() -> None:

@@ -7,12 +7,11 @@ Needs `LORACLR_WEBUI_DIR`, the folder of an installed WebUI 1.10 (it is never fe
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from webui_process import WebUI, demo_models, random_lora, sdxl_models
+from webui_process import WebUI, demo_models, sdxl_loras, sdxl_models
 
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge import merge_loras
@@ -48,15 +47,7 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
     webui = WebUI(folder)
     try:
         assert webui.ask("ready").startswith("tiny-sdxl")
-        known = webui.ask("describe")
-        others = {key: other for other, key in known["aliases"].items()}
-        adapted = re.compile(r"lora_te|_attn[12]_to_|_ff_net_|_proj_(in|out)$")
-        layers = {key: shape for key, shape in known["layers"].items() if adapted.search(key)}
-        metadata = {"ss_base_model_version": "sdxl_base_v1-0"}
-        for seed, name in enumerate(("one", "two", "three")):
-            named = {others.get(key, key) if name == "three" else key: shape for key, shape in layers.items()}
-            path = folder / "models" / "Lora" / f"{name}.safetensors"
-            random_lora(path, named, seed=seed, size=0.1, metadata=metadata)
+        sdxl_loras(webui, ("one", "two", "three"))
         yield webui
     finally:
         webui.close()

@@ -42,7 +42,13 @@ class Doors:
         folder.mkdir(parents=True, exist_ok=True)
         self.webui = StandIn(folder)
         self.reported: list[str] = []
-        flags = {"api": True, "nowebui": False, "api_auth": None, "hide_ui_dir_config": False, "webui_is_non_local": False}
+        flags = {
+            "api": True,
+            "nowebui": False,
+            "api_auth": None,
+            "hide_ui_dir_config": False,
+            "webui_is_non_local": False,
+        }
         flags |= options
         vars(self.webui.shared.cmd_opts).update(flags)
         self.webui.shared.state.interrupt = lambda: setattr(self.webui.shared.state, "interrupted", True)

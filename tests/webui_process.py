@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -47,20 +48,20 @@ class WebUI:
     def __init__(self, folder: Path, *flags: str, settings: dict[str, Any] | None = None) -> None:
         """
         Args:
-            folder: its data folder, with models in it
+            folder: its data folder, with models in it; one that was closed may be started anew
             flags: of the command line, besides those for a run on the CPU
         """
         self.folder, self._asked = folder, 0
         self.mailbox = folder / "mailbox"
-        self.mailbox.mkdir(parents=True)
+        self.mailbox.mkdir(parents=True, exist_ok=True)
         hook = folder / "extensions" / "loraclr-checks" / "scripts" / "hook.py"
-        hook.parent.mkdir(parents=True)
+        hook.parent.mkdir(parents=True, exist_ok=True)
         folders = [str(ROOT), str(Path(__file__).parent)]
         encoders = [str(file) for file in (folder / "open_clip").glob("*.json")]
         hook.write_text(_HOOK.format(folders=folders, encoders=encoders, mailbox=str(self.mailbox)), "utf-8")
         quiet = {"live_previews_enable": False, "samples_save": False, "grid_save": False}
         (folder / "config.json").write_text(json.dumps({**quiet, **(settings or {})}), "utf-8")
-        self.log = folder / "log.txt"
+        self.log = folder / f"log-{len(list(folder.glob('log-*.txt')))}.txt"
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 self._command(flags), cwd=webui_dir(), env=self.environment(), stdout=log, stderr=log
@@ -137,6 +138,18 @@ def sdxl_models(folder: Path) -> None:
         raise Failed(done.stderr)
     for file in made.glob("tiny-sdxl.*"):
         file.rename(checkpoints / file.name)
+
+
+def sdxl_loras(webui: WebUI, names: Sequence[str]) -> None:
+    """Give a WebUI with the tiny SDXL checkpoint LoRAs for it; one named `three` has diffusers' names of the layers."""
+    known = webui.ask("describe")
+    others = {key: other for other, key in known["aliases"].items()}
+    adapted = re.compile(r"lora_te|_attn[12]_to_|_ff_net_|_proj_(in|out)$")
+    layers = {key: shape for key, shape in known["layers"].items() if adapted.search(key)}
+    for seed, name in enumerate(names):
+        named = {others.get(key, key) if name == "three" else key: shape for key, shape in layers.items()}
+        path = webui.folder / "models" / "Lora" / f"{name}.safetensors"
+        random_lora(path, named, seed=seed, size=0.1, metadata={"ss_base_model_version": "sdxl_base_v1-0"})
 
 
 def random_lora(

@@ -194,7 +194,9 @@ def _first(line: str, lines: str) -> str:
 
 
 def _efforts(seconds: dict[str, float]) -> Any:
-    return gr.update(choices=[(f"{name.capitalize()} (est. {estimate.duration(seconds[name])})", name) for name in EFFORTS])
+    return gr.update(
+        choices=[(f"{name.capitalize()} (est. {estimate.duration(seconds[name])})", name) for name in EFFORTS]
+    )
 
 
 def _result(job: jobs.Job) -> list[Any]:

@@ -84,7 +84,9 @@ class Fields:
                     min_width=90,
                     tooltip="auto keeps the share beside it; full keeps everything; or a number",
                 )
-                self._number("kept", "Share kept", _DEFAULTS.kept, tip="Of the merge's effect, by rank auto", step=0.001)
+                self._number(
+                    "kept", "Share kept", _DEFAULTS.kept, tip="Of the merge's effect, by rank auto", step=0.001
+                )
                 self.fields["precision"] = gr.Dropdown(
                     list(PRECISIONS),
                     value=_DEFAULTS.precision,

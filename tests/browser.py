@@ -1,0 +1,101 @@
+"""What the tests in a browser share: a WebUI with this extension, a browser's way through it, and HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from webui_process import ROOT, WebUI, demo_models, webui_python
+
+
+def missing() -> str:
+    """What is missing to run this, or nothing."""
+    if "LORACLR_WEBUI_DIR" not in os.environ:
+        return "LORACLR_WEBUI_DIR names no WebUI to test in"
+    if subprocess.run([webui_python(), "-c", "import playwright"], capture_output=True).returncode:
+        return f"playwright is not installed for {webui_python()}"
+    if not (os.environ.get("LORACLR_CHROMIUM") or shutil.which("chromium")):
+        return "there is no chromium on the path, and LORACLR_CHROMIUM names none"
+    return ""
+
+
+#: what the WebUI prints into the browser's console without us: it asks a server outside for a script, in vain where there is none
+VANILLA = ("ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "iframe-resizer", "reading 'props'")
+
+
+def install_link(folder: Path) -> None:
+    """This extension in a WebUI's data folder, as it is here."""
+    (folder / "extensions").mkdir(exist_ok=True)
+    (folder / "extensions" / "loraclr").symlink_to(ROOT, target_is_directory=True)
+
+
+@contextmanager
+def started(folder: Path, *flags: str, settings: dict[str, Any] | None = None) -> Iterator[tuple[WebUI, str]]:
+    """A WebUI on a data folder that has all it needs, and its address; no traceback in its log goes through us."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    webui = WebUI(folder, "--port", str(port), *flags, settings=settings)
+    try:
+        webui.ask("ready")
+        yield webui, f"http://127.0.0.1:{port}/"
+    finally:
+        webui.close()
+    log = webui.log.read_text("utf-8")
+    assert "lib_loraclr" not in log and "*** Error" not in log
+
+
+@contextmanager
+def running(
+    folder: Path,
+    *flags: str,
+    settings: dict[str, Any] | None = None,
+    models: Callable[[Path], None] = demo_models,
+) -> Iterator[tuple[WebUI, str]]:
+    """A WebUI with the demo checkpoint (or what `models` puts there) and this extension, and its address."""
+    models(folder)
+    install_link(folder)
+    with started(folder, *flags, settings=settings) as found:
+        yield found
+
+
+def go(url: str, way: str, *, known: tuple[str, ...] = VANILLA, **environment: str) -> dict[str, Any]:
+    """What the browser saw on this way; the console has no lines but those that the WebUI prints without us."""
+    command = [webui_python(), str(Path(__file__).with_name("browser_way.py")), url, way]
+    if "LORACLR_SHOTS" in os.environ:
+        command.append(os.environ["LORACLR_SHOTS"])
+    done = subprocess.run(command, env={**WebUI.environment(), **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads(done.stdout)
+    ours = [line for line in seen["console"] if not any(text in line for text in known)]
+    assert not ours
+    return seen
+
+
+#: asked by a process of its own, for the tests open no connection
+_ASK = """\
+import base64, json, sys, urllib.error, urllib.request
+url, user, body = sys.argv[1:]
+request = urllib.request.Request(url, body.encode() or None, {"Content-Type": "application/json"})
+if user:
+    request.add_header("Authorization", "Basic " + base64.b64encode(user.encode()).decode())
+try:
+    with urllib.request.urlopen(request) as answer:
+        print(json.dumps([answer.status, json.load(answer)]))
+except urllib.error.HTTPError as error:
+    print(json.dumps([error.code, json.load(error)]))
+"""
+
+
+def ask(url: str, path: str, user: str = "", body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    command = [sys.executable, "-c", _ASK, url + path, user, json.dumps(body) if body else ""]
+    status, answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return status, answer

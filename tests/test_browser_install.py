@@ -1,0 +1,103 @@
+"""Installed as users install it, in a real WebUI; with the built-in Lora switched off; without the front end.
+
+Needs what test_browser.py needs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from browser import VANILLA, ask, go, missing, running, started
+from webui_process import ROOT, demo_models, webui_python
+
+REASON = missing()
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "-")
+
+#: while the WebUI starts anew, the page asks for it until it is there, and then for its old theme; without us too
+RELOADING = (*VANILLA, "ERR_CONNECTION_REFUSED", "404 (Not Found)")
+
+
+def repository(folder: Path) -> str:
+    """A git repository with the files as they are here, and its URL."""
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    listed = subprocess.run(
+        [*git, "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "All"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    return folder.as_uri()
+
+
+def packages() -> list[str]:
+    """What is installed for the WebUI, with versions."""
+    code = "import importlib.metadata as m\nfor d in m.distributions(): print(d.metadata['Name'], d.version)"
+    done = subprocess.run([webui_python(), "-c", code], capture_output=True, text=True, check=True)
+    return sorted(done.stdout.splitlines())
+
+
+def lines(log: str) -> set[str]:
+    """A log's lines without their figures."""
+    return {re.sub(r"[\d.]+", "0", line).strip() for line in log.splitlines()}
+
+
+def test_install_from_url_restart_reload(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    demo_models(folder)
+    before = packages()
+    with started(folder) as (webui, url):
+        seen = go(url, "vanilla", known=RELOADING)
+        assert seen["tab"] == 0, "control: it is not there before"
+        without, alone = webui.log.read_text("utf-8"), [line for line in seen["console"] if "404" in line]
+        told = go(url, "install", LORACLR_INSTALL_URL=repository(tmp_path / "loraclr"))["told"]
+        assert "Installed into" in told and (folder / "extensions" / "loraclr" / "install.py").is_file()
+    with started(folder) as (webui, url):
+        _, profile = ask(url, "internal/profile-startup")
+        # a figure of the WebUI's own: what its users see under "Startup profile"
+        assert profile["records"]["load scripts/loraclr.py"] < 0.2
+        seen = go(url, "reload", known=RELOADING)
+        assert seen["listed"] == ["sks animal"] * 2
+        assert {line for line in seen["console"] if "404" in line} <= set(alone), (
+            "no file is missing but those of the WebUI"
+        )
+        new = lines(webui.log.read_text("utf-8")) - lines(without)
+    assert not [line for line in new if re.search("error|warn|traceback|loraclr", line, re.IGNORECASE)]
+    assert packages() == before
+
+
+def test_without_the_lora_extension(tmp_path: Path) -> None:
+    with running(tmp_path / "off", settings={"disabled_extensions": ["Lora"]}) as (_, address):
+        assert "built-in extension Lora is switched off" in go(address, "off")["message"]
+
+
+def test_routes_with_nowebui_and_api_auth(tmp_path: Path) -> None:
+    with running(tmp_path / "api", "--nowebui", "--api-auth", "me:secret") as (_, url):
+        assert ask(url, "loraclr/v1/loras")[0] == 401
+        assert ask(url, "loraclr/v1/merge", "me:wrong", {"request": {}})[0] == 401
+        status, loras = ask(url, "loraclr/v1/loras", "me:secret")
+        assert status == 200 and "penguin" in [lora["name"] for lora in loras]
+        small = {"recording": {"paths": 1, "steps": 2}, "method": "average"}
+        body = {"request": {**small, "concepts": [{"lora": "penguin"}, {"lora": "pizza"}]}, "preview": False}
+        _, job = ask(url, "loraclr/v1/merge", "me:secret", body)
+        end = time.monotonic() + 300
+        path = f"loraclr/v1/jobs/{job['id']}"
+        while ask(url, path, "me:secret")[1]["state"] in ("queued", "running") and time.monotonic() < end:
+            time.sleep(1)
+        status, result = ask(url, f"{path}/result", "me:secret")
+        assert status == 200 and result["free_name"] == "penguin-pizza"
+        status, kept = ask(url, f"{path}/keep", "me:secret", {"name": "http/pair"})
+        assert status == 200 and kept["tag"] == "<lora:pair:1>"
+        assert (tmp_path / "api" / "models" / "Lora" / "http" / "pair.safetensors").is_file()
+        assert "pair" in [lora["name"] for lora in ask(url, "sdapi/v1/loras", "me:secret")[1]]
