@@ -28,7 +28,7 @@ RANK = 32
 
 
 class Clock(Watch):
-    """Seconds of each stage besides, and what the recordings of the largest stage took."""
+    """Seconds of each stage besides, said when it ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +43,8 @@ class Clock(Watch):
         now = time.monotonic()
         if self.stage:
             self.seconds[self.stage] = now - self._since
+            peak = self.peaks.get(self.stage, 0.0)
+            print(f"  {self.stage:32} {self.seconds[self.stage]:7.1f} s {peak:7.0f} MB", flush=True)
         self._since = now
 
 
@@ -109,6 +111,7 @@ def main() -> None:
     )
     runs = []
     for number in arguments.concepts:
+        print(f"N = {number}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             runs.append(merge(host, Path(folder), number, arguments.budget))
         gc.collect()

@@ -75,9 +75,11 @@ function loraclrSubmit(...inputs) {
     return inputs;
 }
 
-// A LoRA was kept: the Lora tabs list it at once.
+// A LoRA was kept: the Lora tabs list it at once. A checkpoint was kept: so does the menu of checkpoints.
 function loraclrKept(kept) {
     if (!kept) return;
+    const checkpoints = gradioApp().getElementById("refresh_sd_model_checkpoint");
+    if (!JSON.parse(kept).tag && checkpoints) checkpoints.click();
     for (const name of ["txt2img", "img2img"]) {
         const button = gradioApp().getElementById(name + "_lora_extra_refresh_internal");
         if (button) button.dispatchEvent(new Event("click"));
@@ -95,7 +97,8 @@ function loraclrSend(kept) {
 }
 
 function loraclrCopy(kept) {
-    const {tag} = JSON.parse(kept);
+    const {tag, triggers} = JSON.parse(kept);
+    const text = tag || triggers;
     const button = gradioApp().getElementById("loraclr_copy");
     const label = button.textContent;
     const done = () => {
@@ -105,9 +108,9 @@ function loraclrCopy(kept) {
         }, 1200);
     };
     if (navigator.clipboard) {
-        navigator.clipboard.writeText(tag).then(done, () => loraclrCopyByHand(tag, done));
+        navigator.clipboard.writeText(text).then(done, () => loraclrCopyByHand(text, done));
     } else {
-        loraclrCopyByHand(tag, done);
+        loraclrCopyByHand(text, done);
     }
 }
 

@@ -6,9 +6,9 @@ Only `.safetensors` is read. `.pt`, `.ckpt` and `.bin` are pickles, and reading 
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import os
-import struct
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,24 +21,10 @@ from torch import Tensor
 
 from .errors import LoraclrError
 from .layer_keys import split_key
+from .tensor_files import HEADER_LENGTH, NewTensor, write_tensors
 
 _PICKLES = {".pt", ".ckpt", ".bin", ".pth"}
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_HEADER_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -67,7 +53,7 @@ class LoraFile:
     def hash(self) -> str:
         """The hash the WebUI knows the file by (`sshs_model_hash`): sha256 of all that follows the header."""
         with self.path.open("rb") as stream:
-            (length,) = _HEADER_LENGTH.unpack(stream.read(8))
+            (length,) = HEADER_LENGTH.unpack(stream.read(8))
             stream.seek(8 + length)
             return _sha256(stream)
 
@@ -141,29 +127,11 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A `.safetensors` file as bytes, the same for the same content.
-
-    The `safetensors` package writes the metadata in the order of a hash map seeded anew in each process; a merge that is
-    repeated must give the same bytes, so the header is written here: metadata and tensors sorted by name,
-    the header padded with spaces to a multiple of 8, tensors of the widest type first, as that package does.
-    """
+    """A `.safetensors` file as bytes, the same for the same content: tensors of the widest type first, then by name."""
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}} if metadata else {}
-    chunks, offset = [], 0
-    for name in names:
-        tensor = tensors[name].detach().cpu().contiguous()
-        data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-        shape = list(tensor.shape)
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": shape,
-            "data_offsets": [offset, offset + len(data)],
-        }
-        chunks.append(data)
-        offset += len(data)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([_HEADER_LENGTH.pack(len(text)), text, *chunks])
+    stream = io.BytesIO()
+    write_tensors(stream, [NewTensor.of(name, tensors[name]) for name in names], lambda _: metadata)
+    return stream.getvalue()
 
 
 def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -173,7 +141,7 @@ def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> d
     """
     kept = {key: value for key, value in metadata.items() if not key.startswith("sshs_")}
     blob = serialize(tensors, {key: value for key, value in kept.items() if key.startswith("ss_")})
-    (length,) = _HEADER_LENGTH.unpack(blob[:8])
+    (length,) = HEADER_LENGTH.unpack(blob[:8])
     legacy = hashlib.sha256(blob[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
     return {**kept, "sshs_model_hash": hashlib.sha256(blob[8 + length :]).hexdigest(), "sshs_legacy_hash": legacy}
 
@@ -216,6 +184,24 @@ def write_files(writers: Mapping[Path, Callable], *, overwrite: bool) -> None:
     finally:
         for left in (*temporary.values(), *moved):
             left.unlink(missing_ok=True)
+
+
+def require_space(path: Path, size: int) -> None:
+    """Refuse to begin a file that the disk has no room for.
+
+    Args:
+        size: in bytes
+
+    Raises:
+        LoraclrError: there is less left where `path` would be
+    """
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(nearest).free
+    if free < size:
+        raise LoraclrError(
+            f"{path} would take {size / 2**30:.2f} GB, and {nearest} has {free / 2**30:.2f} GB left: "
+            "free some space or choose another folder."
+        )
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

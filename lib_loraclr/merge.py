@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .baking import require_copyable
 from .hosts.base import Host
 from .inputs import InputLora, load_input, load_inputs
 from .low_rank import Factors
@@ -25,7 +26,8 @@ class Merge:
 
     Attributes:
         request: what was asked, concepts in the order given
-        factors: layer key -> factors, rounded to the file's precision; what `apply` runs is what the file will hold
+        factors: layer key -> factors, rounded to the file's precision; what `apply` runs is what the file will hold. In fp32
+            for files of whole deltas, which are rounded when they are written
         inputs: the LoRAs, in the order of the request
         report: what it did
     """
@@ -50,6 +52,8 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
     """
     progress = progress or Progress()
     request.check()
+    if request.save_as == "checkpoint":
+        require_copyable(host.checkpoint_path)
     method = find_method(request.method)
     options = parse_options(method.options, request.options, f"method {method.name}")
     inputs = load_inputs(request.concepts, host)

@@ -1,25 +1,35 @@
-"""The merged LoRA as files: tensors, metadata, the WebUI's card. Nothing is kept until it is asked for."""
+"""A merge as files: a LoRA, whole deltas or a checkpoint, and the WebUI's card. Nothing is kept until it is asked for."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from torch import Tensor
 
 from . import __version__
+from .baking import BakedCheckpoint, require_copyable
 from .errors import LoraclrError
 from .hosts.base import Host
-from .lora_files import PRECISIONS, serialize, with_hashes, write_files
+from .lora_files import (
+    PRECISIONS,
+    refuse_existing,
+    require_space,
+    serialize,
+    with_hashes,
+    write_files,
+)
 from .merge import Merge
 from .prompts import tag_frequency
 from .request import MergeRequest
+from .tensor_files import DTYPE_NAMES, NewTensor, tensor_bytes, write_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,24 +90,55 @@ def lora_tensors(merge: Merge, host: Host) -> dict[str, Tensor]:
         alpha = torch.tensor(float(factors.rank))
         # fp16 has no 2049 and bf16 no 257; an alpha that is rounded would scale the whole layer
         tensors[f"{key}.alpha"] = alpha.to(dtype) if float(alpha.to(dtype)) == factors.rank else alpha
+    return {**tensors, **_embeddings(merge)}
+
+
+def full_tensors(merge: Merge, host: Host) -> list[NewTensor]:
+    """The tensors of a file of whole deltas, as LyCORIS' `full` has them: `diff`, shaped like the layer's weight.
+
+    Each is made when it is its turn to be written: together they are as large as the model.
+
+    Raises:
+        LoraclrError: as `lora_tensors`
+    """
+    dtype, layers = PRECISIONS[merge.request.precision], host.layers()
+
+    def dense(key: str) -> list[bytes]:
+        factors = merge.factors[key]
+        delta = (factors.up.float() @ factors.down.float()).to(dtype)
+        if not delta.isfinite().all():
+            raise LoraclrError(f"The merged {key} does not fit into {merge.request.precision}: choose bf16 or fp32.")
+        return [tensor_bytes(delta)]
+
+    tensors = []
+    for key in sorted(merge.factors):
+        shape = tuple(layers[key].weight.shape)
+        size = math.prod(shape) * dtype.itemsize
+        tensors.append(NewTensor(f"{key}.diff", DTYPE_NAMES[dtype], shape, size, lambda key=key: dense(key)))
+    bundled = _embeddings(merge)
+    return [*tensors, *(NewTensor.of(key, bundled[key]) for key in sorted(bundled))]
+
+
+def _embeddings(merge: Merge) -> dict[str, Tensor]:
+    """Embeddings that the inputs bundle.
+
+    Raises:
+        LoraclrError: two inputs bundle different ones of one name
+    """
+    found: dict[str, Tensor] = {}
     for given in merge.inputs:
         for key, tensor in given.file.embeddings.items():
-            if key in tensors and not torch.equal(tensors[key], tensor):
+            if key in found and not torch.equal(found[key], tensor):
                 raise LoraclrError(
                     f"{given.concept.label} bundles an embedding that another LoRA bundles with other content ({key}): "
                     "leave one of them out."
                 )
-            tensors[key] = tensor
-    return tensors
+            found[key] = tensor
+    return found
 
 
 def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
     """Metadata by which the WebUI lists the file rightly, and from which the merge can be repeated."""
-    request = merge.request
-    ranks = [factors.rank for factors in merge.factors.values()]
-    concepts = request.concepts
-    triggers = ", ".join(concept.trigger for concept in concepts if concept.trigger)
-    licences = sorted({given.file.metadata.get("modelspec.license", "") or "not named" for given in merge.inputs})
     merged_tags: dict[str, Counter[str]] = {}
     for given in merge.inputs:
         for tag_folder, tags in tag_frequency(given.file.metadata).items():
@@ -106,17 +147,66 @@ def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
         "ss_base_model_version": host.family.base_model_version,
         "ss_v2": str(host.family.name == "SD2"),
         "ss_output_name": name,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(max(ranks)),
-        "ss_network_alpha": str(float(max(ranks))),
-        "ss_training_comment": f"merged by LoRACLR {__version__} ({request.method})",
-        "modelspec.sai_model_spec": "1.0.0",
+        **_network(merge, host),
+        "ss_training_comment": f"merged by LoRACLR {__version__} ({merge.request.method})",
         "modelspec.architecture": host.family.architecture,
+        "ss_tag_frequency": json.dumps(merged_tags, ensure_ascii=False) if merged_tags else "",
+        **_told(merge, host, name, [given.file.metadata for given in merge.inputs]),
+    }
+    return {key: value for key, value in metadata.items() if value}
+
+
+def _network(merge: Merge, host: Host) -> dict[str, str]:
+    """What kind of network it is, in the words of the program that made this kind: kohya's trainer or LyCORIS."""
+    if merge.request.save_as == "full":
+        return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
+    layers = host.layers()
+    ranks: dict[bool, list[int]] = {True: [], False: []}
+    for key, factors in merge.factors.items():
+        weight = layers[key].weight
+        ranks[weight.dim() == 4 and weight[0, 0].numel() > 1].append(factors.rank)
+    kernels, points = ranks[True], ranks[False]
+    rank = max(points or kernels)
+    told = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    if not kernels:
+        return {"ss_network_module": "networks.lora", **told}
+    arguments = {"algo": "locon", "conv_dim": str(max(kernels)), "conv_alpha": str(float(max(kernels)))}
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(arguments), **told}
+
+
+def checkpoint_metadata(merge: Merge, host: Host, name: str, base: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of a checkpoint with the merge in it.
+
+    Args:
+        base: the metadata of the checkpoint that was copied; kept, but for what was said of its content
+    """
+    stale = ("sshs_", "modelspec.hash", "modelspec.thumbnail", "modelspec.date")
+    kept = {key: value for key, value in base.items() if not key.startswith(stale)}
+    predicted = {"v_prediction": "v", "epsilon": "epsilon"}
+    own = {
+        "modelspec.architecture": kept.get("modelspec.architecture", host.family.architecture.removesuffix("/lora")),
+        "modelspec.prediction_type": predicted.get(host.prediction_type, ""),
+        **_told(merge, host, name, [base, *(given.file.metadata for given in merge.inputs)]),
+    }
+    own["modelspec.merged_from"] = f"{PurePosixPath(own['loraclr.checkpoint']).stem}, {own['modelspec.merged_from']}"
+    return {**kept, **{key: value for key, value in own.items() if value}}
+
+
+def _told(merge: Merge, host: Host, name: str, sources: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What every file says of itself.
+
+    Args:
+        sources: metadata of all that it was made from, for their licences
+    """
+    request = merge.request
+    concepts = request.concepts
+    licences = sorted({metadata.get("modelspec.license", "") or "not named" for metadata in sources})
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": name,
-        "modelspec.trigger_phrase": triggers,
+        "modelspec.trigger_phrase": ", ".join(concept.trigger for concept in concepts if concept.trigger),
         "modelspec.license": "" if licences == ["not named"] else " / ".join(licences),
         "modelspec.merged_from": ", ".join(concept.label for concept in concepts),
-        "ss_tag_frequency": json.dumps(merged_tags, ensure_ascii=False) if merged_tags else "",
         _RECIPE: json.dumps(_recipe(request), ensure_ascii=False),
         "loraclr.inputs": json.dumps(
             {c.label: given.file.hash for c, given in zip(concepts, merge.inputs, strict=True)}
@@ -125,7 +215,6 @@ def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
         "loraclr.source": merge.report.source,
         "loraclr.versions": json.dumps({"loraclr": __version__, "torch": torch.__version__, "host": host.name}),
     }
-    return {key: value for key, value in metadata.items() if value}
 
 
 def _recipe(request: MergeRequest) -> dict:
@@ -146,17 +235,40 @@ def read_recipe(metadata: Mapping[str, str], source: str) -> tuple[MergeRequest,
 
 
 def user_card(merge: Merge, host: Host) -> dict[str, object]:
-    """`NAME.json` as the WebUI's metadata editor writes it (`modules/ui_edit_user_metadata.py`)."""
+    """`NAME.json` as the WebUI's metadata editors write it (`modules/ui_edit_user_metadata.py` and those that extend it)."""
     report = merge.report
     lines = [f"{c.name}: {c.trigger or 'no trigger'}" for c in report.concepts]
+    card = {"description": "Merged by LoRACLR: " + "; ".join(lines), "notes": report.table()}
+    if merge.request.save_as == "checkpoint":
+        return card
     return {
-        "description": "Merged by LoRACLR: " + "; ".join(lines),
+        **card,
         "sd version": host.family.name,
         "activation text": ", ".join(c.trigger for c in report.concepts if c.trigger),
         "preferred weight": 1.0,
         "negative text": "",
-        "notes": report.table(),
     }
+
+
+def check_destination(path: Path, save_as: str, checkpoint: Path | None, *, overwrite: bool = False) -> None:
+    """Refuse before a merge what would be refused after it.
+
+    Args:
+        checkpoint: that the merge is made on, if that is known
+
+    Raises:
+        LoraclrError: a file of that name exists, it is the checkpoint itself, the checkpoint cannot be copied, or there is
+            too little room for it
+    """
+    for suffix in (".safetensors", ".json", ".png", ".report.json"):
+        refuse_existing(path.with_suffix(suffix), overwrite=overwrite)
+    if checkpoint is None or not checkpoint.exists():
+        return
+    if path.exists() and path.samefile(checkpoint):
+        raise LoraclrError(f"{path} is the checkpoint itself, which is never written to: choose another name.")
+    if save_as == "checkpoint":
+        require_copyable(checkpoint)
+        require_space(path, checkpoint.stat().st_size)
 
 
 def save_merge(
@@ -168,15 +280,18 @@ def save_merge(
     with_report: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the LoRA, its card, and what else was asked for: all of them or none.
+    """Write the file, its card, and what else was asked for: all of them or none.
 
     Raises:
-        LoraclrError: one of the files exists and may not be overwritten, or cannot be written
+        LoraclrError: one of the files exists and may not be overwritten, it is the checkpoint itself, there is no room, or it
+            cannot be written
     """
-    tensors = lora_tensors(merge, host)
-    blob = serialize(tensors, with_hashes(tensors, lora_metadata(merge, host, path.stem)))
+    check_destination(path, merge.request.save_as, host.checkpoint_path, overwrite=overwrite)
     card = json.dumps(user_card(merge, host), indent=4, ensure_ascii=False).encode()
-    writers = {path: lambda stream: stream.write(blob), path.with_suffix(".json"): lambda stream: stream.write(card)}
+    writers = {path: _writer(merge, host, path), path.with_suffix(".json"): lambda stream: stream.write(card)}
+    config = host.checkpoint_path.with_suffix(".yaml")
+    if merge.request.save_as == "checkpoint" and config.is_file():
+        writers[path.with_suffix(".yaml")] = lambda stream: stream.write(config.read_bytes())
     if preview is not None:
         writers[path.with_suffix(".png")] = lambda stream: preview.save(stream, format="PNG")
     if with_report:
@@ -184,3 +299,33 @@ def save_merge(
         writers[path.with_suffix(".report.json")] = lambda stream: stream.write(text)
     write_files(writers, overwrite=overwrite)
     return list(writers)
+
+
+def _writer(merge: Merge, host: Host, path: Path) -> Callable[[BinaryIO], object]:
+    """What writes the file itself."""
+    if merge.request.save_as == "lora":
+        tensors = lora_tensors(merge, host)
+        blob = serialize(tensors, with_hashes(tensors, lora_metadata(merge, host, path.stem)))
+        return lambda stream: stream.write(blob)
+    if merge.request.save_as == "full":
+        whole, told = full_tensors(merge, host), lora_metadata(merge, host, path.stem)
+        require_space(path, sum(tensor.size for tensor in whole))
+        return lambda stream: write_tensors(stream, whole, lambda digest: {**told, "sshs_model_hash": digest})
+    baked = _baked(merge, host)
+    told = checkpoint_metadata(merge, host, path.stem, baked.metadata)
+    hash_of = "modelspec.hash_sha256"
+    return lambda stream: write_tensors(stream, baked.tensors, lambda digest: {**told, hash_of: f"0x{digest}"})
+
+
+def _baked(merge: Merge, host: Host) -> BakedCheckpoint:
+    deltas = {key: factors.to("cpu") for key, factors in merge.factors.items()}
+    return BakedCheckpoint(host.checkpoint_path, deltas, merge.request.memory_mb)
+
+
+def file_size(merge: Merge, host: Host) -> int:
+    """Of the file in bytes, without its header."""
+    if merge.request.save_as == "checkpoint":
+        return _baked(merge, host).size
+    if merge.request.save_as == "full":
+        return sum(tensor.size for tensor in full_tensors(merge, host))
+    return sum(tensor.numel() * tensor.element_size() for tensor in lora_tensors(merge, host).values())

@@ -17,6 +17,12 @@ from .prompts import PromptOptions
 
 KINDS = ("subject", "style")
 PRECISIONS = ("fp16", "bf16", "fp32")
+#: what a merge is saved as -> what that is, for people
+SAVE_AS = {
+    "lora": "a LoRA; a LoCon where convolutions are changed",
+    "full": "every layer's whole change, exact and large (a LyCORIS file)",
+    "checkpoint": "a copy of the checkpoint with the merge in it, which needs no tag",
+}
 T = TypeVar("T")
 
 
@@ -87,7 +93,8 @@ class MergeRequest:
         method, options: which method, and its options by name
         rank: "auto", "full", or a number
         kept: the share of the merge's effect on the recorded inputs that the automatic rank keeps
-        precision: of the file: fp16, bf16, fp32
+        save_as: "lora", "full" or "checkpoint" (`SAVE_AS`); where it is not "lora", rank "auto" keeps everything
+        precision: of the file: fp16, bf16, fp32; a checkpoint keeps its own
         seed: of everything that is drawn
         memory_mb: for recorded inputs and teachers' predictions together
         prompts, recording: what is asked of the model, and how
@@ -98,11 +105,17 @@ class MergeRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     rank: str = "auto"
     kept: float = 0.999
+    save_as: str = "lora"
     precision: str = "fp16"
     seed: int = 0
     memory_mb: int = 1024
     prompts: PromptOptions = field(default_factory=PromptOptions)
     recording: RecordingOptions = field(default_factory=RecordingOptions)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file holds whole deltas, so that their rank costs nothing and only the sum is rounded."""
+        return self.save_as != "lora"
 
     def check(self) -> None:
         """Check everything that needs no file and no model.
@@ -124,6 +137,8 @@ class MergeRequest:
                 raise LoraclrError(
                     f"Two LoRAs are called {label} ({lora} is one): name it once, or rename one of the files."
                 )
+        if self.save_as not in SAVE_AS:
+            raise unknown_name("way to save a merge", self.save_as, SAVE_AS)
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.rank not in ("auto", "full") and not (str(self.rank).isdecimal() and int(self.rank) >= 1):

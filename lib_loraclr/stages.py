@@ -232,7 +232,7 @@ class Job:
         rank = self.request.rank
         if rank.isdecimal():
             return truncate(delta, inputs, rank=int(rank))
-        if rank == "auto" and inputs is not None:
+        if rank == "auto" and inputs is not None and not self.request.whole:
             return truncate(delta, inputs, share=self.request.kept)
         return Truncation(exact(delta), 1.0)
 
@@ -251,8 +251,8 @@ class Job:
         return refine(self.room, start, lessons, held_back, options, seed=self.request.seed)
 
     def rounded(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
-        """Factors as the file will hold them, on the model's device."""
-        dtype = PRECISIONS[self.request.precision]
+        """Factors as the file will hold them, on the model's device; a file of whole deltas rounds only those."""
+        dtype = torch.float32 if self.request.whole else PRECISIONS[self.request.precision]
         rounded = {key: f.to(dtype) for key, f in factors.items()}
         for key, f in rounded.items():
             if not (f.up.isfinite().all() and f.down.isfinite().all()):

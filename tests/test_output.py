@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from PIL import Image
 from lib_loraclr.deltas import layer_factors
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.lora_files import PRECISIONS, read_lora
+from lib_loraclr.lora_files import PRECISIONS, read_lora, read_tensors
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import Merge
-from lib_loraclr.output import lora_metadata, lora_tensors, output_path, read_recipe, save_merge, user_card
+from lib_loraclr.output import file_size, lora_metadata, lora_tensors, output_path, read_recipe, save_merge, user_card
 from lib_loraclr.prompts import find_trigger, tag_frequency
 
 MakeMerge = Callable[..., Merge]
@@ -145,6 +146,43 @@ def test_shapes_are_those_of_kohyas_files(make_merge: MakeMerge, host: Diffusers
     assert shapes[f"{LINEAR}.alpha"] == []
 
 
+def whole(merge: Merge, precision: str = "fp16") -> Merge:
+    """The merge as one that is saved as whole deltas."""
+    factors = {key: factors.to(torch.float32) for key, factors in merge.factors.items()}
+    return replace(merge, request=replace(merge.request, save_as="full", precision=precision), factors=factors)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_full_file_holds_every_layer_s_whole_delta_rounded_once(
+    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path, precision: str
+) -> None:
+    mine = torch.randn(2, 8)
+    merge = whole(make_merge(precision="fp32", extra=({EMBEDDING: mine}, {})), precision)
+    path, *_ = save_merge(merge, host, tmp_path / "zoo.safetensors")
+    tensors, metadata = read_tensors(path)
+    assert set(tensors) == {f"{key}.diff" for key in merge.factors} | {EMBEDDING}
+    assert torch.equal(tensors[EMBEDDING], mine)
+    for key, factors in merge.factors.items():
+        stored, exact = tensors[f"{key}.diff"], factors.up.double() @ factors.down.double()
+        assert stored.shape == host.layers()[key].weight.shape and stored.dtype == PRECISIONS[precision]
+        step = torch.finfo(stored.dtype).eps
+        assert float((stored.double().view_as(exact) - exact).abs().max()) <= step * float(exact.abs().max())
+    data = path.read_bytes()[8 + int.from_bytes(path.read_bytes()[:8], "little") :]
+    assert metadata["sshs_model_hash"] == read_lora(path).hash == hashlib.sha256(data).hexdigest()
+    assert file_size(merge, host) == len(data)
+    assert file_size(make_merge(), host) < len(data) / 3, "control: a LoRA is much smaller"
+
+
+def test_a_whole_delta_that_does_not_fit_is_refused_and_nothing_stays(
+    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path
+) -> None:
+    merge = whole(make_merge(precision="fp32"))
+    merge = replace(merge, factors={key: factors.scaled(1e6) for key, factors in merge.factors.items()})
+    with pytest.raises(LoraclrError, match=r"merged lora_\w+ does not fit into fp16: choose bf16 or fp32"):
+        save_merge(merge, host, tmp_path / "out" / "zoo.safetensors")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_bundled_embeddings_pass_through_untouched(make_merge: MakeMerge, host: DiffusersHost) -> None:
     mine, other = torch.randn(2, 8), torch.randn(3, 8).bfloat16()
     # both bundle the first: equal content is one embedding
@@ -170,7 +208,6 @@ def test_the_metadata_are_those_by_which_the_webui_lists_a_file(make_merge: Make
         "ss_base_model_version": "sd_v1",
         "ss_v2": "False",
         "ss_output_name": "zoo",
-        "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
         "ss_network_alpha": "4.0",
         "modelspec.sai_model_spec": "1.0.0",
@@ -188,6 +225,27 @@ def test_the_largest_rank_is_named_where_layers_differ(make_merge: MakeMerge, ho
     merge = make_merge(rank=4)
     factors = {**merge.factors, CONV: Factors(torch.zeros(64, 1), torch.zeros(1, 36))}
     assert lora_metadata(replace(merge, factors=factors), host, "zoo")["ss_network_dim"] == "4"
+
+
+def test_the_kind_of_network_is_named_as_the_program_that_makes_it_does(
+    make_merge: MakeMerge, host: DiffusersHost
+) -> None:
+    """kohya's trainer writes a LoRA; a LoCon (3x3 kernels) and whole deltas are LyCORIS', whose algorithm is an argument."""
+    merge = make_merge(rank=4)
+    conv = {CONV: Factors(torch.zeros(64, 2), torch.zeros(2, 36))}
+    locon = lora_metadata(replace(merge, factors={**merge.factors, **conv}), host, "zoo")
+    assert locon["ss_network_module"] == "lycoris.kohya" and locon["ss_network_dim"] == "4"
+    assert json.loads(locon["ss_network_args"]) == {"algo": "locon", "conv_dim": "2", "conv_alpha": "2.0"}
+    plain = {key: factors for key, factors in merge.factors.items() if key != CONV}
+    lora = lora_metadata(replace(merge, factors=plain), host, "zoo")
+    assert lora["ss_network_module"] == "networks.lora" and "ss_network_args" not in lora
+    pointwise = {"lora_unet_mid_block_attentions_0_proj_in": Factors(torch.zeros(128, 3), torch.zeros(3, 128))}
+    assert host.layers()[next(iter(pointwise))].weight.dim() == 4, "control: a convolution, but of one pixel"
+    assert lora_metadata(replace(merge, factors=pointwise), host, "zoo")["ss_network_module"] == "networks.lora"
+    assert lora_metadata(replace(merge, factors=conv), host, "zoo")["ss_network_dim"] == "2"
+    full = lora_metadata(whole(merge), host, "zoo")
+    assert full["ss_network_module"] == "lycoris.kohya" and json.loads(full["ss_network_args"]) == {"algo": "full"}
+    assert "ss_network_dim" not in full
 
 
 def test_licences_of_the_inputs_are_all_named(make_merge: MakeMerge, host: DiffusersHost) -> None:

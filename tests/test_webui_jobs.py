@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 
 from lib_loraclr.errors import Interrupted, LoraclrError
@@ -87,6 +89,49 @@ def test_a_taken_name_is_refused_unless_it_may_be_replaced(doors: Doors) -> None
     assert (doors.folder / "fox.safetensors").read_bytes() == before and merge.state == "finished"
     jobs.keep(merge, "fox", overwrite=True)
     assert (doors.folder / "fox.safetensors").read_bytes() != before
+
+
+def checkpoint_job(doors: Doors) -> tuple[Any, Any]:  # noqa: F811
+    """The doors' jobs, and a finished merge that is to become a checkpoint."""
+    jobs = doors.module("jobs")
+    merge = job(doors, "fox", "penguin", save_as="checkpoint")
+    jobs.run(merge, lock_held=False)
+    return jobs, merge
+
+
+def test_a_checkpoint_goes_into_the_folder_of_checkpoints_under_a_free_name(doors: Doors) -> None:  # noqa: F811
+    base = doors.webui.write_checkpoint()
+    loras, before = files(doors.folder), base.read_bytes()
+    for wanted, name in (("friends", "friends"), ("friends", "friends-2"), ("tiny", "tiny-2"), ("a/b", "a/b")):
+        jobs, merge = checkpoint_job(doors)
+        kept = jobs.keep(merge, wanted, overwrite=True)
+        assert kept.path == base.parent / f"{name}.safetensors" and kept.title == f"{name}.safetensors"
+        assert kept.title in doors.webui.sd_models.checkpoints_list and merge.state == "kept"
+    assert files(doors.folder) == loras and base.read_bytes() == before
+    old, new = load_file(base), load_file(base.parent / "friends.safetensors")
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert set(old) == set(new) and len(changed) == 3 and "model.diffusion_model.input_blocks.0.0.weight" in changed
+    views = doors.module("views")
+    assert views.tag(merge) == "" and "checkpoint b" in views.kept_view(merge)
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "C:\\out", "a/../../out", "con", ""])
+def test_a_checkpoint_s_name_never_leaves_its_folder(doors: Doors, name: str) -> None:  # noqa: F811
+    doors.webui.write_checkpoint()
+    jobs, merge = checkpoint_job(doors)
+    before = files(doors.folder.parent)
+    with pytest.raises(LoraclrError, match="output name"):
+        jobs.keep(merge, name)
+    assert files(doors.folder.parent) == before
+
+
+def test_a_checkpoint_that_cannot_be_copied_is_refused_before_the_merge(doors: Doors) -> None:  # noqa: F811
+    doors.webui.model.sd_checkpoint_info.filename = str(doors.folder.parent / "tiny.ckpt")
+    jobs = doors.module("jobs")
+    merge = job(doors, "fox", "penguin", save_as="checkpoint")
+    with pytest.raises(LoraclrError, match=r"tiny\.ckpt is a pickle"):
+        jobs.run(merge, lock_held=False)
+    assert merge.state == "failed"
 
 
 @pytest.mark.parametrize("name", ["../out", "/tmp/out", "C:\\out", "..\\out", "a/../../out", "con", "a:b", ""])

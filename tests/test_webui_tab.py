@@ -39,7 +39,8 @@ TABLE = {
 def fields(**changes: Any) -> dict[str, Any]:
     """The tab's fields, by name, as gradio hands them over (numbers as floats)."""
     defaults, recording = PromptOptions(), RecordingOptions()
-    found: dict[str, Any] = {"effort": "fast", "method": "average", "rank": "auto", "kept": 0.995, "precision": "fp16"}
+    found: dict[str, Any] = {"effort": "fast", "method": "average", "rank": "auto", "kept": 0.995}
+    found |= {"save_as": "lora", "precision": "fp16"}
     for name, method in METHODS.items():
         found |= {f"option.{name}.{o.name}": o.default for o in schema(method.options) if o.name != "effort"}
     found |= {"templates": "\n".join(defaults.templates) + "\n\n", "plain": "\n".join(defaults.plain)}

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 WIDTH = 8
@@ -155,7 +156,7 @@ class Model(nn.Module):
         super().__init__()
         self.is_sd1, self.is_sd2, self.is_sdxl, self.is_sd3 = not sdxl, False, sdxl, False
         self.parameterization, self.latent_channels, self.lowvram = "eps", 4, False
-        self.sd_checkpoint_info = SimpleNamespace(title="tiny.safetensors [0123456789]")
+        self.sd_checkpoint_info = SimpleNamespace(title="tiny.safetensors [0123456789]", filename="tiny.safetensors")
         self.register_buffer("alphas_cumprod", torch.linspace(0.999, 0.005, 1000))
         self.model = nn.Module()
         self.model.diffusion_model = _UNet()
@@ -219,7 +220,9 @@ class StandIn:
             sd_model=self.model,
             state=_State(job="", interrupted=False, stopping_generation=False, textinfo=None, sampling_step=0),
             opts=SimpleNamespace(sdxl_crop_top=0, sdxl_crop_left=0),
-            cmd_opts=SimpleNamespace(lora_dir=str(folder), lyco_dir_backcompat=str(folder.parent / "lycoris")),
+            cmd_opts=SimpleNamespace(
+                lora_dir=str(folder), lyco_dir_backcompat=str(folder.parent / "lycoris"), ckpt_dir=None
+            ),
             loaded_hypernetworks=["some hypernetwork"],
         )
         self.devices = SimpleNamespace(
@@ -242,7 +245,14 @@ class StandIn:
         self.sd_hijack = SimpleNamespace(
             model_hijack=SimpleNamespace(comments=["a comment"], extra_generation_params={}, fixes=None)
         )
-        self.sd_models = SimpleNamespace(model_data=SimpleNamespace(sd_model=self.model))
+        checkpoints = folder.parent / "checkpoints"
+        self.model.sd_checkpoint_info.filename = str(checkpoints / "tiny.safetensors")
+        self.sd_models = SimpleNamespace(
+            model_data=SimpleNamespace(sd_model=self.model),
+            model_path=str(checkpoints),
+            checkpoints_list={},
+            list_models=self._list_models,
+        )
         cached = SimpleNamespace(cached_c=["key", "stale"], cached_uc=["key", "stale"])
         self.processing = SimpleNamespace(
             opt_f=8,
@@ -260,6 +270,22 @@ class StandIn:
         self.ui_extra_networks = SimpleNamespace(allowed_preview_extensions=lambda: {"png", "jpg"})
         self.networks = _Networks(self, folder)
         self.networks.assign_network_names_to_compvis_modules(self.model)
+
+    def write_checkpoint(self) -> Path:
+        """The file that the model was loaded from, and the list of checkpoints with it."""
+        path = Path(self.model.sd_checkpoint_info.filename)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name.replace(".wrapped.", "."): t.contiguous() for name, t in self.model.state_dict().items()}
+        save_file(tensors, path)
+        self._list_models()
+        return path
+
+    def _list_models(self) -> None:
+        listed = self.sd_models.checkpoints_list
+        listed.clear()
+        for path in Path(self.sd_models.model_path).rglob("*.safetensors"):
+            title = path.relative_to(self.sd_models.model_path).as_posix()
+            listed[title] = SimpleNamespace(name_for_extra=path.stem, title=title, filename=str(path))
 
     def install(self, patch: pytest.MonkeyPatch, *, lora: bool = True) -> StandIn:
         """Let `import modules.…` and `import networks` find this; without `lora`, as if that extension were off."""

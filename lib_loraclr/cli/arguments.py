@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraclrError, unknown_name
-from ..lora_files import read_tensors, require_safetensors
+from ..lora_files import require_safetensors
 from ..methods import METHODS, find_method
 from ..options import Option, parse_number, schema
 from ..output import read_recipe
 from ..prompts import TEMPLATES, PromptOptions
-from ..request import KINDS, PRECISIONS, Concept, MergeRequest, parse_lora_argument
+from ..request import KINDS, PRECISIONS, SAVE_AS, Concept, MergeRequest, parse_lora_argument
+from ..tensor_files import read_header
 from .methods import describe
 
 LORA_HELP = "a LoRA, with weights as in a prompt: file.safetensors, file.safetensors:0.8, file.safetensors:te:unet"
@@ -115,6 +116,12 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of the effect that the automatic rank keeps (default: 0.999)",
     )
+    group.add_argument(
+        "--save-as",
+        default=None,
+        choices=SAVE_AS,
+        help="; ".join(f"{name}: {text}" for name, text in SAVE_AS.items()) + " (default: lora)",
+    )
     group.add_argument("--precision", default=None, help=f"of the file: {', '.join(PRECISIONS)} (default: fp16)")
 
 
@@ -138,7 +145,7 @@ def build_request(arguments: argparse.Namespace) -> MergeRequest:
     if not request.concepts:
         request.check()  # says that there is nothing to merge, before a flag is about a LoRA that is not there
     request = dataclasses.replace(request, concepts=tuple(_described(request.concepts, arguments)))
-    own = {name: getattr(arguments, name, None) for name in ("method", "rank", "precision", "seed")}
+    own = {name: getattr(arguments, name, None) for name in ("method", "rank", "save_as", "precision", "seed")}
     own["memory_mb"] = arguments.memory
     changes: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     if getattr(arguments, "kept", None) is not None:
@@ -189,8 +196,8 @@ def _from_recipe(path: Path, folders: Sequence[Path]) -> MergeRequest:
     """The request inside a merged file, its LoRAs found again by name and told apart by hash."""
     from ..lora_files import read_lora
 
-    _, metadata = read_tensors(path)
-    request, hashes = read_recipe(metadata, str(path))
+    require_safetensors(path)
+    request, hashes = read_recipe(read_header(path).metadata, str(path))
     concepts = []
     for concept in request.concepts:
         # only ever a name: a path inside a file from anywhere could lead anywhere

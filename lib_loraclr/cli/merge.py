@@ -8,11 +8,10 @@ from pathlib import Path
 
 from ..errors import LoraclrError
 from ..inputs import load_inputs
-from ..lora_files import refuse_existing
 from ..merge import merge_loras
 from ..methods import find_method
 from ..options import parse_options
-from ..output import output_path, save_merge
+from ..output import check_destination, output_path, save_merge
 from ..preview import PreviewOptions, preview_grid
 from ..prompts import check_prompts, concept_prompts
 from ..request import MergeRequest
@@ -32,6 +31,7 @@ Merge several LoRAs into one, so that every concept keeps its identity.
 
   loraclr merge --checkpoint model.safetensors fox.safetensors penguin.safetensors:0.8 --output friends
   loraclr merge --checkpoint model.safetensors fox.safetensors mono.safetensors --kind mono=style --effort fast -o zoo
+  loraclr merge --checkpoint model.safetensors fox.safetensors penguin.safetensors --save-as checkpoint -o model-friends
   loraclr merge --checkpoint model.safetensors --request request.json --output friends
   loraclr merge --checkpoint model.safetensors --recipe-from friends.safetensors --lora-dir loras --output again
 
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     request = build_request(arguments)
     parse_options(find_method(request.method).options, request.options, f"method {request.method}")
-    path = _destination(arguments)
+    path = _destination(arguments, request.save_as)
     require_files(concept.lora for concept in request.concepts)
     host = load_host(arguments)
     if arguments.show_prompts:
@@ -95,10 +95,13 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print("\n".join(f"wrote {file}" for file in files))
     triggers = ", ".join(concept.trigger for concept in merge.request.concepts if concept.trigger)
-    print(f"\nPut it into models/Lora and write <lora:{path.stem}:1> in a prompt, with: {triggers}")
+    if request.save_as == "checkpoint":
+        print(f"\nPut it into models/Stable-diffusion and choose it as checkpoint; the words are: {triggers}")
+    else:
+        print(f"\nPut it into models/Lora and write <lora:{path.stem}:1> in a prompt, with: {triggers}")
 
 
-def _destination(arguments: argparse.Namespace) -> Path:
+def _destination(arguments: argparse.Namespace, save_as: str) -> Path:
     """Where the file goes; refused before the model is loaded if it may not go there."""
     if not arguments.output:
         if arguments.show_prompts:
@@ -113,8 +116,8 @@ def _destination(arguments: argparse.Namespace) -> Path:
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not os.access(nearest, os.W_OK):
         raise LoraclrError(f"{nearest} may not be written to: choose another folder for --output.")
-    for suffix in (".safetensors", ".json", ".png", ".report.json"):
-        refuse_existing(path.with_suffix(suffix), overwrite=arguments.overwrite)
+    checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else None
+    check_destination(path, save_as, checkpoint, overwrite=arguments.overwrite)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -79,6 +80,8 @@ class Host(Protocol):
     family: Family
     name: str
     checkpoint: str
+    #: the file or folder it was loaded from
+    checkpoint_path: Path
     device: torch.device
     latent_channels: int
     pixels_per_latent: int

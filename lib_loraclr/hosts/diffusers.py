@@ -40,7 +40,7 @@ class DiffusersHost:
         vae: AutoencoderKL,
         schedule: DDIMScheduler,
     ) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint, self.checkpoint_path = checkpoint, Path(checkpoint)
         self.unet, self.text_encoder, self.vae, self.tokenizer = unet, text_encoder, vae, tokenizer
         for model in (unet, text_encoder, vae):
             model.requires_grad_(False).eval()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
 
+from ..baking import require_copyable
 from ..errors import LoraclrError
 from ..hosts import a1111
 from ..hosts.base import Host
@@ -140,6 +142,11 @@ def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, na
         problems.append(str(error).replace(" (trigger=…)", "").replace(" (kind=style)", " (its kind)"))
     if inputs and not any(given.deltas for given in inputs):
         problems.append("All weights are 0, so nothing would be merged: give at least one LoRA another weight.")
+    if request.save_as == "checkpoint":
+        try:
+            require_copyable(host.checkpoint_path)
+        except LoraclrError as error:
+            problems.append(str(error).replace(str(host.checkpoint_path), host.checkpoint))
     if len(names) == 1:
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
     obstacle = estimate.refinement_obstacle(host)
@@ -168,7 +175,13 @@ def _sizes(request: MergeRequest, inputs: Sequence[InputLora], host: Host, *, re
     limit = int(request.rank) if request.rank.isdecimal() else None
     numbers = sum(min(rank, most, limit or rank) * both for rank, both, most in columns.values())
     bundled = sum(t.numel() * t.element_size() for given in inputs for t in given.file.embeddings.values())
-    file = (numbers * PRECISIONS[request.precision].itemsize + bundled) / _MEGABYTE
+    itemsize = PRECISIONS[request.precision].itemsize
+    file = (numbers * itemsize + bundled) / _MEGABYTE
+    saved = file
+    if request.save_as == "full":
+        saved = sum(math.prod(host.layers()[key].shape) for key in columns) * itemsize / _MEGABYTE
+    elif request.save_as == "checkpoint" and host.checkpoint_path.is_file():
+        saved = host.checkpoint_path.stat().st_size / _MEGABYTE
     working = 4 * (inside * 2 + numbers * (_REFINED_COPIES if refining else 2)) / _MEGABYTE
     on_card = host.device.type != "cpu"
-    return request.memory_mb + file * 2 + (0 if on_card else working), working if on_card else 0.0, file
+    return request.memory_mb + file * 2 + (0 if on_card else working), working if on_card else 0.0, saved

@@ -12,11 +12,12 @@ from modules.ui_components import DropdownEditable, FormRow
 from ..methods import METHODS
 from ..options import Option, schema
 from ..prompts import TEMPLATES, PromptOptions
-from ..request import PRECISIONS, MergeRequest
+from ..request import PRECISIONS, SAVE_AS, MergeRequest
 from . import settings
 from .form import EFFORT, option_field
 
 _EFFORTS = {"fast": "Fast", "balanced": "Balanced", "thorough": "Thorough"}
+_SAVED = {"lora": "LoRA", "full": "Full", "checkpoint": "Checkpoint"}
 _DEFAULTS = MergeRequest(())
 
 
@@ -67,6 +68,21 @@ class Fields:
     def _advanced(self) -> None:
         with gr.Accordion("Prompts that are recorded", open=False, elem_id="loraclr_prompts"):
             self._prompt_fields()
+        with gr.Accordion("Output", open=False, elem_id="loraclr_output"), FormRow():
+            self.fields["save_as"] = gr.Radio(
+                [(label, name) for name, label in _SAVED.items()],
+                value=_DEFAULTS.save_as,
+                label="Save as",
+                elem_id="loraclr_save_as",
+                tooltip="; ".join(f"{_SAVED[name]}: {text}" for name, text in SAVE_AS.items()),
+            )
+            self.fields["precision"] = gr.Radio(
+                list(PRECISIONS),
+                value=_DEFAULTS.precision,
+                label="Precision",
+                elem_id="loraclr_precision",
+                tooltip="Of the file; a checkpoint keeps its own",
+            )
         with gr.Accordion("Advanced", open=False, elem_id="loraclr_advanced"):
             with FormRow():
                 self.fields["method"] = gr.Dropdown(
@@ -86,14 +102,6 @@ class Fields:
                 )
                 self._number(
                     "kept", "Share kept", _DEFAULTS.kept, tip="Of the merge's effect, by rank auto", step=0.001
-                )
-                self.fields["precision"] = gr.Dropdown(
-                    list(PRECISIONS),
-                    value=_DEFAULTS.precision,
-                    label="Precision",
-                    elem_id="loraclr_precision",
-                    tooltip="Of the file",
-                    min_width=90,
                 )
             self.method_boxes = {name: self._method_options(name) for name in METHODS}
             self._recording_fields()

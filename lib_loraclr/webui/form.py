@@ -75,6 +75,7 @@ def settings(fields: Mapping[str, Any]) -> MergeRequest:
         options=options,
         rank=str(fields["rank"]).strip().lower(),
         kept=_value(fields["kept"], float, "kept"),
+        save_as=fields["save_as"],
         precision=fields["precision"],
         seed=_value(fields["seed"], int, "seed"),
         memory_mb=_value(fields["memory_mb"], int, "memory"),

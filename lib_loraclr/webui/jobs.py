@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from ..hosts import a1111
 from ..hosts.base import Host
 from ..low_rank import Factors
 from ..merge import Merge, merge_loras
-from ..output import lora_tensors, output_path, save_merge
+from ..output import file_size, output_path, save_merge
 from ..preview import PreviewOptions, preview_grid
 from ..request import MergeRequest
 from . import estimate, pace
@@ -59,7 +60,7 @@ class Job:
     state: queued, running, or one of `OVER`
     error: what went wrong, for the person who asked
     result: held from "finished" until it is kept or discarded
-    kept: the new LoRA
+    kept: the new LoRA or checkpoint
     """
 
     request: MergeRequest
@@ -69,7 +70,7 @@ class Job:
     state: str = "queued"
     error: str = ""
     result: Result | None = None
-    kept: a1111.InstalledLora | None = None
+    kept: a1111.InstalledLora | a1111.InstalledCheckpoint | None = None
     stop: bool = False
     progress: TimedProgress | None = None
 
@@ -178,19 +179,34 @@ def interrupt(job: Job) -> None:
     job.stop = True
 
 
-def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora:
+def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
     """Write the file and make the WebUI list it.
 
     Args:
-        name: inside the LoRA folder, sub-folders separated by "/"
+        name: inside the LoRA folder, sub-folders separated by "/"; a checkpoint goes into the folder of checkpoints, under
+            the next free name if this one is taken
+        overwrite: replace a LoRA of that name; a checkpoint is never replaced
 
     Raises:
         LoraclrError: nothing to keep, a name that may not be or is taken, or it cannot be written
     """
     if job.result is None:
         raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
-    held = job.result
-    path = output_path(a1111.lora_dir(), name.strip().replace("\\", "/"))
+    held, wanted = job.result, name.strip().replace("\\", "/")
+    if job.request.save_as == "checkpoint":
+        path = output_path(a1111.checkpoint_dir(), a1111.free_checkpoint_name(wanted))
+        save_merge(held.merge, held.host, path, preview=held.preview)
+        job.kept = a1111.announce_checkpoint(path)
+    else:
+        path = _lora_path(wanted, overwrite=overwrite)
+        save_merge(held.merge, held.host, path, preview=held.preview, overwrite=overwrite)
+        job.kept = a1111.announce(path)
+    job.state, job.result = "kept", None
+    return job.kept
+
+
+def _lora_path(name: str, *, overwrite: bool) -> Path:
+    path = output_path(a1111.lora_dir(), name)
     taken = {lora.name.lower(): lora for lora in a1111.installed_loras()}.get(path.stem.lower())
     if taken and taken.path.resolve() != path.resolve():
         raise LoraclrError(
@@ -198,10 +214,7 @@ def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora
         )
     if not overwrite and any(path.with_suffix(suffix).exists() for suffix in (".safetensors", ".json", ".png")):
         raise NameTaken(f"{name} exists already: choose another name, or replace it.")
-    save_merge(held.merge, held.host, path, preview=held.preview, overwrite=overwrite)
-    job.kept = a1111.announce(path)
-    job.state, job.result = "kept", None
-    return job.kept
+    return path
 
 
 class NameTaken(LoraclrError):
@@ -248,7 +261,7 @@ def _merge(job: Job, host: Host) -> Result:
     job.progress.finish()
     steps = merge.report.refinement.get("steps")
     pace.learn(key, estimate.work(job.request, host, draw=job.draw, refined_steps=steps), job.progress.seconds)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in lora_tensors(merge, host).values())
+    size = file_size(merge, host)
     return Result(_light(merge), _facade(host, merge.factors), preview, size)
 
 
@@ -267,7 +280,8 @@ def _facade(host: Host, factors: Mapping[str, Factors]) -> Host:
     """What `save_merge` asks a host for, without the model, which may be another one by then."""
     shapes = {key: host.layers()[key].weight.shape for key in factors}
     layers = {key: SimpleNamespace(weight=torch.empty(shape, device="meta")) for key, shape in shapes.items()}
-    return SimpleNamespace(family=host.family, checkpoint=host.checkpoint, name=host.name, layers=lambda: layers)
+    names = ("family", "checkpoint", "checkpoint_path", "name", "prediction_type")
+    return SimpleNamespace(layers=lambda: layers, **{name: getattr(host, name) for name in names})
 
 
 def _remember(job: Job) -> None:

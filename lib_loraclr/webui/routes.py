@@ -17,7 +17,7 @@ from modules import shared
 from pydantic import BaseModel, Field
 
 from ..errors import LoraclrError
-from ..hosts.a1111 import InstalledLora, find_lora, free_name, installed_loras, loaded_family
+from ..hosts.a1111 import InstalledCheckpoint, InstalledLora, find_lora, free_name, installed_loras, loaded_family
 from ..methods import METHODS, find_method
 from ..options import parse_options, schema
 from ..request import MergeRequest
@@ -45,8 +45,8 @@ class MergeBody(BaseModel):
 class KeepBody(BaseModel):
     """Where to."""
 
-    name: str = Field(description="Name inside the LoRA folder; sub-folders separated by /.")
-    overwrite: bool = Field(False, description="Replace a LoRA of that name.")
+    name: str = Field(description="Name inside the LoRA (or checkpoint) folder; sub-folders separated by /.")
+    overwrite: bool = Field(False, description="Replace a LoRA of that name; a checkpoint takes the next free name.")
 
 
 def add(_: Any, app: FastAPI) -> None:
@@ -212,10 +212,11 @@ def _encoded(picture: Any) -> str:
 
 
 def keep(job_id: str, body: KeepBody) -> dict[str, Any]:
-    """Write the file; the new LoRA is usable at once."""
-    job = _find(job_id)
-    lora = jobs.keep(job, body.name, overwrite=body.overwrite)
-    return {**_described(lora), "tag": f"<lora:{lora.alias}:1>"}
+    """Write the file; the new LoRA is usable at once, a new checkpoint is listed."""
+    kept = jobs.keep(_find(job_id), body.name, overwrite=body.overwrite)
+    if isinstance(kept, InstalledCheckpoint):
+        return {"name": kept.name, "title": kept.title}
+    return {**_described(kept), "tag": f"<lora:{kept.alias}:1>"}
 
 
 def discard(job_id: str) -> dict[str, Any]:

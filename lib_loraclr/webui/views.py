@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from ..hosts.a1111 import InstalledCheckpoint
 from ..methods import METHODS
 from ..report import ConceptReport, MergeReport, figure
 from .check import Check, Finding
@@ -154,10 +155,17 @@ def _table(concepts: Sequence[ConceptReport]) -> str:
 
 def kept_view(job: Job) -> str:
     """After Keep."""
+    if isinstance(job.kept, InstalledCheckpoint):
+        return note(
+            f"Kept as checkpoint {job.kept.name}. Choose it at the top left; the trigger words call the concepts, no tag does."
+        )
     return note(f"Kept as {job.kept.name}. Use it in any prompt as {tag(job)} together with the trigger words.")
 
 
 def tag(job: Job) -> str:
+    """What a prompt names it by; a checkpoint needs nothing."""
+    if isinstance(job.kept, InstalledCheckpoint):
+        return ""
     return f"<lora:{job.kept.alias}:1>"
 
 

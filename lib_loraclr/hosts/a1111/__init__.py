@@ -7,6 +7,7 @@ Importing this imports nothing of the WebUI; using it outside the WebUI, or with
 `LoraclrError`.
 """
 
+from .checkpoints import InstalledCheckpoint, announce_checkpoint, checkpoint_dir, free_checkpoint_name
 from .host import A1111Host
 from .library import InstalledLora, announce, find_lora, free_name, installed_loras, lora_dir, lora_dirs
 from .progress import StateProgress
@@ -15,11 +16,15 @@ from .webui import caption_font, refuse_forge
 
 __all__ = [
     "A1111Host",
+    "InstalledCheckpoint",
     "InstalledLora",
     "StateProgress",
     "announce",
+    "announce_checkpoint",
     "caption_font",
+    "checkpoint_dir",
     "find_lora",
+    "free_checkpoint_name",
     "free_name",
     "installed_loras",
     "loaded_family",

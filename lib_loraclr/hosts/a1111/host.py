@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class A1111Host:
         self.model = model
         self.family = family_of(model)
         self.checkpoint = model.sd_checkpoint_info.title
+        self.checkpoint_path = Path(model.sd_checkpoint_info.filename)
         self.device: torch.device = devices.device
         self.latent_channels: int = model.latent_channels
         self.pixels_per_latent: int = webui.module("processing").opt_f
