@@ -38,14 +38,20 @@ def install_link(folder: Path) -> None:
 
 
 @contextmanager
-def started(folder: Path, *flags: str, settings: dict[str, Any] | None = None) -> Iterator[tuple[WebUI, str]]:
-    """A WebUI on a data folder that has all it needs, and its address; no traceback in its log goes through us."""
+def started(
+    folder: Path, *flags: str, settings: dict[str, Any] | None = None, ready: str = "ready"
+) -> Iterator[tuple[WebUI, str]]:
+    """A WebUI on a data folder that has all it needs, and its address; no traceback in its log goes through us.
+
+    Args:
+        ready: what it is asked first (`webui_checks`), and has to answer
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     webui = WebUI(folder, "--port", str(port), *flags, settings=settings)
     try:
-        webui.ask("ready")
+        webui.ask(ready)
         yield webui, f"http://127.0.0.1:{port}/"
     finally:
         webui.close()
@@ -59,11 +65,12 @@ def running(
     *flags: str,
     settings: dict[str, Any] | None = None,
     models: Callable[[Path], None] = demo_models,
+    ready: str = "ready",
 ) -> Iterator[tuple[WebUI, str]]:
     """A WebUI with the demo checkpoint (or what `models` puts there) and this extension, and its address."""
     models(folder)
     install_link(folder)
-    with started(folder, *flags, settings=settings) as found:
+    with started(folder, *flags, settings=settings, ready=ready) as found:
         yield found
 
 

@@ -92,18 +92,19 @@ class Way:
     def field(self, row: str, name: str) -> Locator:
         return self.page.locator(f".loraclr-concept[data-lora='{row}'] [data-field='{name}']")
 
-    def set_advanced(self, **values: float) -> None:
+    def set_advanced(self, *, picture: bool, **values: float) -> None:
         fold = self.page.locator("#loraclr_advanced > .label-wrap").first
         fold.click()
         for name, value in values.items():
             self.page.locator(f"#loraclr_{name} input").fill(str(value))
             self.page.locator(f"#loraclr_{name} input").blur()
+        self.page.locator("#loraclr_draw input").set_checked(picture)
         fold.click()
 
-    def quick(self, **values: float) -> None:
+    def quick(self, *, picture: bool = True, **values: float) -> None:
         """Everything as small as it may be."""
         self.page.click("#loraclr_effort label:has-text('Fast')")
-        self.set_advanced(**SMALL, **values)
+        self.set_advanced(picture=picture, **SMALL, **values)
 
     def check(self) -> str:
         self.page.click("#loraclr_check")
@@ -116,9 +117,10 @@ class Way:
         )
         return self.text("#tab_loraclr .progress")
 
-    def wait_for_the_result(self) -> str:
-        self.page.wait_for_selector("#loraclr_keep", state="visible", timeout=8 * MINUTES)
-        self.page.wait_for_selector("#loraclr_picture img", state="visible", timeout=MINUTES)
+    def wait_for_the_result(self, *, picture: bool = True) -> str:
+        self.page.wait_for_selector("#loraclr_keep", state="visible", timeout=20 * MINUTES)
+        if picture:
+            self.page.wait_for_selector("#loraclr_picture img", state="visible", timeout=MINUTES)
         return self.text("#loraclr_view")
 
     def keep(self, button: str = "keep") -> str:

@@ -85,10 +85,10 @@ def overwrite(way: Way) -> dict[str, Any]:
             way.drop("penguin")
         way.pick(*(["pizza"] if first else []), partner)
         if first:
-            way.quick()
+            way.quick(picture=False)
         page.locator("#loraclr_name input").fill("again")
         page.click("#loraclr_generate")
-        way.wait_for_the_result()
+        way.wait_for_the_result(picture=False)
         if first:
             seen["replace offered at once"] = page.locator("#loraclr_replace").is_visible()
             way.keep()
@@ -134,10 +134,10 @@ def family(way: Way) -> dict[str, Any]:
     seen["refused"] = way.check()
     way.shot("11-family")
     way.drop("old")
-    way.quick(width=128, height=128)
+    way.quick(picture=False, width=128, height=128)
     seen["checked"] = way.check()
     page.click("#loraclr_generate")
-    seen["result"] = way.wait_for_the_result()
+    seen["result"] = way.wait_for_the_result(picture=False)
     way.shot("12-sdxl")
     seen["kept"] = way.keep()
     seen["folder"] = page.locator("#loraclr_folder").is_visible()
@@ -157,7 +157,7 @@ def keyboard(way: Way) -> dict[str, Any]:
         [way.field(row, name).input_value() for name in ("te_weight", "unet_weight")] for row in ("penguin", "pizza")
     ]
     seen["message"] = way.text("#loraclr_message")
-    way.quick()
+    way.quick(picture=False)
     page.keyboard.press("Control+Enter")
     way.wait_for_the_bar()
     begun = time.monotonic()
@@ -174,7 +174,7 @@ def keyboard(way: Way) -> dict[str, Any]:
     time.sleep(3)
     way.open()
     page.wait_for_selector("#tab_loraclr .progressDiv", timeout=MINUTES)
-    page.wait_for_selector("#loraclr_discard", state="visible", timeout=8 * MINUTES)
+    page.wait_for_selector("#loraclr_discard", state="visible", timeout=20 * MINUTES)
     seen["restored"] = way.text("#loraclr_view")
     page.click("#loraclr_discard")
     page.wait_for_selector("#loraclr_discard", state="hidden", timeout=MINUTES)
@@ -204,7 +204,8 @@ def install(way: Way) -> dict[str, Any]:
     page.get_by_label("URL for extension's git repository").fill(os.environ["LORACLR_INSTALL_URL"])
     page.locator("#tabs_extensions button:visible", has_text="Install").last.click()
     page.wait_for_function(
-        "document.querySelector('#extension_install_result').innerText.trim().length > 10", timeout=2 * MINUTES
+        "/Installed into|Error|error/.test(document.querySelector('#extension_install_result').innerText)",
+        timeout=2 * MINUTES,
     )
     way.shot("13-install")
     return {"told": way.text("#extension_install_result")}
@@ -243,8 +244,18 @@ def off(way: Way) -> dict[str, Any]:
     return {"message": way.text("#loraclr_message")}
 
 
+def bare(way: Way) -> dict[str, Any]:
+    """No checkpoint is loaded."""
+    way.open()
+    way.pick("penguin", "pizza")
+    return {"told": way.check()}
+
+
 WAYS = {
-    **{way.__name__: way for way in (whole, overwrite, many, family, keyboard, looks, install, reload, vanilla, off)},
+    **{
+        way.__name__: way
+        for way in (whole, overwrite, many, family, keyboard, looks, install, reload, vanilla, off, bare)
+    },
     "narrow": looks,
 }
 

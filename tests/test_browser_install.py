@@ -65,8 +65,8 @@ def test_install_from_url_restart_reload(tmp_path: Path) -> None:
         assert "Installed into" in told and (folder / "extensions" / "loraclr" / "install.py").is_file()
     with started(folder) as (webui, url):
         _, profile = ask(url, "internal/profile-startup")
-        # a figure of the WebUI's own: what its users see under "Startup profile"
-        assert profile["records"]["load scripts/loraclr.py"] < 0.2
+        # what users see under "Startup profile"; 0.2 s of 8 s, as a share, which other programs do not change
+        assert profile["records"]["load scripts/loraclr.py"] < 0.025 * profile["total"]
         seen = go(url, "reload", known=RELOADING)
         assert seen["listed"] == ["sks animal"] * 2
         assert {line for line in seen["console"] if "404" in line} <= set(alone), (
@@ -80,6 +80,15 @@ def test_install_from_url_restart_reload(tmp_path: Path) -> None:
 def test_without_the_lora_extension(tmp_path: Path) -> None:
     with running(tmp_path / "off", settings={"disabled_extensions": ["Lora"]}) as (_, address):
         assert "built-in extension Lora is switched off" in go(address, "off")["message"]
+
+
+def test_without_a_checkpoint(tmp_path: Path) -> None:
+    def only_loras(folder: Path) -> None:
+        demo_models(folder)
+        shutil.rmtree(folder / "models" / "Stable-diffusion")
+
+    with running(tmp_path / "bare", models=only_loras, ready="library") as (_, url):
+        assert "The WebUI has no checkpoint loaded: choose one" in go(url, "bare")["told"]
 
 
 def test_routes_with_nowebui_and_api_auth(tmp_path: Path) -> None:

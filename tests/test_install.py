@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,11 @@ def test_every_rule_of_the_style_is_under_the_tab() -> None:
     for selector in selectors:
         assert selector.startswith(("#tab_loraclr", "@media")), selector
     assert "url(" not in text and "@import" not in text  # nothing from elsewhere
+
+
+def test_the_entry_for_the_extensions_index_has_what_its_check_asks_for() -> None:
+    """Fields and tags as `validate.py` and `tags.json` of the index have them; it adds the date itself."""
+    entry = json.loads((ROOT / "docs" / "extensions-index.json").read_text("utf-8"))
+    assert list(entry) == ["name", "url", "description", "tags"]
+    assert entry["url"].startswith("https://") and entry["url"].endswith(".git")
+    assert entry["tags"] == ["tab", "models"] and len(entry["description"]) < 150
