@@ -1,0 +1,106 @@
+"""How the expected time is measured, and what is learnt from merges."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
+
+from lib_loraclr.request import MergeRequest
+
+KEY = ("tiny.safetensors", 64, 64)
+WORK = {"recording": ("evaluation", 100.0), "refining": ("backward", 50.0), "merging": ("layer", 10.0)}
+
+
+def request() -> MergeRequest:
+    return MergeRequest.from_dict({**SMALL, "concepts": [{"lora": "fox.safetensors"}]})
+
+
+class Clock:
+    """A clock that stands still but for what a test adds, and by `step` at each look."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, module) -> None:
+        self.now, self.step = 0.0, 0.0
+        patch.setattr(module, "time", SimpleNamespace(monotonic=self._look))
+
+    def _look(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def test_what_was_measured_holds_for_a_minute(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    pace = doors.module("pace")
+    clock = Clock(monkeypatch, pace)
+    seen = iter([0.5, 2.0])
+    monkeypatch.setattr(pace, "_seconds_per_sample", lambda *_: next(seen))
+    for wait, expected in ((0.0, 0.5), (59.0, 0.5), (2.0, 2.0)):
+        clock.now += wait
+        host = pace.probe(request(), wait=True)
+        assert pace.seconds_per_unit(pace.key_of(request(), host))["evaluation"] == expected
+
+
+def test_while_a_picture_is_made_the_last_measurement_has_to_do(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pace = doors.module("pace")
+    clock = Clock(monkeypatch, pace)
+    pace.probe(request(), wait=True)
+    clock.now += 1000
+    doors.webui.shared.state.job = "txt2img"
+    with doors.webui.call_queue.queue_lock:  # to wait for it would be to wait for ever
+        assert pace.probe(request(), wait=True) is not None
+
+
+def test_the_middle_of_three_counts_and_the_first_does_not(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first loads kernels; one that another program delayed is no more the truth than the luckiest."""
+    pace = doors.module("pace")
+    clock = Clock(monkeypatch, pace)
+    taken = iter([100.0, 4.0, 40.0, 8.0])
+
+    def denoise(x, *_):
+        clock.now += next(taken)
+        return x
+
+    host = SimpleNamespace(
+        pixels_per_latent=8, latent_channels=4, device="cpu", encode=lambda prompts: prompts, denoise=denoise
+    )
+    samples = pace.BATCH // 2
+    assert pace._seconds_per_sample(host, 64, 64) == 8.0 / samples
+
+
+def test_the_first_merge_is_believed_and_a_later_one_halfway(doors: Doors) -> None:  # noqa: F811
+    pace = doors.module("pace")
+    pace._measured[KEY] = pace._Measured(2.0, 0.0)
+    assert pace.seconds_per_unit(KEY) == {"evaluation": 2.0, "backward": 8.0, "layer": 0.01}
+    pace.learn(KEY, WORK, {"recording": 300.0, "refining": 200.0, "merging": 5.0})
+    assert pace.seconds_per_unit(KEY) == pytest.approx({"evaluation": 3.0, "backward": 4.0, "layer": 0.5})
+    pace.learn(KEY, WORK, {"recording": 1200.0, "refining": 200.0, "merging": 5.0})  # four times as slow
+    assert pace.seconds_per_unit(KEY) == pytest.approx({"evaluation": 6.0, "backward": 4.0, "layer": 0.5})
+
+
+def test_what_was_learnt_outlives_the_webui(doors: Doors) -> None:  # noqa: F811
+    pace = doors.module("pace")
+    pace._measured[KEY] = pace._Measured(2.0, 0.0)
+    pace.learn(KEY, WORK, {"recording": 300.0})
+    pace._measured.clear()  # a new process
+    assert (
+        not pace.known(KEY) and pace.seconds_per_unit(KEY)["evaluation"] == 1.5
+    )  # of one second, as none was measured
+    pace._measured[KEY] = pace._Measured(0.1, 0.0)
+    assert pace.seconds_per_unit(KEY)["evaluation"] == pytest.approx(0.15)
+    assert pace.seconds_per_unit((*KEY[:1], 128, 128))["evaluation"] == 1.0, "another size is learnt by itself"
+
+
+def test_a_refinement_that_ended_early_is_counted_as_it_was(doors: Doors) -> None:  # noqa: F811
+    estimate, pace = doors.module("estimate"), doors.module("pace")
+    named = [{"lora": "fox", "trigger": "a"}, {"lora": "cat", "trigger": "b"}]
+    asked = MergeRequest.from_dict({**SMALL, "method": "contrastive", "concepts": named, "options": {"steps": 100}})
+    host = pace.probe(request(), wait=True)
+    whole = estimate.work(asked, host, draw=False)["refining"]
+    early = estimate.work(asked, host, draw=False, refined_steps=40)["refining"]
+    assert whole[0] == early[0] == "backward" and whole[1] - early[1] == 60 * 8
