@@ -6,6 +6,7 @@ names one that is not on the path). With `LORACLR_SHOTS`, screenshots are put in
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,14 @@ def url(here: tuple[WebUI, str]) -> str:
     return here[1]
 
 
-def test_the_whole_way(url: str) -> None:
+def shorthash(path: Path) -> str:
+    """What the WebUI calls a LoRA file by in infotext: of all that follows the header (`modules/hashes.py`)."""
+    blob = path.read_bytes()
+    return hashlib.sha256(blob[8 + int.from_bytes(blob[:8], "little") :]).hexdigest()[:12]
+
+
+def test_the_whole_way(here: tuple[WebUI, str]) -> None:
+    webui, url = here
     seen = go(url, "whole")
     assert seen["triggers"] == ["sks animal", "ohwx bird"]
     [[complete, width]] = seen["pictures"]
@@ -48,7 +56,8 @@ def test_the_whole_way(url: str) -> None:
     assert seen["copied"] == "<lora:fox-face-penguin-style-mono:1>" and seen["folder"]
     assert "fox-face-penguin-style-mono" in seen["cards"]
     assert seen["prompt"] == "sks animal, ohwx bird, <lora:fox-face-penguin-style-mono:1>"
-    assert 'Lora hashes: "fox-face-penguin-style-mono: ' in seen["infotext"]
+    file = webui.folder / "models" / "Lora" / "fox-face-penguin-style-mono.safetensors"
+    assert f'Lora hashes: "{file.stem}: {shorthash(file)}"' in seen["infotext"]
 
 
 def test_from_prompt_keyboard_interrupt_restore_discard(url: str) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from webui_process import WebUI, demo_models, sdxl_loras, sdxl_models
 
 from lib_loraclr.hosts.diffusers import DiffusersHost
@@ -163,6 +165,20 @@ def test_a_weighted_sum_is_both_tags(sd1: WebUI):
     for name in ("penguin", "pizza"):
         control = f"a ohwx bird <lora:{name}:1>"
         assert sd1.ask("picture_distance", first=both, second=control) >= 50 * max(apart, 1)
+
+
+def test_bundled_embeddings_are_carried_over(sd1: WebUI):
+    loras = sd1.folder / "models" / "Lora"
+    embedding = {
+        "bundle_emb.glimmer.string_to_param.*": torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    }
+    save_file({**load_file(loras / "penguin.safetensors"), **embedding}, loras / "carrier.safetensors")
+    names = [["carrier", "ohwx bird"], ["pizza", "vbk food"]]
+    sd1.ask("merge", names=names, output="carried", method="weighted_sum", rank="full", precision="fp32")
+    merged = "a glimmer <lora:carried:1>"
+    assert sd1.ask("picture_distance", first=merged, second="a glimmer <lora:carrier:1><lora:pizza:1>") <= 1
+    control = "a glimmer <lora:penguin:1><lora:pizza:1>"
+    assert sd1.ask("picture_distance", first=merged, second=control) >= 50
 
 
 def test_an_overwritten_lora_shows_its_new_picture(sd1: WebUI):
