@@ -244,6 +244,16 @@ def off(way: Way) -> dict[str, Any]:
     return {"message": way.text("#loraclr_message")}
 
 
+def settings(way: Way) -> dict[str, Any]:
+    """The section of the Settings tab."""
+    page = way.page
+    page.click("#tabs > .tab-nav > button:has-text('Settings')")
+    page.click("#settings > .tab-nav > button:has-text('LoRACLR')")
+    page.wait_for_selector("#settings_loraclr", state="visible", timeout=MINUTES)
+    way.shot("14-settings")
+    return {"section": way.text("#settings_loraclr")}
+
+
 def bare(way: Way) -> dict[str, Any]:
     """No checkpoint is loaded."""
     way.open()
@@ -254,7 +264,7 @@ def bare(way: Way) -> dict[str, Any]:
 WAYS = {
     **{
         way.__name__: way
-        for way in (whole, overwrite, many, family, keyboard, looks, install, reload, vanilla, off, bare)
+        for way in (whole, overwrite, many, family, keyboard, looks, install, reload, vanilla, off, bare, settings)
     },
     "narrow": looks,
 }

@@ -76,6 +76,19 @@ def test_wide_and_narrow_light_and_dark(url: str, way: str, theme: str) -> None:
     assert go(url, way, LORACLR_THEME=theme)["overflow"] <= 0
 
 
+def test_the_settings_have_a_section(url: str) -> None:
+    section = go(url, "settings")["section"]
+    for label in (
+        "Memory budget",
+        "Default method",
+        "Default effort",
+        "prompt templates",
+        "Sub-folder",
+        "Draw the picture",
+    ):
+        assert label in section
+
+
 def test_an_existing_name_is_replaced_only_after_confirmation(here: tuple[WebUI, str]) -> None:
     seen = go(here[1], "overwrite")
     assert not seen["replace offered at once"] and "exists already" in seen["refused"]

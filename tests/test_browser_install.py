@@ -95,6 +95,8 @@ def test_routes_with_nowebui_and_api_auth(tmp_path: Path) -> None:
     with running(tmp_path / "api", "--nowebui", "--api-auth", "me:secret") as (_, url):
         assert ask(url, "loraclr/v1/loras")[0] == 401
         assert ask(url, "loraclr/v1/merge", "me:wrong", {"request": {}})[0] == 401
+        described = ask(url, "openapi.json")[1]["paths"]  # what /docs shows
+        assert len([path for path in described if path.startswith("/loraclr/v1/")]) == 9
         status, loras = ask(url, "loraclr/v1/loras", "me:secret")
         assert status == 200 and "penguin" in [lora["name"] for lora in loras]
         small = {"recording": {"paths": 1, "steps": 2}, "method": "average"}
