@@ -23,6 +23,9 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 
+#: the name that is proposed for what `whole` merges
+KEPT = "fox-face-penguin-style-mono"
+
 
 def whole(way: Way) -> dict[str, Any]:
     """Open, pick, check, merge, see the result, keep, send to txt2img, generate."""
@@ -61,6 +64,7 @@ def _use(way: Way) -> dict[str, Any]:
     page = way.page
     seen = {"kept": way.keep()}
     seen["cards"] = page.eval_on_selector_all("#txt2img_lora_cards .card", "cards => cards.map(c => c.dataset.name)")
+    seen["card"] = page.locator(f"#txt2img_lora_cards .card[data-name='{KEPT}']").evaluate("card => card.outerHTML")
     way.shot("5-kept")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("#loraclr_copy")
