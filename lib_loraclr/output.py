@@ -144,12 +144,10 @@ def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
         for tag_folder, tags in tag_frequency(given.file.metadata).items():
             merged_tags.setdefault(tag_folder, Counter()).update(tags)
     metadata = {
-        "ss_base_model_version": host.family.base_model_version,
-        "ss_v2": str(host.family.name == "SD2"),
+        **host.family.metadata(host.prediction_type),
         "ss_output_name": name,
         **_network(merge, host),
         "ss_training_comment": f"merged by LoRACLR {__version__} ({merge.request.method})",
-        "modelspec.architecture": host.family.architecture,
         "ss_tag_frequency": json.dumps(merged_tags, ensure_ascii=False) if merged_tags else "",
         **_told(merge, host, name, [given.file.metadata for given in merge.inputs]),
     }
@@ -182,10 +180,10 @@ def checkpoint_metadata(merge: Merge, host: Host, name: str, base: Mapping[str, 
     """
     stale = ("sshs_", "modelspec.hash", "modelspec.thumbnail", "modelspec.date")
     kept = {key: value for key, value in base.items() if not key.startswith(stale)}
-    predicted = {"v_prediction": "v", "epsilon": "epsilon"}
+    known = {name: kept[name] for name in ("modelspec.architecture",) if name in kept}
     own = {
-        "modelspec.architecture": kept.get("modelspec.architecture", host.family.architecture.removesuffix("/lora")),
-        "modelspec.prediction_type": predicted.get(host.prediction_type, ""),
+        **host.family.modelspec(host.prediction_type),
+        **known,
         **_told(merge, host, name, [base, *(given.file.metadata for given in merge.inputs)]),
     }
     own["modelspec.merged_from"] = f"{PurePosixPath(own['loraclr.checkpoint']).stem}, {own['modelspec.merged_from']}"
@@ -243,7 +241,7 @@ def user_card(merge: Merge, host: Host) -> dict[str, object]:
         return card
     return {
         **card,
-        "sd version": host.family.name,
+        "sd version": host.family.webui_version,
         "activation text": ", ".join(c.trigger for c in report.concepts if c.trigger),
         "preferred weight": 1.0,
         "negative text": "",

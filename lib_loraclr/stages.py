@@ -89,12 +89,14 @@ class Job:
             progress=progress,
         )
         keys = sorted(set().union(*(given.deltas for given in inputs)))
+        self.serves = self._shared_inputs(keys) if records else {}
+        if records:
+            keys = self._taking_part(keys)
         self.text_encoder_keys = [key for key in keys if is_text_encoder(key)]
         self.unet_keys = [key for key in keys if not is_text_encoder(key)]
-        self.serves = self._shared_inputs() if records else {}
         self.plan = self._plan()
 
-    def _shared_inputs(self) -> dict[str, str]:
+    def _shared_inputs(self, keys: Sequence[str]) -> dict[str, str]:
         """Which recording serves each layer, found by one run at the smallest size."""
         host = self.host
 
@@ -103,14 +105,22 @@ class Job:
             smallest = torch.zeros(1, host.latent_channels, 8, 8, device=host.device)
             host.denoise(smallest, torch.zeros(1, dtype=torch.long, device=host.device), conditioning)
 
-        keys = [*self.text_encoder_keys, *self.unet_keys]
-        serves = shared_inputs(host.layers(), keys, run)
-        for key in keys:
-            if key not in serves:
-                raise LoraclrError(
-                    f"The layer {key} takes no part in {host.checkpoint}: the checkpoint is of another kind."
-                )
-        return serves
+        ordered = sorted(keys, key=lambda key: not is_text_encoder(key))
+        return shared_inputs(host.layers(), ordered, run)
+
+    def _taking_part(self, keys: Sequence[str]) -> list[str]:
+        """The layers that a run of the model reaches; of the others there is nothing to merge by, and nothing to lose.
+
+        Stable Diffusion 2 has a last layer of the text encoder that it does not read.
+        """
+        idle = [key for key in keys if key not in self.serves]
+        if len(idle) == len(keys):
+            raise LoraclrError(f"No layer of the LoRAs takes part in {self.host.checkpoint}: it is of another kind.")
+        if idle:
+            self.warnings += (
+                f"{len(idle)} layers take no part in {self.host.checkpoint} and are left out ({idle[0]}, …).",
+            )
+        return [key for key in keys if key in self.serves]
 
     def _plan(self) -> MemoryPlan:
         layers = self.host.layers()

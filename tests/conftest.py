@@ -18,6 +18,7 @@ from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import Merge
 from lib_loraclr.report import ConceptReport, MergeReport
 from lib_loraclr.request import Concept, MergeRequest
+from tests.tiny_hosts import Open, opener
 
 #: one layer of each form that the demo checkpoint has -> shape of its weight
 LAYERS = {
@@ -56,6 +57,12 @@ def demo() -> Path:
 def host(demo: Path) -> DiffusersHost:
     """The demo checkpoint, loaded once; tests leave it as they found it."""
     return load(demo / "emoji-sd1.safetensors")
+
+
+@pytest.fixture(scope="session")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Open:
+    """Loads a kind of tiny checkpoint, once; tests leave it as they found it."""
+    return opener(tmp_path_factory.mktemp("tiny"))
 
 
 def random_lora(

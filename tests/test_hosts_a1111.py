@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +13,7 @@ from webui_stand_in import WIDTH, StandIn
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts import a1111
-from lib_loraclr.hosts.a1111.names import names_of
-from lib_loraclr.hosts.base import SD1, SD2, SDXL, Conditioning, Family
+from lib_loraclr.hosts.base import REFINER, SD1, SDXL, Conditioning
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.recording import record_inputs, shared_inputs
 
@@ -39,7 +36,7 @@ def host(webui: StandIn) -> Iterator[a1111.A1111Host]:
 
 @pytest.fixture
 def xl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[a1111.A1111Host]:
-    StandIn(tmp_path, sdxl=True).install(monkeypatch)
+    StandIn(tmp_path, "SDXL").install(monkeypatch)
     with a1111.session() as opened:
         yield opened
 
@@ -71,81 +68,6 @@ def test_without_the_built_in_lora_the_adapter_says_so(tmp_path: Path, monkeypat
 
 def test_importing_the_adapter_imports_nothing_of_the_webui():
     assert "lib_loraclr.hosts.a1111" in sys.modules and "networks" not in sys.modules
-
-
-# -- names
-
-
-@pytest.mark.parametrize(
-    ("family", "name", "key", "other"),
-    [
-        (SD1, "diffusion_model_input_blocks_0_0", "conv_in", "input_blocks_0_0"),
-        (SD1, "diffusion_model_time_embed_2", "time_embedding_linear_2", "time_embed_2"),
-        (SD1, "diffusion_model_input_blocks_3_0_op", "down_blocks_0_downsamplers_0_conv", "input_blocks_3_0_op"),
-        (
-            SD1,
-            "diffusion_model_input_blocks_4_0_in_layers_2",
-            "down_blocks_1_resnets_0_conv1",
-            "input_blocks_4_0_in_layers_2",
-        ),
-        (
-            SD1,
-            "diffusion_model_input_blocks_8_1_proj_in",
-            "down_blocks_2_attentions_1_proj_in",
-            "input_blocks_8_1_proj_in",
-        ),
-        (SD1, "diffusion_model_middle_block_1_proj_out", "mid_block_attentions_0_proj_out", "middle_block_1_proj_out"),
-        (
-            SD1,
-            "diffusion_model_middle_block_2_emb_layers_1",
-            "mid_block_resnets_1_time_emb_proj",
-            "middle_block_2_emb_layers_1",
-        ),
-        (SD1, "diffusion_model_output_blocks_2_1_conv", "up_blocks_0_upsamplers_0_conv", "output_blocks_2_1_conv"),
-        (SD1, "diffusion_model_output_blocks_5_2_conv", "up_blocks_1_upsamplers_0_conv", "output_blocks_5_2_conv"),
-        (SD1, "diffusion_model_output_blocks_11_0_skip_connection", "up_blocks_3_resnets_2_conv_shortcut", None),
-        (
-            SDXL,
-            "diffusion_model_input_blocks_4_1_proj_in",
-            "input_blocks_4_1_proj_in",
-            "down_blocks_1_attentions_0_proj_in",
-        ),
-        (SDXL, "diffusion_model_output_blocks_2_2_conv", "output_blocks_2_2_conv", "up_blocks_0_upsamplers_0_conv"),
-        (SDXL, "diffusion_model_label_emb_0_2", "label_emb_0_2", "add_embedding_linear_2"),
-    ],
-)
-def test_unet_layers_are_named_as_kohya_names_them(family: Family, name: str, key: str, other: str | None):
-    found = names_of(name, family, lambda converted, _: name)
-    assert found.key == f"lora_unet_{key}"
-    assert other is None or found.others == (f"lora_unet_{other}",)
-
-
-@pytest.mark.parametrize(
-    ("family", "name", "key"),
-    [
-        (SD1, "transformer_text_model_encoder_layers_3_mlp_fc1", "lora_te_text_model_encoder_layers_3_mlp_fc1"),
-        (SD2, "model_transformer_resblocks_3_mlp_c_fc", "lora_te_text_model_encoder_layers_3_mlp_fc1"),
-        (SD2, "model_transformer_resblocks_3_attn_q_proj", "lora_te_text_model_encoder_layers_3_self_attn_q_proj"),
-        (SDXL, "0_transformer_text_model_encoder_layers_3_mlp_fc2", "lora_te1_text_model_encoder_layers_3_mlp_fc2"),
-        (SDXL, "1_model_transformer_resblocks_31_mlp_c_proj", "lora_te2_text_model_encoder_layers_31_mlp_fc2"),
-        (
-            SDXL,
-            "1_model_transformer_resblocks_31_attn_out_proj",
-            "lora_te2_text_model_encoder_layers_31_self_attn_out_proj",
-        ),
-    ],
-)
-def test_text_encoder_layers_are_named_as_kohya_names_them(family: Family, name: str, key: str):
-    assert names_of(name, family, lambda converted, _: converted).key == key
-
-
-def test_a_key_that_the_webui_would_lead_elsewhere_is_not_written():
-    name = "diffusion_model_input_blocks_4_1_proj_in"
-    assert names_of(name, SD1, lambda key, _: "somewhere else").key == "lora_unet_input_blocks_4_1_proj_in"
-
-
-def test_modules_that_no_file_names_have_no_key():
-    assert names_of("transformer_text_model_embeddings_token_embedding", SD1, lambda key, _: key) is None
 
 
 # -- the session
@@ -212,9 +134,10 @@ def test_gradients_work_although_the_caller_infers(webui: StandIn):
         (lambda webui: setattr(webui.shared, "sd_model", None), "no checkpoint loaded"),
         (lambda webui: setattr(webui.sd_unet, "current_unet", object()), "SD Unet"),
         (lambda webui: setattr(webui.devices, "fp8", True), "fp8"),
-        (lambda webui: setattr(webui.model, "is_sd3", True), "Stable Diffusion 3"),
-        (lambda webui: setattr(webui.model.model.diffusion_model, "in_channels", 9), "inpainting"),
-        (lambda webui: setattr(webui.model.model, "conditioning_key", "crossattn-adm"), "inpainting or editing"),
+        (lambda webui: setattr(webui.model, "is_sd3", True), "Stable Diffusion 3 .*rectified flow"),
+        (lambda webui: setattr(webui.model.model.diffusion_model, "in_channels", 8), "is InstructPix2Pix"),
+        (lambda webui: setattr(webui.model.model.diffusion_model, "in_channels", 5), "with depth"),
+        (lambda webui: setattr(webui.model.model, "conditioning_key", "crossattn-adm"), "is Stable unCLIP"),
     ],
 )
 def test_what_cannot_be_merged_on_is_refused(webui: StandIn, change: Callable[[StandIn], None], message: str):
@@ -296,7 +219,7 @@ def test_the_conditioner_lets_gradients_through_and_is_put_back(xl: a1111.A1111H
 
 def test_sdxl_is_told_the_size_of_the_picture_that_is_denoised(xl: a1111.A1111Host):
     conditioning = xl.encode(["a cat"])
-    assert set(conditioning.tensors) == {"context", "length", "pooled"}
+    assert set(conditioning.tensors) == {"context", "length", "pooled", "score"}
     assert conditioning.tensors["pooled"].shape == (1, WIDTH)
     told = []
     xl.model.apply_model = lambda x, t, given: told.append(given["vector"][0, WIDTH:]) or x
@@ -306,6 +229,36 @@ def test_sdxl_is_told_the_size_of_the_picture_that_is_denoised(xl: a1111.A1111Ho
     for vector, width in zip(told, (64, 128), strict=True):
         size = torch.tensor([64, 32, 16, width, width / 2, width / 4]) / 1000
         assert torch.allclose(vector, torch.cat([size, crop, size]))
+
+
+def test_the_refiner_is_told_a_score_and_has_the_unets_layers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    StandIn(tmp_path, "SDXL refiner").install(monkeypatch)
+    with a1111.session() as host:
+        assert host.family == REFINER and not host.inpainting
+        assert host.layers().keys() and all(key.startswith("lora_unet_") for key in host.layers())
+        conditioning, told = host.encode(["a cat", ""]), []
+        host.model.apply_model = lambda x, t, given: told.append(given["vector"][:, WIDTH:]) or x
+        host.denoise(torch.zeros(2, 4, 8, 8), torch.zeros(2), conditioning)
+    size, crop = torch.tensor([64, 32, 16, 64, 32, 16]) / 1000, torch.zeros(6)
+    for vector, score in zip(told[0], (6.0, 2.5), strict=True):
+        assert torch.allclose(vector, torch.cat([size, crop, torch.tensor([score, score / 2, score / 4]) / 1000]))
+
+
+def test_an_inpainting_model_reads_the_same_mask_and_grey_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    StandIn(tmp_path, channels=9).install(monkeypatch)
+    read = []
+    for _ in range(2):
+        with a1111.session() as host:
+            assert host.family == SD1 and host.inpainting and host.latent_channels == 4
+            torch.manual_seed(int(torch.randint(1000, ())))
+            state = torch.get_rng_state()
+            handle = host.model.model.diffusion_model.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+            predict(host, "a cat", " ".join(["word"] * 100))
+            handle.remove()
+            assert torch.equal(torch.get_rng_state(), state), "the WebUI's own random numbers stay as they were"
+    masked = [x[:, 4:] for x in read]
+    assert all(part.shape == (1, 5, 8, 8) and (part[:, 0] == 1).all() for part in masked)
+    assert all(torch.equal(part, masked[0]) for part in masked) and masked[0][:, 1:].abs().max() > 0
 
 
 def test_an_empty_prompt_is_zeros_in_sdxl(xl: a1111.A1111Host):
@@ -371,121 +324,3 @@ def test_sparing_memory_on_a_card_is_an_obstacle_to_the_refinement(host: a1111.A
     assert host.refinement_obstacle() is None
     host.model.lowvram, host.device = True, torch.device("cuda")
     assert "--medvram" in host.refinement_obstacle()
-
-
-# -- progress
-
-
-def test_progress_fills_the_webuis_bar(webui: StandIn):
-    state = webui.shared.state
-    progress = a1111.StateProgress({"recording": 30.0, "refining": 10.0})
-    progress.start("recording", 4)
-    progress.advance(2, "penguin")
-    assert (state.job_count, state.job_no, state.sampling_step, state.sampling_steps) == (1, 0, 375, 1000)
-    assert state.textinfo == "recording 2/4 · penguin"
-    progress.start("refining", 2)
-    progress.advance(1)
-    assert progress.fraction() == pytest.approx(0.875)
-
-
-def test_the_interrupt_button_is_heard(webui: StandIn):
-    progress = a1111.StateProgress()
-    progress.start("recording", 4)
-    progress.advance()
-    webui.shared.state.interrupted = True
-    with pytest.raises(Interrupted):
-        progress.advance()
-
-
-# -- the library
-
-
-@pytest.fixture
-def lora_file(webui: StandIn) -> Callable[..., Path]:
-    def write(name: str, metadata: dict | None = None, card: dict | None = None, suffix: str = ".safetensors") -> Path:
-        path = a1111.lora_dir() / f"{name}{suffix}"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
-        webui.networks.metadata[path.stem] = metadata or {}
-        if card is not None:
-            path.with_suffix(".json").write_text(json.dumps(card))
-        webui.networks.list_available_networks()
-        return path
-
-    return write
-
-
-def test_triggers_come_from_card_then_metadata_then_name(lora_file: Callable[..., Path]):
-    # the WebUI has parsed what looks like a JSON object
-    tags = {"ss_tag_frequency": {"folder": {"frequent": 9, "rare": 1}}}
-    phrase = {"modelspec.trigger_phrase": "the phrase"}
-    lora_file("card", {**tags, **phrase}, {"activation text": "the card"})
-    lora_file("phrase", {**tags, **phrase}, {"activation text": ""})
-    lora_file("tags", tags)
-    lora_file("nothing")
-    found = {lora.name: (lora.trigger, lora.trigger_is_guess) for lora in a1111.installed_loras()}
-    assert found == {
-        "card": ("the card", False),
-        "phrase": ("the phrase", False),
-        "tags": ("frequent", False),
-        "nothing": ("nothing", True),
-    }
-
-
-def test_the_card_decides_on_the_family(lora_file: Callable[..., Path]):
-    lora_file("a", {"ss_base_model_version": "sdxl_base_v1-0"})
-    lora_file("b", {"ss_base_model_version": "sdxl_base_v1-0"}, {"sd version": "SD1"})
-    lora_file("c", card={"sd version": "nonsense"})
-    assert [lora.family for lora in a1111.installed_loras()] == ["SDXL", "SD1", "Unknown"]
-
-
-def test_what_does_not_fit_is_told_why(lora_file: Callable[..., Path]):
-    lora_file("a", {"ss_base_model_version": "sdxl_base_v1-0"})
-    lora_file("b", suffix=".pt")
-    lora_file("c")
-    xl, pickle, unknown = a1111.installed_loras()
-    assert "SDXL" in xl.obstacle("SD1") and xl.obstacle("SDXL") is None
-    assert ".safetensors" in pickle.obstacle("SD1") and unknown.obstacle("SD1") is None
-
-
-def test_a_lora_has_its_folder_preview_and_licence(lora_file: Callable[..., Path]):
-    path = lora_file("people/anna", {"modelspec.license": "CC0"})
-    path.with_suffix(".preview.png").write_bytes(b"")
-    [found] = a1111.installed_loras()
-    assert (found.folder, found.licence) == ("people", "CC0")
-    assert found.preview == path.with_suffix(".preview.png")
-
-
-def test_a_lora_is_found_by_name_or_alias_also_if_it_is_new(lora_file: Callable[..., Path]):
-    lora_file("anna", {"ss_output_name": "anna-v2"})
-    assert a1111.find_lora("anna") == a1111.find_lora("anna-v2")
-    (a1111.lora_dir() / "new.safetensors").write_bytes(b"")
-    assert a1111.find_lora("new").name == "new"
-    for name in ("ana", "../anna", str(a1111.lora_dir() / "anna.safetensors")):
-        with pytest.raises(LoraclrError, match="There is no installed LoRA"):
-            a1111.find_lora(name)
-
-
-def test_a_free_name_is_free_in_every_folder(lora_file: Callable[..., Path]):
-    lora_file("people/Merge")
-    (a1111.lora_dir() / "merge-2.json").write_text("{}")
-    assert a1111.free_name("merge") == "merge-3"
-    assert a1111.free_name("merge-2", "new folder") == "new folder/merge-2"
-    with pytest.raises(LoraclrError, match="output name"):
-        a1111.free_name("..", "")
-
-
-def test_an_announced_lora_has_no_stale_copy(webui: StandIn, lora_file: Callable[..., Path]):
-    path = lora_file("merge")
-    webui.networks.networks_in_memory["its-alias"] = SimpleNamespace(network_on_disk=SimpleNamespace(name="merge"))
-    assert a1111.announce(path).name == "merge"
-    assert webui.networks.networks_in_memory == {}
-    assert webui.processing.StableDiffusionProcessing.cached_c == [None, None]
-    assert not webui.call_queue.queue_lock.locked()
-
-
-def test_a_lora_outside_the_folders_is_not_announced(webui: StandIn, tmp_path: Path):
-    outside = tmp_path / "elsewhere.safetensors"
-    outside.write_bytes(b"")
-    with pytest.raises(LoraclrError, match="does not list"):
-        a1111.announce(outside)

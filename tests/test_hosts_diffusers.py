@@ -22,7 +22,7 @@ from tests.small import concept, request
 
 
 def everything(host: DiffusersHost) -> dict[str, torch.Tensor]:
-    parts = {"unet": host.unet, "text": host.text_encoder, "vae": host.vae}
+    parts = {"unet": host.unet, "text": host.text_encoders[0].model, "vae": host.vae}
     return {f"{name}.{key}": t.clone() for name, part in parts.items() for key, t in part.state_dict().items()}
 
 
@@ -38,16 +38,16 @@ def test_every_layer_of_the_demo_loras_is_in_the_model_with_its_shape(host: Diff
 
 def test_the_checkpoints_own_config_is_used(host: DiffusersHost) -> None:
     assert (host.default_size, host.pixels_per_latent, host.latent_channels) == (128, 8, 4)
-    assert host.text_encoder.config.num_attention_heads == 4  # clip/config.json; 64 a head would be 2
+    assert host.text_encoders[0].model.config.num_attention_heads == 4  # clip/config.json; 64 a head would be 2
     assert host.prediction_type == "epsilon"
     assert host.vae.config.scaling_factor == pytest.approx(0.80417)
 
 
 def test_a_diffusers_folder_loads_to_the_same_model(host: DiffusersHost, tmp_path: Path) -> None:
     host.unet.save_pretrained(tmp_path / "unet")
-    host.text_encoder.save_pretrained(tmp_path / "text_encoder")
+    host.text_encoders[0].model.save_pretrained(tmp_path / "text_encoder")
     host.vae.save_pretrained(tmp_path / "vae")
-    host.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    host.text_encoders[0].tokenizer.save_pretrained(tmp_path / "tokenizer")
     DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
         tmp_path / "scheduler"
     )
@@ -57,7 +57,7 @@ def test_a_diffusers_folder_loads_to_the_same_model(host: DiffusersHost, tmp_pat
 
 
 def test_what_is_not_a_checkpoint_is_refused(demo: Path, tmp_path: Path) -> None:
-    with pytest.raises(LoraclrError, match=r"fox-face\.safetensors is not a Stable Diffusion 1\.x checkpoint"):
+    with pytest.raises(LoraclrError, match=r"fox-face\.safetensors is a LoRA: name a checkpoint"):
         load(demo / "loras" / "fox-face.safetensors")
     with pytest.raises(LoraclrError, match="is not a diffusers folder"):
         load(tmp_path)
@@ -134,8 +134,8 @@ def test_the_file_gives_the_same_prediction_in_diffusers_own_loader(
     other = load(demo / "emoji-sd1.safetensors")
     pipe = StableDiffusionPipeline(
         vae=other.vae,
-        text_encoder=other.text_encoder,
-        tokenizer=other.tokenizer,
+        text_encoder=other.text_encoders[0].model,
+        tokenizer=other.text_encoders[0].tokenizer,
         unet=other.unet,
         scheduler=DDIMScheduler(),
         safety_checker=None,

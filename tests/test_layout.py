@@ -27,7 +27,7 @@ STAND_ALONE = {"diffusers", "transformers", "yaml", "accelerate", "peft"}
 TABLE = {
     "the WebUI": (WEBUI, ("lib_loraclr/hosts/a1111", "lib_loraclr/hosts/forge", "lib_loraclr/webui/", "scripts/")),
     "the WebUI's front end": ({"gradio", "fastapi", "starlette"}, ("lib_loraclr/webui/",)),
-    "diffusers and what comes with it": (STAND_ALONE, ("lib_loraclr/hosts/diffusers.py",)),
+    "diffusers and what comes with it": (STAND_ALONE, ("lib_loraclr/hosts/diffusers/",)),
 }
 WITHOUT_TORCH = ("errors", "options", "prompts", "request", "report")
 
@@ -127,7 +127,9 @@ def later():
 from .modules import mine
 """
     assert set(foreign_names(ast.parse(source))) == {"modules", "gradio", "networks", "lora", "diffusers"}
-    assert {"diffusers", "transformers", "yaml"} <= set(foreign_names(tree(LIBRARY / "hosts" / "diffusers.py")))
+    assert {"diffusers", "transformers", "yaml"} <= set(
+        foreign_names(tree(LIBRARY / "hosts" / "diffusers" / "loading.py"))
+    )
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

@@ -141,8 +141,56 @@ def describe() -> dict[str, Any]:
             "prediction": host.prediction_type,
             "alphas": host.alphas_cumprod[[0, 500, 999]].tolist(),
             "layers": {key: list(layer.shape) for key, layer in layers.items()},
+            "idle": _idle(host),
             "aliases": host.aliases,
+            "inpainting": host.inpainting,
         }
+
+
+def _idle(host: a1111.A1111Host) -> list[str]:
+    """Layers that a prediction does not run."""
+    seen = set()
+    handles = [
+        layer.module.register_forward_pre_hook(lambda *_, key=key: seen.add(key))
+        for key, layer in host.layers().items()
+    ]
+    try:
+        _predict(host)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sorted(host.layers().keys() - seen)
+
+
+def switch(checkpoint: str) -> str:
+    """Load another checkpoint of the WebUI's folder, as its menu does."""
+    from modules import call_queue, sd_models, shared
+
+    with call_queue.queue_lock:
+        sd_models.reload_model_weights(info=sd_models.get_closet_checkpoint_match(checkpoint))
+    return shared.sd_model.sd_checkpoint_info.title
+
+
+def strange_keys() -> list[str]:
+    """Tensors of the loaded checkpoint's file that its model has not, and the other way round, UNet and text encoders."""
+    from modules import shared
+    from safetensors import safe_open
+
+    with safe_open(shared.sd_model.sd_checkpoint_info.filename, "pt") as file:
+        names = set(file.keys())
+    parts = ("model.diffusion_model.", "cond_stage_model.", "conditioner.", "first_stage_model.")
+    # the hijack wraps the text encoders and their embeddings
+    model = {
+        name.replace(".wrapped.", ".") for name in shared.sd_model.state_dict() if not name.endswith("position_ids")
+    }
+    return sorted({name for name in names ^ model if name.startswith(parts) and "attn_mask" not in name})
+
+
+def prediction(prompts: Sequence[str]) -> list[Any]:
+    """What the host says of fixed latents, as nested lists."""
+    with a1111.session() as host, torch.no_grad():
+        x, t = _sample(host)
+        return host.denoise(x, t, host.encode(prompts)).tolist()
 
 
 def missing_keys(name: str) -> dict[str, Any]:
@@ -229,7 +277,7 @@ def alone_like_the_webui(name: str, te: float = 1.0, unet: float = 1.0, function
 
 def sampler_prediction(prompt: str, **options: Any) -> float:
     """Our encode and denoise against what the WebUI's own sampler computes: largest difference."""
-    from modules import devices, prompt_parser, shared
+    from modules import devices, processing, prompt_parser, shared
 
     with settings(**options), a1111.session() as host, torch.no_grad():
         x, t = _sample(host)
@@ -241,6 +289,10 @@ def sampler_prediction(prompt: str, **options: Any) -> float:
             told = {name: torch.stack([tensor, tensor]) for name, tensor in cond.items()}
         else:
             told = {"c_crossattn": [torch.stack([cond, cond])]}
+        if host.inpainting:
+            told["c_concat"] = [
+                processing.txt2img_image_conditioning(shared.sd_model, x, x.shape[3] * 8, x.shape[2] * 8)
+            ]
         with devices.autocast():
             theirs = shared.sd_model.apply_model(x, t, told)
         return float((theirs - host.denoise(x, t, host.encode([prompt, prompt]))).abs().max())

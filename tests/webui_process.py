@@ -21,6 +21,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tests import tiny_checkpoints as tiny
+from tests import tiny_webui
+from tests.tiny_checkpoints import Tiny
+
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo"
 
@@ -122,34 +126,36 @@ def webui_python() -> str:
     return os.environ.get("LORACLR_WEBUI_PYTHON", sys.executable)
 
 
+def tiny_models(folder: Path, *kinds: Tiny) -> None:
+    """Put tiny checkpoints with random weights where a WebUI with this data folder finds them."""
+    for kind in kinds:
+        tiny_webui.put(kind, folder, DEMO / "clip")
+
+
 def sdxl_models(folder: Path) -> None:
-    """Put a tiny SDXL checkpoint with random weights where a WebUI with this data folder finds it."""
-    made, checkpoints = folder / "open_clip", folder / "models" / "Stable-diffusion"
-    checkpoints.mkdir(parents=True)
-    command = [
-        webui_python(),
-        str(Path(__file__).with_name("tiny_sdxl.py")),
-        str(webui_dir()),
-        str(DEMO / "clip"),
-        str(made),
-    ]
-    done = subprocess.run(command, env=WebUI.environment(), capture_output=True, text=True)
-    if done.returncode:
-        raise Failed(done.stderr)
-    for file in made.glob("tiny-sdxl.*"):
-        file.rename(checkpoints / file.name)
+    """Put the tiny SDXL checkpoint where a WebUI with this data folder finds it."""
+    tiny_models(folder, tiny.SDXL)
+
+
+#: the layers that trainers adapt
+_ADAPTED = re.compile(r"lora_te|_attn[12]_to_|_ff_net_|_proj_(in|out)$")
+
+
+def tiny_loras(webui: WebUI, names: Sequence[str], metadata: Mapping[str, str]) -> None:
+    """Give a WebUI with a tiny checkpoint loaded random LoRAs for it; one named `…three` has the UNet's other names."""
+    known = webui.ask("describe")
+    others = {key: other for other, key in known["aliases"].items()}
+    layers = {key: shape for key, shape in known["layers"].items() if _ADAPTED.search(key) and key not in known["idle"]}
+    for seed, name in enumerate(names):
+        other = name.endswith("three")
+        named = {others.get(key, key) if other else key: shape for key, shape in layers.items()}
+        path = webui.folder / "models" / "Lora" / f"{name}.safetensors"
+        random_lora(path, named, seed=seed, size=0.1, metadata=metadata)
 
 
 def sdxl_loras(webui: WebUI, names: Sequence[str]) -> None:
-    """Give a WebUI with the tiny SDXL checkpoint LoRAs for it; one named `three` has diffusers' names of the layers."""
-    known = webui.ask("describe")
-    others = {key: other for other, key in known["aliases"].items()}
-    adapted = re.compile(r"lora_te|_attn[12]_to_|_ff_net_|_proj_(in|out)$")
-    layers = {key: shape for key, shape in known["layers"].items() if adapted.search(key)}
-    for seed, name in enumerate(names):
-        named = {others.get(key, key) if name == "three" else key: shape for key, shape in layers.items()}
-        path = webui.folder / "models" / "Lora" / f"{name}.safetensors"
-        random_lora(path, named, seed=seed, size=0.1, metadata={"ss_base_model_version": "sdxl_base_v1-0"})
+    """Give a WebUI with the tiny SDXL checkpoint LoRAs for it."""
+    tiny_loras(webui, names, {"ss_base_model_version": "sdxl_base_v1-0"})
 
 
 def random_lora(

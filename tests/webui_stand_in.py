@@ -47,13 +47,12 @@ class BasicTransformerBlock(nn.Module):
 
 
 class _UNet(nn.Module):
-    in_channels = 4
-
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
+        self.in_channels = channels
         self.input_blocks = nn.ModuleList(
             [
-                nn.ModuleList([nn.Conv2d(4, WIDTH, 3, padding=1)]),
+                nn.ModuleList([nn.Conv2d(channels, WIDTH, 3, padding=1)]),
                 nn.ModuleList([nn.Identity(), BasicTransformerBlock()]),
             ]
         )
@@ -139,10 +138,12 @@ class _Size(nn.Module):
 
 
 class _Conditioner(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, *, refiner: bool) -> None:
         super().__init__()
-        keys = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
-        self.embedders = nn.ModuleList([_Clip(), _OpenClip(), *map(_Size, keys)])
+        last = "aesthetic_score" if refiner else "target_size_as_tuple"
+        encoders = [_OpenClip()] if refiner else [_Clip(), _OpenClip()]
+        keys = ("original_size_as_tuple", "crop_coords_top_left", last)
+        self.embedders = nn.ModuleList([*encoders, *map(_Size, keys)])
         self.wrapped = nn.Module()
 
     def process_texts(self, texts: Sequence[str]) -> Any:
@@ -152,16 +153,17 @@ class _Conditioner(nn.Module):
 class Model(nn.Module):
     """What `shared.sd_model` is."""
 
-    def __init__(self, *, sdxl: bool) -> None:
+    def __init__(self, kind: str, channels: int) -> None:
         super().__init__()
+        sdxl = kind in ("SDXL", "SDXL refiner")
         self.is_sd1, self.is_sd2, self.is_sdxl, self.is_sd3 = not sdxl, False, sdxl, False
         self.parameterization, self.latent_channels, self.lowvram = "eps", 4, False
         self.sd_checkpoint_info = SimpleNamespace(title="tiny.safetensors [0123456789]", filename="tiny.safetensors")
         self.register_buffer("alphas_cumprod", torch.linspace(0.999, 0.005, 1000))
         self.model = nn.Module()
-        self.model.diffusion_model = _UNet()
+        self.model.diffusion_model = _UNet(channels)
         if sdxl:
-            self.conditioner = _Conditioner()
+            self.conditioner = _Conditioner(refiner=kind == "SDXL refiner")
             self.cond_stage_model = self.conditioner
         else:
             self.image_size = 16
@@ -171,24 +173,26 @@ class Model(nn.Module):
     def get_learned_conditioning(self, texts: Any) -> Any:
         if not self.is_sdxl:
             return self.cond_stage_model(texts)
-        first, second, *sizes = self.conditioner.embedders
-        with nullcontext() if first.is_trainable else torch.no_grad():
-            one = first(texts)
-        with nullcontext() if second.is_trainable else torch.no_grad():
-            two, pooled = second(texts)
-        if texts.is_negative_prompt and not any(texts):
-            one, two, pooled = one * 0, two * 0, pooled * 0
-        size = torch.cat([embedder(torch.full((len(texts), 2), 1024.0)) for embedder in sizes], dim=1)
-        return {"crossattn": torch.cat([one, two], dim=2), "vector": torch.cat([pooled, size], dim=1)}
+        contexts, vectors = [], []
+        for embedder in self.conditioner.embedders:
+            if isinstance(embedder, _Size):
+                numbers = 1 if embedder.input_key == "aesthetic_score" else 2
+                vectors.append(embedder(torch.full((len(texts), numbers), 1024.0)))
+                continue
+            with nullcontext() if embedder.is_trainable else torch.no_grad():
+                encoded = embedder(texts)
+            kept = 0 if texts.is_negative_prompt and not any(texts) else 1
+            context, *pooled = encoded if isinstance(encoded, tuple) else (encoded,)
+            contexts.append(context * kept)
+            vectors += [vector * kept for vector in pooled]
+        return {"crossattn": torch.cat(contexts, dim=2), "vector": torch.cat(vectors, dim=1)}
 
     def apply_model(self, x: Tensor, t: Tensor, told: dict[str, Any]) -> Tensor:
         if self.is_sdxl:
-            context = (
-                told["crossattn"][..., :WIDTH] + told["crossattn"][..., WIDTH:] + told["vector"].sum(1)[:, None, None]
-            )
+            context = sum(told["crossattn"].split(WIDTH, dim=-1)) + told["vector"].sum(1)[:, None, None]
         else:
             context = told["c_crossattn"][0]
-        return self.model.diffusion_model(x, t, context)
+        return self.model.diffusion_model(torch.cat([x, *told.get("c_concat", [])], dim=1), t, context)
 
 
 class _Prompts(list):
@@ -208,18 +212,25 @@ class _State(SimpleNamespace):
 class StandIn:
     """The WebUI, as far as the adapter knows it. Its parts are attributes by the names of the WebUI's modules."""
 
-    def __init__(self, folder: Path, *, sdxl: bool = False) -> None:
+    def __init__(self, folder: Path, kind: str = "SD1", channels: int = 4) -> None:
         """
         Args:
             folder: where LoRAs are looked for
+            kind: of the loaded checkpoint: SD1, SDXL or SDXL refiner
+            channels: that its UNet reads
         """
         torch.manual_seed(0)
-        self.model = Model(sdxl=sdxl)
+        self.model = Model(kind, channels)
         cpu = torch.device("cpu")
         self.shared = SimpleNamespace(
             sd_model=self.model,
             state=_State(job="", interrupted=False, stopping_generation=False, textinfo=None, sampling_step=0),
-            opts=SimpleNamespace(sdxl_crop_top=0, sdxl_crop_left=0),
+            opts=SimpleNamespace(
+                sdxl_crop_top=0,
+                sdxl_crop_left=0,
+                sdxl_refiner_high_aesthetic_score=6.0,
+                sdxl_refiner_low_aesthetic_score=2.5,
+            ),
             cmd_opts=SimpleNamespace(
                 lora_dir=str(folder), lyco_dir_backcompat=str(folder.parent / "lycoris"), ckpt_dir=None
             ),
@@ -258,6 +269,10 @@ class StandIn:
             opt_f=8,
             decode_latent_batch=lambda model, latents, **_: list(
                 latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
+            ),
+            # drawn from the VAE's distribution, like the WebUI's
+            txt2img_image_conditioning=lambda model, x, width, height: torch.cat(
+                [torch.ones_like(x[:, :1]), torch.randn_like(x)], dim=1
             ),
             StableDiffusionProcessing=cached,
             StableDiffusionProcessingTxt2Img=cached,
@@ -314,7 +329,8 @@ class _Networks:
 
     def assign_network_names_to_compvis_modules(self, model: Model) -> None:
         mapping = {}
-        encoders = enumerate(model.conditioner.embedders[:2]) if model.is_sdxl else [("", model.cond_stage_model)]
+        embedders = enumerate(model.conditioner.embedders) if model.is_sdxl else [("", model.cond_stage_model)]
+        encoders = [(number, embedder) for number, embedder in embedders if hasattr(embedder, "wrapped")]
         for number, encoder in encoders:
             prefix = f"{number}_" if model.is_sdxl else ""
             mapping.update((prefix + path.replace(".", "_"), m) for path, m in encoder.wrapped.named_modules())

@@ -46,7 +46,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="Stable Diffusion checkpoint: a .safetensors file (its .yaml beside it, if it has one) or a diffusers folder",
+        help="Stable Diffusion checkpoint (1.x, 2.x, XL, refiner, also for inpainting): a .safetensors file (its .yaml beside "
+        "it, if it has one) or a diffusers folder",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 or mps (default: auto)")
     group.add_argument(
@@ -79,7 +80,9 @@ def load_host(arguments: argparse.Namespace) -> Host:
         precision = "fp32" if torch.device(device).type == "cpu" else "fp16"
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     print(f"loading {arguments.checkpoint} …", file=sys.stderr, flush=True)
-    return load(arguments.checkpoint, device=device, dtype=dtype)
+    host = load(arguments.checkpoint, device=device, dtype=dtype)
+    print(f"{arguments.checkpoint}: {host.description}", file=sys.stderr, flush=True)
+    return host
 
 
 def _device(name: str) -> str:

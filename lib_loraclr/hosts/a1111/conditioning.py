@@ -1,13 +1,14 @@
 """Conditioning and denoising by the loaded checkpoint, as a generation in the WebUI does them.
 
 A conditioning has `context` `[b, n, c]`, `length` `[b]` (rows of the context that are the prompt's own, a multiple of 77: the
-WebUI gives long prompts more) and, for SDXL, `pooled` `[b, p]`. What SDXL is told of the picture's size is added when
-the size is known, in `denoise`.
+WebUI gives long prompts more) and, for SDXL, `pooled` `[b, p]` and `score` `[b]`, the aesthetic score that the refiner is
+told. What SDXL is told of the picture's size is added when the size is known, in `denoise`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,31 +27,56 @@ def encode(model: nn.Module, prompts: Sequence[str]) -> Conditioning:
     return Conditioning.cat([encoded[text] for text in texts])
 
 
-def denoise(model: nn.Module, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-    """The network's output for `b` noisy latents, `[b, c, h, w]`, fp32."""
+def denoise(model: nn.Module, x: Tensor, t: Tensor, conditioning: Conditioning, masked: Tensor | None = None) -> Tensor:
+    """The network's output for `b` noisy latents, `[b, c, h, w]`, fp32.
+
+    Args:
+        masked: what an inpainting UNet reads beside them, from `all_masked`
+    """
     lengths = conditioning.tensors["length"]
     results, places = [], []
     for length in sorted(set(lengths.tolist())):
         rows = torch.nonzero(lengths == length).flatten()
         everyone = len(rows) == len(lengths)
         part = conditioning if everyone else conditioning[rows]
-        results.append(_denoise(model, x if everyone else x[rows], t if everyone else t[rows], part, length))
+        told = _told(model, x if everyone else x[rows], part, length)
+        if masked is not None:
+            told["c_concat"] = [masked.expand(len(rows), -1, -1, -1)]
+        results.append(_apply(model, x if everyone else x[rows], t if everyone else t[rows], told))
         places.append(rows)
     if len(results) == 1:
         return results[0]
     return torch.cat(results)[torch.cat(places).argsort().to(x.device)]
 
 
-def _denoise(model: nn.Module, x: Tensor, t: Tensor, conditioning: Conditioning, length: int) -> Tensor:
-    devices = webui.module("devices")
+@torch.no_grad()
+def all_masked(model: nn.Module, height: int, width: int) -> Tensor:
+    """What the WebUI's txt2img gives an inpainting UNet beside latents of this size, `[1, 1 + c, height, width]`.
+
+    A mask of ones, and the latents of grey. The WebUI draws them from the VAE's distribution; here always the same ones,
+    so that a merge can be repeated.
+    """
+    devices, processing = webui.module("devices"), webui.module("processing")
+    latents = torch.zeros(1, model.latent_channels, height, width, device=devices.device)
+    with torch.random.fork_rng(), devices.autocast():
+        torch.manual_seed(0)
+        return processing.txt2img_image_conditioning(
+            model, latents, width * processing.opt_f, height * processing.opt_f
+        )
+
+
+def _told(model: nn.Module, x: Tensor, conditioning: Conditioning, length: int) -> dict[str, Any]:
+    """A conditioning as the model takes it."""
     context = conditioning.tensors["context"][:, :length]
-    if model.is_sdxl:
-        size = _size_embedding(model, x)
-        vector = torch.cat([conditioning.tensors["pooled"], size.to(conditioning.tensors["pooled"])], dim=1)
-        told = {"crossattn": context, "vector": vector}
-    else:
-        told = {"c_crossattn": [context]}
-    with devices.autocast():
+    if not model.is_sdxl:
+        return {"c_crossattn": [context]}
+    pooled = conditioning.tensors["pooled"]
+    size = _size_embedding(model, x, conditioning.tensors["score"])
+    return {"crossattn": context, "vector": torch.cat([pooled, size.to(pooled)], dim=1)}
+
+
+def _apply(model: nn.Module, x: Tensor, t: Tensor, told: dict[str, Any]) -> Tensor:
+    with webui.module("devices").autocast():
         return model.apply_model(x, t, told).float()
 
 
@@ -81,7 +107,8 @@ def _groups(model: nn.Module, texts: Sequence[str]) -> Iterator[list[str]]:
 
 def _learned(model: nn.Module, texts: list[str]) -> Conditioning:
     devices, parser = webui.module("devices"), webui.module("prompt_parser")
-    batch = parser.SdConditioning(texts, is_negative_prompt=texts == [""])
+    negative = texts == [""]
+    batch = parser.SdConditioning(texts, is_negative_prompt=negative)
     with devices.autocast(), _ThroughConditioner(model):
         learned = model.get_learned_conditioning(batch)
     context = learned["crossattn"] if model.is_sdxl else learned
@@ -89,6 +116,9 @@ def _learned(model: nn.Module, texts: list[str]) -> Conditioning:
     if model.is_sdxl:
         size = sum(_size_embedder_width(embedder) for embedder in _size_embedders(model))
         tensors["pooled"] = learned["vector"][:, : learned["vector"].shape[1] - size]
+        options = webui.module("shared").opts
+        score = options.sdxl_refiner_low_aesthetic_score if negative else options.sdxl_refiner_high_aesthetic_score
+        tensors["score"] = torch.full((len(texts),), float(score))
     return Conditioning(tensors)
 
 
@@ -114,12 +144,13 @@ def _size_embedders(model: nn.Module) -> list[nn.Module]:
 
 
 def _size_embedder_width(embedder: nn.Module) -> int:
-    """Columns of the vector that two numbers become."""
-    return 2 * embedder.outdim
+    """Columns of the vector that its numbers become: two, or one score."""
+    return (1 if embedder.input_key == "aesthetic_score" else 2) * embedder.outdim
 
 
-def _size_embedding(model: nn.Module, x: Tensor) -> Tensor:
-    """What SDXL is told of the picture's size and crop, `[b, 6 · 256]`, as `modules/sd_models_xl.py` asks for it."""
+def _size_embedding(model: nn.Module, x: Tensor, scores: Tensor) -> Tensor:
+    """What SDXL is told of the picture's size and crop, `[b, 6 · 256]`, as `modules/sd_models_xl.py` asks for it; the refiner
+    of its size, crop and score, `[b, 5 · 256]`."""
     options, scale = webui.module("shared").opts, webui.module("processing").opt_f
     size = [x.shape[2] * scale, x.shape[3] * scale]
     numbers = {
@@ -127,8 +158,7 @@ def _size_embedding(model: nn.Module, x: Tensor) -> Tensor:
         "crop_coords_top_left": [options.sdxl_crop_top, options.sdxl_crop_left],
         "target_size_as_tuple": size,
     }
-    embedded = []
-    for embedder in _size_embedders(model):
-        pair = torch.tensor(numbers[embedder.input_key], device=x.device, dtype=webui.module("devices").dtype)
-        embedded.append(embedder(pair.repeat(len(x), 1)))
-    return torch.cat(embedded, dim=1)
+    kind = {"device": x.device, "dtype": webui.module("devices").dtype}
+    told = {name: torch.tensor(pair, **kind).repeat(len(x), 1) for name, pair in numbers.items()}
+    told["aesthetic_score"] = scores.to(**kind)[:, None]
+    return torch.cat([embedder(told[embedder.input_key]) for embedder in _size_embedders(model)], dim=1)

@@ -17,7 +17,7 @@ from ...low_rank import Deltas
 from .. import base
 from ..substitution import Layer, substituted
 from . import conditioning, webui
-from .layers import family_of, model_layers
+from .layers import family_of, is_inpainting, model_layers
 
 #: blocks of ldm's and sgm's UNets whose activations are worth recomputing
 _BLOCKS = {"BasicTransformerBlock", "ResBlock", "AttentionBlock"}
@@ -49,15 +49,17 @@ class A1111Host:
         self.device: torch.device = devices.device
         self.latent_channels: int = model.latent_channels
         self.pixels_per_latent: int = webui.module("processing").opt_f
-        self.default_size: int = self._native_size()
         self.prediction_type = "v_prediction" if model.parameterization == "v" else "epsilon"
+        self.default_size: int = self.family.default_size(self._configured_latents(), self.prediction_type)
+        self.inpainting = is_inpainting(model)
         self.alphas_cumprod = model.alphas_cumprod.detach().float().cpu()
         self._layers, self.aliases = model_layers(model, self.family)
+        self._masked: dict[tuple[int, int], Tensor] = {}
 
-    def _native_size(self) -> int:
-        """From the checkpoint's configuration where that says it (ldm's does), else the family's."""
+    def _configured_latents(self) -> int | None:
+        """Height and width of the latents where the checkpoint's configuration says them (ldm's does)."""
         latents = getattr(self.model, "image_size", None)
-        return latents * self.pixels_per_latent if isinstance(latents, int) else self.family.native_size
+        return latents if isinstance(latents, int) else None
 
     def refinement_obstacle(self) -> str | None:
         """Why the refinement cannot run here, for the estimate; None where it can."""
@@ -82,7 +84,14 @@ class A1111Host:
         return conditioning.encode(self.model, prompts)
 
     def denoise(self, x: Tensor, t: Tensor, conditioned: base.Conditioning) -> Tensor:
-        return conditioning.denoise(self.model, x, t, conditioned)
+        return conditioning.denoise(self.model, x, t, conditioned, self._all_masked(x) if self.inpainting else None)
+
+    def _all_masked(self, x: Tensor) -> Tensor:
+        """What an inpainting UNet reads beside latents of this size when all of the picture is to be drawn."""
+        size = x.shape[2], x.shape[3]
+        if size not in self._masked:
+            self._masked[size] = conditioning.all_masked(self.model, *size)
+        return self._masked[size]
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:

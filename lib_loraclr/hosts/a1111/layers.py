@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import LoraclrError
-from ..base import SD1, SD2, SDXL, Family
+from .. import base
 from ..substitution import Layer
 from . import webui
 from .names import names_of
 
 
-def family_of(model: nn.Module) -> Family:
+def family_of(model: nn.Module) -> base.Family:
     """The family of a loaded checkpoint.
 
     Raises:
@@ -23,20 +23,33 @@ def family_of(model: nn.Module) -> Family:
     """
     title = model.sd_checkpoint_info.title
     if getattr(model, "is_sd3", False):
-        raise LoraclrError(f"{title} is a Stable Diffusion 3 checkpoint: load a 1.x, 2.x or XL one.")
-    if model.is_sdxl and len(_text_embedders(model)) < 2:
-        raise LoraclrError(f"{title} is a refiner, which LoRAs are not made for: load the base checkpoint.")
-    more_than_prompts = getattr(model.model, "conditioning_key", "crossattn") != "crossattn"
-    if more_than_prompts or model.model.diffusion_model.in_channels != model.latent_channels:
-        raise LoraclrError(f"{title} is for inpainting or editing: load the checkpoint that it was made from.")
-    return SDXL if model.is_sdxl else SD2 if model.is_sd2 else SD1
+        raise LoraclrError(
+            f"{title} is a Stable Diffusion 3 checkpoint. It denoises along straight paths (rectified flow), without the noise "
+            "schedule that a merge is recorded on: load a 1.x, 2.x or XL one."
+        )
+    channels = model.model.diffusion_model.in_channels
+    if getattr(model.model, "conditioning_key", "crossattn") == "crossattn-adm":
+        raise LoraclrError(
+            f"{title} is Stable unCLIP: load a checkpoint that only reads prompts, or one for inpainting."
+        )
+    if channels not in (base.LATENT_CHANNELS, base.INPAINTING_CHANNELS):
+        name = base.OTHER_CHANNELS.get(channels, f"a model that reads {channels} channels")
+        raise LoraclrError(f"{title} is {name}: load a checkpoint that only reads prompts, or one for inpainting.")
+    if model.is_sdxl:
+        return base.SDXL if len(_text_embedders(model)) == 2 else base.REFINER
+    return base.SD2 if model.is_sd2 else base.SD1
+
+
+def is_inpainting(model: nn.Module) -> bool:
+    """Whether the UNet also reads a mask and what it leaves of a picture."""
+    return model.model.diffusion_model.in_channels == base.INPAINTING_CHANNELS
 
 
 def _text_embedders(model: nn.Module) -> list[nn.Module]:
     return [embedder for embedder in model.conditioner.embedders if hasattr(embedder, "wrapped")]
 
 
-def model_layers(model: nn.Module, family: Family) -> tuple[dict[str, Layer], dict[str, str]]:
+def model_layers(model: nn.Module, family: base.Family) -> tuple[dict[str, Layer], dict[str, str]]:
     """Every linear layer and convolution of text encoder(s) and UNet.
 
     Returns:

@@ -11,6 +11,7 @@ from typing import Any
 from ...errors import LoraclrError, unknown_name
 from ...output import output_path
 from ...prompts import find_trigger
+from ..base import REFINER
 from . import webui
 from .session import unload_networks
 
@@ -24,7 +25,7 @@ class InstalledLora:
     name: what the WebUI lists it by, the file's name without folder and extension
     alias: what the WebUI writes into a prompt
     path: the file
-    family: SD1, SD2, SDXL or Unknown, as the Lora tab has it
+    family: SD1, SD2, SDXL or Unknown, as the Lora tab has it; SDXL refiner, which it does not know, by the metadata
     trigger: of its card, its metadata, or its name
     trigger_is_guess: whether only its name was left to take the trigger from
     preview: its picture, or None
@@ -52,7 +53,9 @@ class InstalledLora:
         """Why it cannot be merged on a checkpoint of `family`, or None."""
         if self.path.suffix.lower() != ".safetensors":
             return f"{self.path.suffix} files are not read: convert it to .safetensors"
-        if self.family not in (family, "Unknown"):
+        # only the tensors tell a refiner's LoRA from the base's where its metadata do not
+        undecided = ("SDXL", "Unknown") if family == REFINER.name else ("Unknown",)
+        if self.family not in (family, *undecided):
             return f"made for {self.family}, the loaded checkpoint is {family}"
         return None
 
@@ -115,9 +118,11 @@ def _describe(entry: Any) -> InstalledLora:
 
 
 def _family(entry: Any, path: Path) -> str:
-    """As the Lora tab has it: what the user entered on the card, else what the metadata say."""
+    """As the Lora tab has it: what the user entered on the card, else what the metadata say. It has no refiner."""
     entered = _card(path).get("sd version")
-    return entered if entered in type(entry.sd_version).__members__ else entry.sd_version.name
+    listed = entered if entered in type(entry.sd_version).__members__ else entry.sd_version.name
+    made_for_refiner = str(entry.metadata.get("ss_base_model_version", "")) == REFINER.base_model_version
+    return REFINER.name if made_for_refiner and listed == REFINER.webui_version else listed
 
 
 def _card(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...layer_keys import UNET
 from ...unet_names import diffusers_name
-from ..base import SD1, SD2, SDXL, Family
+from ..base import REFINER, SD1, SD2, Family
 
 _COMPVIS_UNET = "diffusion_model_"
 #: modules of OpenCLIP's text encoder: its name -> transformers'
@@ -44,7 +44,7 @@ def names_of(name: str, family: Family, convert: Callable[[str, bool], str]) -> 
     compvis = UNET + name[len(_COMPVIS_UNET) :]
     other = diffusers_name(name[len(_COMPVIS_UNET) :])
     diffusers = None if other is None else UNET + other
-    if family == SDXL:
+    if family.compvis_unet:
         return Names(compvis, (diffusers,) if diffusers else ())
     # Only a name that the WebUI itself leads back to this module will do for the file that is written.
     if diffusers and convert(diffusers, family == SD2) == name:
@@ -59,6 +59,9 @@ def _text_encoder_names(name: str, family: Family) -> Names | None:
         return Names(f"lora_te_{_LAYERS}{match[1]}", (f"lora_te1_{_LAYERS}{match[1]}",)) if match else None
     if family == SD2:
         return _open_clip_names(name, "", "lora_te_")
+    if family == REFINER:
+        # the WebUI leads no key of a text encoder to the refiner's: it looks for lora_te2_ in a second one
+        return None
     match = re.fullmatch(rf"0_transformer_{_LAYERS}(.+)", name)
     if match:
         return Names(f"lora_te1_{_LAYERS}{match[1]}")

@@ -1,0 +1,148 @@
+"""The WebUI's progress bar and its LoRAs, against a stand-in of the WebUI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from webui_stand_in import StandIn
+
+from lib_loraclr.errors import Interrupted, LoraclrError
+from lib_loraclr.hosts import a1111
+
+
+@pytest.fixture
+def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    (tmp_path / "Lora").mkdir()
+    return StandIn(tmp_path / "Lora").install(monkeypatch)
+
+
+# -- progress
+
+
+def test_progress_fills_the_webuis_bar(webui: StandIn):
+    state = webui.shared.state
+    progress = a1111.StateProgress({"recording": 30.0, "refining": 10.0})
+    progress.start("recording", 4)
+    progress.advance(2, "penguin")
+    assert (state.job_count, state.job_no, state.sampling_step, state.sampling_steps) == (1, 0, 375, 1000)
+    assert state.textinfo == "recording 2/4 · penguin"
+    progress.start("refining", 2)
+    progress.advance(1)
+    assert progress.fraction() == pytest.approx(0.875)
+
+
+def test_the_interrupt_button_is_heard(webui: StandIn):
+    progress = a1111.StateProgress()
+    progress.start("recording", 4)
+    progress.advance()
+    webui.shared.state.interrupted = True
+    with pytest.raises(Interrupted):
+        progress.advance()
+
+
+# -- the library
+
+
+@pytest.fixture
+def lora_file(webui: StandIn) -> Callable[..., Path]:
+    def write(name: str, metadata: dict | None = None, card: dict | None = None, suffix: str = ".safetensors") -> Path:
+        path = a1111.lora_dir() / f"{name}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+        webui.networks.metadata[path.stem] = metadata or {}
+        if card is not None:
+            path.with_suffix(".json").write_text(json.dumps(card))
+        webui.networks.list_available_networks()
+        return path
+
+    return write
+
+
+def test_triggers_come_from_card_then_metadata_then_name(lora_file: Callable[..., Path]):
+    # the WebUI has parsed what looks like a JSON object
+    tags = {"ss_tag_frequency": {"folder": {"frequent": 9, "rare": 1}}}
+    phrase = {"modelspec.trigger_phrase": "the phrase"}
+    lora_file("card", {**tags, **phrase}, {"activation text": "the card"})
+    lora_file("phrase", {**tags, **phrase}, {"activation text": ""})
+    lora_file("tags", tags)
+    lora_file("nothing")
+    found = {lora.name: (lora.trigger, lora.trigger_is_guess) for lora in a1111.installed_loras()}
+    assert found == {
+        "card": ("the card", False),
+        "phrase": ("the phrase", False),
+        "tags": ("frequent", False),
+        "nothing": ("nothing", True),
+    }
+
+
+def test_the_card_decides_on_the_family(lora_file: Callable[..., Path]):
+    lora_file("a", {"ss_base_model_version": "sdxl_base_v1-0"})
+    lora_file("b", {"ss_base_model_version": "sdxl_base_v1-0"}, {"sd version": "SD1"})
+    lora_file("c", card={"sd version": "nonsense"})
+    assert [lora.family for lora in a1111.installed_loras()] == ["SDXL", "SD1", "Unknown"]
+
+
+def test_a_refiners_lora_is_told_by_its_metadata_alone(lora_file: Callable[..., Path]):
+    lora_file("a", {"ss_base_model_version": "sdxl_refiner_v1-0"}, {"sd version": "SDXL"})
+    lora_file("b", {"ss_base_model_version": "sdxl_base_v1-0"})
+    refiner, base = a1111.installed_loras()
+    assert (refiner.family, base.family) == ("SDXL refiner", "SDXL")
+    assert "made for SDXL refiner" in refiner.obstacle("SDXL") and refiner.obstacle("SDXL refiner") is None
+    # what else is listed as SDXL may be a refiner's: its tensors tell
+    assert base.obstacle("SDXL refiner") is None
+
+
+def test_what_does_not_fit_is_told_why(lora_file: Callable[..., Path]):
+    lora_file("a", {"ss_base_model_version": "sdxl_base_v1-0"})
+    lora_file("b", suffix=".pt")
+    lora_file("c")
+    xl, pickle, unknown = a1111.installed_loras()
+    assert "SDXL" in xl.obstacle("SD1") and xl.obstacle("SDXL") is None
+    assert ".safetensors" in pickle.obstacle("SD1") and unknown.obstacle("SD1") is None
+
+
+def test_a_lora_has_its_folder_preview_and_licence(lora_file: Callable[..., Path]):
+    path = lora_file("people/anna", {"modelspec.license": "CC0"})
+    path.with_suffix(".preview.png").write_bytes(b"")
+    [found] = a1111.installed_loras()
+    assert (found.folder, found.licence) == ("people", "CC0")
+    assert found.preview == path.with_suffix(".preview.png")
+
+
+def test_a_lora_is_found_by_name_or_alias_also_if_it_is_new(lora_file: Callable[..., Path]):
+    lora_file("anna", {"ss_output_name": "anna-v2"})
+    assert a1111.find_lora("anna") == a1111.find_lora("anna-v2")
+    (a1111.lora_dir() / "new.safetensors").write_bytes(b"")
+    assert a1111.find_lora("new").name == "new"
+    for name in ("ana", "../anna", str(a1111.lora_dir() / "anna.safetensors")):
+        with pytest.raises(LoraclrError, match="There is no installed LoRA"):
+            a1111.find_lora(name)
+
+
+def test_a_free_name_is_free_in_every_folder(lora_file: Callable[..., Path]):
+    lora_file("people/Merge")
+    (a1111.lora_dir() / "merge-2.json").write_text("{}")
+    assert a1111.free_name("merge") == "merge-3"
+    assert a1111.free_name("merge-2", "new folder") == "new folder/merge-2"
+    with pytest.raises(LoraclrError, match="output name"):
+        a1111.free_name("..", "")
+
+
+def test_an_announced_lora_has_no_stale_copy(webui: StandIn, lora_file: Callable[..., Path]):
+    path = lora_file("merge")
+    webui.networks.networks_in_memory["its-alias"] = SimpleNamespace(network_on_disk=SimpleNamespace(name="merge"))
+    assert a1111.announce(path).name == "merge"
+    assert webui.networks.networks_in_memory == {}
+    assert webui.processing.StableDiffusionProcessing.cached_c == [None, None]
+    assert not webui.call_queue.queue_lock.locked()
+
+
+def test_a_lora_outside_the_folders_is_not_announced(webui: StandIn, tmp_path: Path):
+    outside = tmp_path / "elsewhere.safetensors"
+    outside.write_bytes(b"")
+    with pytest.raises(LoraclrError, match="does not list"):
+        a1111.announce(outside)

@@ -1,0 +1,76 @@
+"""The tiny checkpoints in the stand-alone host: opened, asked, and given LoRAs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lib_loraclr.hosts.diffusers import DiffusersHost, load
+from tests import tiny_checkpoints as tiny
+from tests.tiny_checkpoints import Tiny
+
+Open = Callable[[Tiny], DiffusersHost]
+ADAPTED = re.compile(r"lora_te|_attn[12]_to_|_ff_net_|_proj_(in|out)$|conv|layers_[23]$|skip|_op$")
+
+
+def opener(folder: Path) -> Open:
+    """Loads a kind of checkpoint, each once.
+
+    Args:
+        folder: where the files are written
+    """
+    hosts: dict[str, DiffusersHost] = {}
+
+    def open_(kind: Tiny) -> DiffusersHost:
+        if kind.name not in hosts:
+            path = kind.write(folder)
+            if kind.velocity:
+                path.with_suffix(".yaml").write_text(tiny.velocity_yaml(kind), "utf-8")
+            hosts[kind.name] = load(path)
+        return hosts[kind.name]
+
+    return open_
+
+
+def predict(host: DiffusersHost, *prompts: str) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(len(prompts), 4, 8, 8, generator=generator)
+    return host.denoise(x, torch.full((len(prompts),), 500), host.encode(prompts))
+
+
+def random_lora(path: Path, host: DiffusersHost, *, seed: int, size: float = 0.3) -> Path:
+    """A LoRA of rank 2 on every layer that trainers adapt, `size` times as large as the checkpoint's random weights."""
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for key, layer in host.layers().items():
+        if ADAPTED.search(key):
+            d_out, *d_in = layer.weight.shape
+            ones = (1,) * (len(d_in) - 1)
+            tensors[f"{key}.lora_up.weight"] = torch.randn(d_out, 2, *ones, generator=generator) * size
+            down = torch.randn(2, *d_in, generator=generator)
+            tensors[f"{key}.lora_down.weight"] = down / down[0].numel() ** 0.5
+    save_file(tensors, path, {"modelspec.trigger_phrase": f"word{seed}"})
+    return path
+
+
+def pipeline(host: DiffusersHost) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """diffusers' own pipeline around the loaded models."""
+    *first, last = host.text_encoders
+    host.unet.register_to_config(sample_size=host.default_size // 8)  # the pipelines ask for it
+    parts = {"vae": host.vae, "unet": host.unet, "scheduler": DDIMScheduler(clip_sample=False)}
+    if not host.family.compvis_unet:
+        safety = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return StableDiffusionPipeline(text_encoder=last.model, tokenizer=last.tokenizer, **parts, **safety)
+    return StableDiffusionXLPipeline(
+        text_encoder=first[0].model if first else None,
+        tokenizer=first[0].tokenizer if first else None,
+        text_encoder_2=last.model,
+        tokenizer_2=last.tokenizer,
+        add_watermarker=False,
+        **parts,
+    )
