@@ -23,7 +23,10 @@ _PARTS = {
     "conditioner.embedders.1.": "1_",
 }
 #: OpenCLIP packs the three projections of its attention into one tensor, in this order
-_PACKED, _PROJECTIONS = ".in_proj_weight", ("q_proj", "k_proj", "v_proj")
+_PACKED = {".in_proj_weight": "", ".in_proj_bias": ".bias"}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+#: parameters -> what follows the layer's key; a bias is a layer of its own, with one input
+_PARAMETERS = {".weight": "", ".bias": ".bias"}
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ def _layers_in(tensor: StoredTensor) -> Iterator[tuple[list[str], int, int]]:
     part = next((part for part in _PARTS if tensor.name.startswith(part)), None)
     if part is None or not tensor.shape:
         return
-    path, rows = _PARTS[part] + tensor.name[len(part) :], tensor.shape[0]
-    if path.endswith(_PACKED):
+    module, dot, last = (_PARTS[part] + tensor.name[len(part) :]).rpartition(".")
+    rows, parameter = tensor.shape[0], dot + last
+    if parameter in _PACKED:
         each = rows // len(_PROJECTIONS)
         for number, projection in enumerate(_PROJECTIONS):
-            yield _names(f"{path.removesuffix(_PACKED)}_{projection}"), number * each, each
-    elif path.endswith(".weight"):
-        yield _names(path.removesuffix(".weight")), 0, rows
+            names = _names(f"{module}_{projection}")
+            yield [name + _PACKED[parameter] for name in names], number * each, each
+    elif parameter in _PARAMETERS:
+        yield [name + _PARAMETERS[parameter] for name in _names(module)], 0, rows
 
 
 def _names(module: str) -> list[str]:

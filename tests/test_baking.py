@@ -112,19 +112,30 @@ LAYOUTS = {
         "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight",
         [f"lora_te2_text_model_encoder_layers_0_self_attn_{letter}_proj" for letter in "kvq"],
     ),
+    "a bias": (
+        "model.diffusion_model.input_blocks.4.0.in_layers.2.bias",
+        ["lora_unet_down_blocks_1_resnets_0_conv1.bias"],
+    ),
+    "packed biases": (
+        "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_bias",
+        [f"lora_te2_text_model_encoder_layers_0_self_attn_{letter}_proj.bias" for letter in "kvq"],
+    ),
 }
 
 
 @pytest.mark.parametrize(("name", "keys"), LAYOUTS.values(), ids=LAYOUTS)
 def test_a_layer_is_found_in_every_family_s_file(tmp_path: Path, name: str, keys: list[str]) -> None:
-    rows = 12 * len(keys)
-    weight, other = torch.randn(rows, 8), torch.randn(rows, 8)
+    rows, columns = 12 * len(keys), 1 if name.endswith("bias") else 8
+    weight, other = torch.randn(rows, columns), torch.randn(rows, 8)
+    weight = weight.squeeze(1)  # a bias is a row of numbers
     save_file({name: weight, "first_stage_model.weight": other}, tmp_path / "base.safetensors")
-    deltas = {key: Factors(torch.randn(12, 2), torch.randn(2, 8)) for key in keys}
+    deltas = {key: Factors(torch.randn(12, 2), torch.randn(2, columns)) for key in keys}
     after = written(BakedCheckpoint(tmp_path / "base.safetensors", deltas, 64), tmp_path)
     # q, k and v lie in this order in the packed tensor, whatever the order of the deltas
-    expected = torch.cat([deltas[key].dense() for key in sorted(keys, key=lambda key: "qkv".find(key[-6]))])
+    order = sorted(keys, key=lambda key: "qkv".find(key.removesuffix(".bias")[-6]))
+    expected = torch.cat([deltas[key].dense() for key in order]).view_as(weight)
     assert torch.allclose(after[name], weight + expected, atol=1e-5)
+    assert not torch.allclose(expected, torch.zeros_like(weight), atol=0.1), "control"
     assert torch.equal(after["first_stage_model.weight"], other)
 
 

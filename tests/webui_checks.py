@@ -12,7 +12,7 @@ import traceback
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -561,6 +561,33 @@ def merge(
             "family": described.family,
         }
         return result
+
+
+def saved_ways(names: Sequence[Sequence[str]], prompt: str, **changes: Any) -> dict[str, float]:
+    """One merge as a full file and in a copy of the checkpoint: how far their pictures are from each other, mean of 0..255."""
+    with a1111.session() as host:
+        done = merge_loras(request([tuple(pair) for pair in names], save_as="checkpoint", **changes), host)
+        baked = output_path(a1111.checkpoint_dir(), a1111.free_checkpoint_name("baked"))
+        save_merge(done, host, baked)
+        full = replace(done, request=replace(done.request, save_as="full", precision="fp32"))
+        save_merge(full, host, output_path(a1111.lora_dir(), "whole"), overwrite=True)
+        a1111.announce(output_path(a1111.lora_dir(), "whole"), lock_held=True)
+        listed = a1111.announce_checkpoint(baked)
+    before = describe()["checkpoint"]
+    base, tagged = _pixels(prompt).astype(int), _pixels(f"{prompt} <lora:whole:1>").astype(int)
+    try:
+        _post("options", {"sd_model_checkpoint": listed.title})
+        switched = describe()["checkpoint"]
+        copied = _pixels(prompt).astype(int)
+    finally:
+        _post("options", {"sd_model_checkpoint": before})
+    again = _pixels(prompt).astype(int)
+    return {
+        "checkpoint": switched,
+        "effect": float(abs(tagged - base).mean()),
+        "apart": float(abs(copied - tagged).mean()),
+        "base_again": float(abs(again - base).max()),
+    }
 
 
 def library() -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print("\n".join(f"wrote {file}" for file in files))
     triggers = ", ".join(concept.trigger for concept in merge.request.concepts if concept.trigger)
-    if request.save_as == "checkpoint":
+    if merge.request.save_as == "checkpoint":
         print(f"\nPut it into models/Stable-diffusion and choose it as checkpoint; the words are: {triggers}")
     else:
         print(f"\nPut it into models/Lora and write <lora:{path.stem}:1> in a prompt, with: {triggers}")

@@ -72,6 +72,19 @@ def test_a_full_disk_gets_one_sentence_and_leaves_nothing(
     assert listing(folder) == before
 
 
+def test_a_checkpoint_is_written_and_said_to_be_one(
+    run: Run, loaded: DiffusersHost, folder: Path, make_merge: MakeMerge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_merge(precision="fp32")
+    made = replace(made, request=replace(made.request, save_as="checkpoint"))
+    monkeypatch.setattr(merge_command, "merge_loras", lambda *_: made)
+    result = run("merge", "fox.safetensors", "-o", "zoo", "--save-as", "checkpoint", "--no-preview")
+    assert result.code == 0, result.err
+    assert "models/Stable-diffusion and choose it as checkpoint; the words are: sks animal" in result.out
+    assert {path.name for path in folder.glob("zoo.*")} == {"zoo.safetensors", "zoo.json", "zoo.yaml"}
+    assert (folder / "zoo.safetensors").stat().st_size > loaded.checkpoint_path.stat().st_size - 100_000
+
+
 @pytest.mark.usefixtures("loaded")
 def test_ctrl_c_leaves_nothing_and_ends_with_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> Merge:

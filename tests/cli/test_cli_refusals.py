@@ -81,6 +81,17 @@ NO_MODEL = {
         ["fox.safetensors", "-o", "zoo", "--checkpoint", "gone.safetensors"],
         ["no checkpoint gone.safetensors", "check the name"],
     ),
+    "the checkpoint as its own copy": (
+        [
+            *("fox.safetensors", "-o", "model", "--overwrite"),
+            *("--save-as", "checkpoint", "--checkpoint", "model.safetensors"),
+        ],
+        ["model.safetensors is the checkpoint itself", "choose another name"],
+    ),
+    "a folder to be copied": (
+        ["fox.safetensors", "-o", "zoo", "--save-as", "checkpoint", "--checkpoint", "half"],
+        ["half is a diffusers folder", "single-file format"],
+    ),
     "a pickled checkpoint": (
         ["fox.safetensors", "-o", "zoo", "--checkpoint", "old.pt"],
         ["old.pt is a pickle", "convert"],
@@ -128,6 +139,7 @@ def test_a_mistake_gets_one_sentence_with_the_name_the_value_and_the_remedy(
         (["mrege"], ["mrege", "merge"]),
         (["merge", "--paths", "many"], ["--paths", "'many'"]),
         (["merge", "--memory", "1GB"], ["--memory", "'1GB'"]),
+        (["merge", "--save-as", "ckpt"], ["--save-as", "'ckpt'", "checkpoint"]),
         (["merge", "--prompts", "boru"], ["--prompts", "'boru'", "booru"]),
         (["merge", "--no-such-flag"], ["--no-such-flag"]),
         (["merge", "--request", "a.json", "--recipe-from", "b.safetensors"], ["--recipe-from", "not allowed"]),

@@ -19,7 +19,8 @@ def test_every_argument_reaches_the_request() -> None:
     request = request_of(
         *("loras/fox.safetensors:.5:.25", "mono.safetensors", "--trigger", "fox=a=b", "--kind", "mono=style"),
         *("--importance", "mono=2", "--concept-prompt", "fox=one", "--concept-prompt", "fox=two"),
-        *("--method", "ridge", "--ridge", "0.5", "--rank", "16", "--kept", ".9", "--precision", "fp32"),
+        *("--method", "ridge", "--ridge", "0.5", "--rank", "16", "--kept", ".9"),
+        *("--save-as", "full", "--precision", "fp32"),
         *("--template", "{trigger}!", "--plain", "a cat", "--quality", "best", "--negative-prompt", "blurry"),
         *("--paths", "3", "--steps-per-path", "5", "--guidance", "7", "--height", "128", "--width", "256"),
         *("--memory", "64", "--seed", "9"),
@@ -33,6 +34,7 @@ def test_every_argument_reaches_the_request() -> None:
         options={"ridge": "0.5"},
         rank="16",
         kept=0.9,
+        save_as="full",
         precision="fp32",
         seed=9,
         memory_mb=64,
