@@ -28,19 +28,19 @@ RANK = 32
 
 
 class Clock(Watch):
-    """Seconds of each stage besides, said when it ends."""
+    """Seconds of processor time of each stage besides, said when it ends; what else the machine does is not in them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
+        self._since = time.process_time()
 
     def start(self, stage: str, total: int) -> None:
         self.finish()
         super().start(stage, total)
 
     def finish(self) -> None:
-        now = time.monotonic()
+        now = time.process_time()
         if self.stage:
             self.seconds[self.stage] = now - self._since
             peak = self.peaks.get(self.stage, 0.0)
