@@ -19,6 +19,8 @@ _PARTS = {
     # early files of SD1 leave one level out
     "cond_stage_model.transformer.encoder.": "transformer_text_model_encoder_",
     "cond_stage_model.": "",
+    # the refiner's only text encoder is SDXL's second
+    "conditioner.embedders.0.model.": "1_model_",
     "conditioner.embedders.0.": "0_",
     "conditioner.embedders.1.": "1_",
 }
