@@ -44,7 +44,7 @@ def started(
     """A WebUI on a data folder that has all it needs, and its address; no traceback in its log goes through us.
 
     Args:
-        ready: what it is asked first (`webui_checks`), and has to answer
+        ready: what it is asked first (`webui_answers`), and has to answer
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

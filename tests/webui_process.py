@@ -1,4 +1,4 @@
-"""A real WebUI in a process of its own, with a data folder of its own, that runs functions of `webui_checks.py` inside.
+"""A real WebUI in a process of its own, with a data folder of its own, that runs functions of `webui_answers.MODULES` inside.
 
 Questions and answers are files in a folder, so that the tests open no connection (`conftest.no_network`).
 """
@@ -35,10 +35,10 @@ import sys
 from modules import script_callbacks
 
 sys.path[:0] = {folders!r}
-import webui_checks
+import webui_answers
 
-webui_checks.register_text_encoders({encoders!r})
-script_callbacks.on_app_started(lambda demo, app: webui_checks.answer({mailbox!r}))
+webui_answers.register_text_encoders({encoders!r})
+script_callbacks.on_app_started(lambda demo, app: webui_answers.answer({mailbox!r}))
 """
 
 
@@ -87,7 +87,7 @@ class WebUI:
         return {**os.environ, **offline, "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def ask(self, check: str, *, seconds: float = 600, **arguments: Any) -> Any:
-        """What `webui_checks.<check>(**arguments)` returns inside the WebUI.
+        """What the check of that name (`webui_answers.MODULES`) returns inside the WebUI.
 
         Raises:
             Failed: it raised, or the WebUI is gone
