@@ -164,6 +164,19 @@ def test_merge_result_keep(client: Client) -> None:
     assert client.ask("GET", f"/jobs/{job}/result")[0] == 400
 
 
+def test_a_checkpoint_is_kept_under_a_free_name_and_answered_with_its_title(client: Client) -> None:
+    base = client.doors.webui.write_checkpoint()
+    for name in ("tiny-2", "tiny-3"):
+        job = client.merged(save_as="checkpoint")
+        status, answer = client.ask("POST", f"/jobs/{job}/keep", {"name": "tiny", "overwrite": True})
+        assert (status, answer) == (200, {"name": name, "title": f"{name}.safetensors"})
+        assert (base.parent / f"{name}.safetensors").stat().st_size > base.stat().st_size
+    job = client.merged(save_as="checkpoint")
+    assert client.ask("POST", f"/jobs/{job}/keep", {"name": "../out"})[0] == 400
+    (base.parent / "fox-penguin.safetensors").write_bytes(b"")
+    assert client.ask("GET", f"/jobs/{job}/result")[1]["free_name"] == "fox-penguin-2"
+
+
 def test_discard_and_a_job_that_is_not_there(client: Client) -> None:
     job = client.merged()
     assert client.ask("POST", f"/jobs/{job}/discard")[1]["state"] == "discarded"

@@ -17,7 +17,15 @@ from modules import shared
 from pydantic import BaseModel, Field
 
 from ..errors import LoraclrError
-from ..hosts.a1111 import InstalledCheckpoint, InstalledLora, find_lora, free_name, installed_loras, loaded_family
+from ..hosts.a1111 import (
+    InstalledCheckpoint,
+    InstalledLora,
+    find_lora,
+    free_checkpoint_name,
+    free_name,
+    installed_loras,
+    loaded_family,
+)
 from ..methods import METHODS, find_method
 from ..options import parse_options, schema
 from ..request import MergeRequest
@@ -200,9 +208,16 @@ def result(job_id: str, preview: bool = True) -> dict[str, Any]:
         "id": job.id,
         "report": asdict(job.result.merge.report),
         "size": job.result.size,
-        "free_name": free_name("-".join(job.names[:3])[:60], settings.value("loraclr_sub_folder")),
+        "free_name": _free_name(job),
         "preview": _encoded(picture) if picture else None,
     }
+
+
+def _free_name(job: jobs.Job) -> str:
+    wanted = "-".join(job.names[:3])[:60]
+    if job.request.save_as == "checkpoint":
+        return free_checkpoint_name(wanted)
+    return free_name(wanted, settings.value("loraclr_sub_folder"))
 
 
 def _encoded(picture: Any) -> str:
