@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .deltas import layer_factors
+from torch import Tensor
+
+from .deltas import layer_delta
 from .errors import LoraclrError
 from .hosts.base import Host
-from .layer_keys import is_text_encoder
+from .layer_keys import bias_key, is_text_encoder
+from .lora_family import family_by_tensors, family_of
 from .lora_files import LoraFile, read_lora
 from .low_rank import Factors
 from .prompts import find_trigger
 from .request import Concept
-
-#: width of what cross-attention reads -> family
-_FAMILY_BY_CONTEXT = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,20 @@ class InputLora:
         file: the file
         deltas: layer key -> factors, fp32, the concept's weight inside
         warnings: what a person should know about it
+        loss: the largest share of a layer's delta that was lost where it had to be factored
     """
 
     concept: Concept
     file: LoraFile
     deltas: Mapping[str, Factors]
     warnings: tuple[str, ...] = field(default=())
+    loss: float = 0.0
 
     @property
     def order(self) -> tuple:
         """A sort key that depends only on what the input is."""
         c = self.concept
-        return self.file.hash, c.te_weight, c.unet_weight, c.trigger, c.kind, c.importance, c.prompts
+        return self.file.hash, c.te_weight, c.unet_weight, c.dyn, c.trigger, c.kind, c.importance, c.prompts
 
 
 def load_inputs(concepts: Sequence[Concept], host: Host) -> list[InputLora]:
@@ -64,46 +66,76 @@ def load_inputs(concepts: Sequence[Concept], host: Host) -> list[InputLora]:
 def load_input(concept: Concept, host: Host) -> InputLora:
     """Read one LoRA. Raises as `load_inputs`."""
     file = read_lora(Path(concept.lora))
-    layers = host.layers()
-    found = {host.aliases.get(key, key): parameters for key, parameters in file.layers.items()}
-    foreign = [key for key in found if key not in layers]
-    if foreign:
-        raise LoraclrError(
-            f"{concept.lora} does not fit {host.checkpoint} ({host.family.name}): {len(foreign)} of its {len(file.layers)} "
-            f"layers are not in the model ({foreign[0]}, …). {_remedy(file)}"
-        )
-    deltas = {}
+    found, foreign = _in_the_model(file, concept, host)
+    deltas: dict[str, Factors] = {}
+    losses: dict[str, float] = {}
+    left_out = [*file.unknown, *foreign]
     for key, parameters in found.items():
-        factors = layer_factors(key, parameters, concept.lora)
-        if factors.shape != layers[key].shape:
+        layer = host.layers()[key]
+        delta = layer_delta(key, parameters, concept.lora, layer.weight, dyn=concept.dyn, device=host.device)
+        if delta.factors.shape != layer.shape:
             raise LoraclrError(
-                f"{concept.lora} does not fit {host.checkpoint} ({host.family.name}): {key} is {list(factors.shape)} in the "
-                f"LoRA and {list(layers[key].shape)} in the model. {_remedy(file)}"
+                f"{concept.lora} does not fit {host.checkpoint} ({host.family.name}): {key} is {list(delta.factors.shape)} "
+                f"in the LoRA and {list(layer.shape)} in the model. {_remedy(file)}"
             )
+        left_out += [f"{key}.{name}" for name in delta.unused]
         weight = concept.te_weight if is_text_encoder(key) else concept.unet_weight
-        if weight != 0:
-            deltas[key] = factors.scaled(weight).to(host.device)
+        if weight == 0:
+            continue
+        deltas[key] = delta.factors.scaled(weight).to(host.device)
+        losses[key] = delta.loss
+        if delta.bias is not None and bias_key(key) in host.layers():
+            deltas[bias_key(key)] = delta.bias.scaled(weight).to(host.device)
+        elif delta.bias is not None:
+            left_out.append(f"{bias_key(key)} (the layer has none that a LoRA can change)")
     trigger = concept.trigger or ("" if concept.prompts else find_trigger(file.path, file.metadata))
-    warnings = []
-    if file.unknown:
-        shown = ", ".join(file.unknown[:3])
-        warnings.append(f"{concept.label}: {len(file.unknown)} keys are not understood and left out ({shown}, …).")
+    warnings = _warnings(concept, left_out, losses)
     if concept.kind == "subject" and not trigger and not concept.prompts:
         trigger = concept.label
         warnings.append(f"{concept.label} names no trigger words: its file name is taken for them.")
-    return InputLora(replace(concept, trigger=trigger), file, deltas, tuple(warnings))
+    loss = max(losses.values(), default=0.0)
+    return InputLora(replace(concept, trigger=trigger), file, deltas, tuple(warnings), loss)
 
 
-def family_of(file: LoraFile) -> str | None:
-    """The family a LoRA was made for: by its layers' names and its cross-attention's width, else by its metadata."""
-    if any(key.startswith(("lora_te1_", "lora_te2_")) for key in file.layers):
-        return "SDXL"
-    for key, parameters in file.layers.items():
-        if key.endswith("attn2_to_k") and "lora_down.weight" in parameters:
-            family = _FAMILY_BY_CONTEXT.get(parameters["lora_down.weight"].shape[1])
-            if family:
-                return family
-    return {"sd_v1": "SD1", "sd_v2": "SD2"}.get(file.metadata.get("ss_base_model_version", ""))
+def _in_the_model(file: LoraFile, concept: Concept, host: Host) -> tuple[dict[str, Mapping[str, Tensor]], list[str]]:
+    """The file's layers by the host's keys, and the names of those that the model does not have.
+
+    Raises:
+        LoraclrError: it was made for another family, hardly a layer is in the model, or one is there under two names
+    """
+    layers, family = host.layers(), family_by_tensors(file.layers)
+    misfit = f"{concept.lora} does not fit {host.checkpoint} ({host.family.name})"
+    if family not in (None, host.family.name):
+        raise LoraclrError(f"{misfit}. {_remedy(file)}")
+    found: dict[str, Mapping[str, Tensor]] = {}
+    for name, parameters in file.layers.items():
+        key = host.aliases.get(name, name)
+        if key in found:
+            raise LoraclrError(f"{concept.lora} holds {key} twice, under two names ({name}): keep one of them.")
+        found[key] = parameters
+    foreign = [key for key in found if key not in layers]
+    if 2 * len(foreign) > len(found):
+        raise LoraclrError(
+            f"{misfit}: {len(foreign)} of its {len(file.layers)} layers are not in the model ({foreign[0]}, …). "
+            f"{_remedy(file)}"
+        )
+    return {key: parameters for key, parameters in found.items() if key in layers}, foreign
+
+
+def _warnings(concept: Concept, left_out: list[str], losses: Mapping[str, float]) -> list[str]:
+    """What was left out, and what factoring lost."""
+    warnings = []
+    if left_out:
+        shown = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
+        warnings.append(f"{concept.label}: {len(left_out)} keys are not understood and left out ({shown}).")
+    worst = max(losses, key=losses.get, default=None)
+    if worst is not None and losses[worst] > 0:
+        count = sum(loss > 0 for loss in losses.values())
+        warnings.append(
+            f"{concept.label}: {count} layers have no low rank of their own; their factors lose at most "
+            f"{losses[worst]:.2%} of a layer ({worst})."
+        )
+    return warnings
 
 
 def _remedy(file: LoraFile) -> str:

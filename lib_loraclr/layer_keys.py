@@ -156,6 +156,11 @@ def is_text_encoder(layer_key: str) -> bool:
     return layer_key.startswith(TEXT_ENCODERS)
 
 
+def bias_key(layer_key: str) -> str:
+    """Key of a layer's bias, which merges as a layer of its own with one input, always 1."""
+    return f"{layer_key}.bias"
+
+
 def unet_key(module_path: str) -> str:
     """Layer key of a module of diffusers' `UNet2DConditionModel`."""
     return UNET + module_path.replace(".", "_")

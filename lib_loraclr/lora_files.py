@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .adapter_config import stated_alphas
 from .errors import LoraclrError
 from .layer_keys import split_key
 from .tensor_files import HEADER_LENGTH, NewTensor, write_tensors
@@ -118,6 +119,8 @@ def read_lora(path: Path | str) -> LoraFile:
     if not layers:
         shown = ", ".join(unknown[:3]) or "none at all"
         raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA for Stable Diffusion?")
+    for key, alpha in stated_alphas(layers, metadata, path).items():
+        layers[key]["alpha"] = alpha
     return LoraFile(path, metadata, layers, embeddings, tuple(unknown))
 
 

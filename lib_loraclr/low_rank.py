@@ -98,6 +98,33 @@ def _balanced(basis: Tensor, coordinates: Tensor) -> Factors:
     return Factors(up * signs, down * signs.mT)
 
 
+def factored(dense: Tensor, accuracy: float) -> tuple[Factors, float]:
+    """A matrix as factors of the least rank that loses at most `accuracy` of its Frobenius norm (Eckart-Young).
+
+    Args:
+        dense: `[d_out, d_in]`
+
+    Returns:
+        the factors, and the share of the norm that is lost
+    """
+    wide = dense.shape[0] <= dense.shape[1]
+    matrix = dense if wide else dense.mT
+    # in double precision, as squared singular values are compared with a share that is squared too
+    exact = matrix.double()
+    energies, vectors = torch.linalg.eigh(exact @ exact.mT)
+    energies, vectors = energies.flip(0).clamp_min(0), vectors.flip(1)
+    if energies.sum() == 0:
+        return zero(*dense.shape, like=dense), 0.0
+    lost = (1 - energies.cumsum(0) / energies.sum()).clamp_min(0).sqrt()
+    rank = min(len(lost), int((lost > accuracy).sum()) + 1)
+    if rank == len(lost):
+        identity = torch.eye(rank, dtype=dense.dtype, device=dense.device)
+        return (Factors(identity, dense) if wide else Factors(dense, identity)), 0.0
+    top = vectors[:, :rank]
+    up, down = top.to(dense.dtype), (top.mT @ exact).to(dense.dtype)
+    return (Factors(up, down) if wide else Factors(down.mT, up.mT)), float(lost[rank - 1])
+
+
 @dataclass(frozen=True)
 class Truncation:
     """A delta at lower rank, and the share of its effect on the recorded inputs that was kept (0..1)."""

@@ -37,6 +37,7 @@ class Concept:
         kind: "subject" or "style"
         importance: how much its errors count; not the weight
         prompts: prompts to record in place of the templates
+        dyn: how many of its ranks to use, as `dyn=` in a prompt; 0 for all
     """
 
     lora: str
@@ -46,6 +47,7 @@ class Concept:
     kind: str = "subject"
     importance: float = 1.0
     prompts: tuple[str, ...] = ()
+    dyn: int = 0
 
     @property
     def label(self) -> str:
@@ -200,6 +202,8 @@ def _check_concept(concept: Concept) -> None:
             raise LoraclrError(f"{name} of {concept.label} is {getattr(concept, name)}: give a finite number.")
     if not (math.isfinite(concept.importance) and concept.importance > 0):
         raise LoraclrError(f"The importance of {concept.label} is {concept.importance}: give a number above 0.")
+    if concept.dyn < 0:
+        raise LoraclrError(f"dyn of {concept.label} is {concept.dyn}: give a number of ranks, or 0 for all.")
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -240,15 +244,14 @@ def _convert(item: dataclasses.Field, value: Any, problem: str) -> Any:
     return value
 
 
-_WEIGHT_KEYS = {"te": "te_weight", "unet": "unet_weight"}
+_WEIGHT_KEYS = {"te": "te_weight", "unet": "unet_weight", "dyn": "dyn"}
 _NOT_WEIGHTS = {
-    "dyn": "dyn= (a rank to cut the LoRA to) is not applied by a merge: resize the file first, or leave it out",
     "lbw": "lbw= (block weights) is not applied by a merge: leave it out",
 }
 
 
 def parse_lora_argument(text: str) -> Concept:
-    """`file.safetensors:te:unet`, as in a prompt: weights from the right, so that `C:\\a.safetensors:.7` works.
+    """`file.safetensors:te:unet:dyn`, as in a prompt: weights from the right, so that `C:\\a.safetensors:.7` works.
 
     One weight is for both text encoder and UNet; `te=…` and `unet=…` name them. The UNet's is the text encoder's unless
     it is given by itself, as in the WebUI (`extensions-builtin/Lora/extra_networks_lora.py`).
@@ -268,15 +271,16 @@ def parse_lora_argument(text: str) -> Concept:
             raise LoraclrError(f"{text}: {_NOT_WEIGHTS[name]}.")
         if equals and name not in _WEIGHT_KEYS:
             raise unknown_name("weight", name, _WEIGHT_KEYS, where=f"in {text}")
-        number = float(
-            parse_number(value if equals else part, f"The weight in {text} is {value if equals else part!r}")
-        )
+        what = f"The weight in {text} is {value if equals else part!r}"
+        whole = name == "dyn" if equals else len(positional) == 2
+        number = parse_number(value if equals else part, what, whole=whole)
         if equals:
             weights[_WEIGHT_KEYS[name]] = number
         else:
             positional.append(number)
-    if len(positional) > 2:
-        raise LoraclrError(f"{text} has {len(positional)} weights: give one for both, or text encoder and UNet.")
-    te_weight = weights.get("te_weight", positional[0] if positional else 1.0)
-    unet_weight = weights.get("unet_weight", positional[1] if len(positional) == 2 else te_weight)
-    return Concept(path, te_weight, unet_weight)
+    if len(positional) > 3:
+        raise LoraclrError(f"{text} has {len(positional)} weights: give one for both, or text encoder, UNet and dyn.")
+    te_weight = float(weights.get("te_weight", positional[0] if positional else 1.0))
+    unet_weight = float(weights.get("unet_weight", positional[1] if len(positional) >= 2 else te_weight))
+    dyn = int(weights.get("dyn", positional[2] if len(positional) == 3 else 0))
+    return Concept(path, te_weight, unet_weight, dyn=dyn)

@@ -1,152 +1,169 @@
-"""One contract for every kind of network: exact factors, what is refused, and what is said when shapes do not fit."""
+"""One contract for every kind of network: its delta, what is exact, what is refused and what is said."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from networks import C_IN, D_OUT, RANK, Sample, draw, samples, weight_of
+from slow_deltas import slow_delta
 from torch import Tensor
 
-from lib_loraclr.deltas import KINDS, kind_of, layer_factors
+from lib_loraclr.deltas import ACCURACY, KINDS, kind_name, kind_of, layer_delta
 from lib_loraclr.deltas import __path__ as folder
 from lib_loraclr.errors import LoraclrError
 
-#: float64 rounding through one product
-CLOSE = 1e-12
-#: `layer_factors` converts to fp32
+#: fp32 rounding through a few products, of the largest entry
 SINGLE = 1e-5
+#: kinds without exact low-rank factors, and options that take them from all others
+DENSE_KINDS, DENSE_OPTIONS = {"(IA)3", "OFT", "full"}, ("added", "DoRA", "rows", "PEFT")
 
-D_OUT, C_IN, RANK = 6, 5, 3
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+SAMPLES = samples()
 
 
-def lora(shape: str, up: str = "lora_up.weight", down: str = "lora_down.weight") -> dict[str, Tensor]:
-    """The tensors of a LoRA for one layer, without alpha."""
-    kernel = {"linear": (), "1x1": (1, 1), "3x3": (3, 3), "3x1": (3, 1), "tucker": (1, 1)}[shape]
-    ones = (1,) * len(kernel)
-    tensors = {up: draw(D_OUT, RANK, *ones, seed=1), down: draw(RANK, C_IN, *kernel, seed=2)}
-    if shape == "tucker":
-        tensors["lora_mid.weight"] = draw(RANK, RANK, 3, 3, seed=3)
-    return tensors
+def delta_of(sample: Sample, **changes: Tensor):
+    return layer_delta("lora_unet_layer", {**sample.tensors, **changes}, "some.safetensors", weight_of(sample.form))
 
 
-def slow_lora(tensors: dict[str, Tensor]) -> Tensor:
-    """`ΔW [d_out, c_in, k, k]` (or `[d_out, d_in]`), one entry of the rank at a time."""
-    up = next(tensors[name] for name in ("lora_up.weight", "lora_B.weight") if name in tensors)
-    down = next(tensors[name] for name in ("lora_down.weight", "lora_A.weight") if name in tensors)
-    total = 0
-    for i in range(RANK):
-        column = up[:, i].reshape(D_OUT, *(1,) * (down.dim() - 1))
-        if "lora_mid.weight" not in tensors:
-            total = total + column * down[i]
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+def test_a_delta_is_what_the_formula_says(sample: Sample) -> None:
+    expected = slow_delta(sample)
+    assert expected.abs().max() > 0.01, "control: it does something"
+    found = delta_of(sample)
+    dense = found.factors.dense().reshape(expected.shape)
+    assert found.factors.up.dtype == found.factors.down.dtype == torch.float32
+    assert found.loss <= ACCURACY and found.unused == ()
+    assert (dense.double() - expected).norm() <= (found.loss + SINGLE) * expected.norm()
+    bias = next((sample.tensors[name] for name in ("diff_b", "b_norm") if name in sample.tensors), None)
+    assert (found.bias is None) == (bias is None)
+    assert bias is None or torch.allclose(found.bias.dense().flatten(), bias.float())
+
+
+@pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+def test_every_parameter_acts(sample: Sample) -> None:
+    before = delta_of(sample).factors.dense()
+    inert = {"alpha", "diff_b", "b_norm", "on_input"}
+    for name, tensor in sample.tensors.items():
+        if name in inert:
             continue
-        for j in range(RANK):
-            total = total + column * tensors["lora_mid.weight"][i, j] * down[j].reshape(1, C_IN, 1, 1)
-    if "scale" in tensors:
-        return total * float(tensors["scale"])
-    return total * float(tensors["alpha"]) / RANK if "alpha" in tensors else total
+        noise = draw(*tensor.shape, seed=50).reshape(tensor.shape) / 4
+        after = delta_of(sample, **{name: tensor + noise * tensor.abs().clamp_min(0.1)}).factors.dense()
+        assert error(after, before.double()) > 1e-3, name
 
 
-#: kind -> its samples by name, and the slow formula they are held against
-SAMPLES = {
-    "LoRA": (
-        {
-            **{shape: lora(shape) for shape in ("linear", "1x1", "3x3", "3x1", "tucker")},
-            "peft names": lora("linear", "lora_B.weight", "lora_A.weight"),
-        },
-        slow_lora,
-    ),
+@pytest.mark.parametrize("name", [name for name, s in SAMPLES.items() if s.kind not in DENSE_KINDS])
+def test_low_rank_kinds_have_exact_factors(name: str) -> None:
+    if not name.endswith(DENSE_OPTIONS):
+        found = delta_of(SAMPLES[name])
+        assert found.loss == 0
+        assert found.factors.rank <= min(found.factors.shape)
+
+
+RANKS = {
+    "LoRA linear": RANK,
+    "LoHa 3x3": RANK**2,
+    "LoHa 3x3 tucker": RANK**2,
+    "LoKr 3x3 factored factored": 2 * 2,
+    "LoKr 3x3 whole tucker": 3 * 2,
+    "GLoRA linear": 2 * RANK,
+    "norm": 1,
 }
-SCALES = {
-    "no alpha": {},
-    "alpha": {"alpha": torch.tensor(1.5)},
-    "alpha of one entry": {"alpha": torch.tensor([4.0])},
-    "alpha is the rank": {"alpha": torch.tensor(float(RANK))},
-    "scale replaces alpha": {"alpha": torch.tensor(1.0), "scale": torch.tensor(-0.7)},
-}
-CASES = [(kind, name) for kind in KINDS for name in SAMPLES[kind.KIND][0]]
-IDS = [f"{kind.KIND}-{name}" for kind, name in CASES]
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-@pytest.mark.parametrize("kind, name", CASES, ids=IDS)
-def test_factors_equal_the_slow_formula(kind: ModuleType, name: str, scale: dict[str, Tensor]) -> None:
-    samples, slow = SAMPLES[kind.KIND]
-    tensors = {**samples[name], **scale}
-    expected = slow(tensors).flatten(1)
-    factors = kind.factors(tensors)
-    assert factors.dense().dtype == torch.float64
-    assert torch.allclose(factors.dense(), expected, rtol=CLOSE, atol=CLOSE)
-    assert factors.rank < min(expected.shape)  # low rank as it was, not dense
-    read = layer_factors("lora_unet_layer", tensors, "a.safetensors")
-    assert read.up.dtype == read.down.dtype == torch.float32
-    assert torch.allclose(read.dense(), expected.float(), rtol=SINGLE, atol=SINGLE)
+@pytest.mark.parametrize(("name", "rank"), RANKS.items(), ids=RANKS)
+def test_exact_factors_have_the_rank_that_the_kind_has(name: str, rank: int) -> None:
+    assert delta_of(SAMPLES[name]).factors.rank == rank
 
 
-def test_alpha_is_in_force() -> None:
-    plain, half = (layer_factors("k", {**lora("linear"), "alpha": torch.tensor(a)}, "a") for a in (3.0, 1.5))
-    assert torch.allclose(plain.dense(), 2 * half.dense())
-    assert torch.equal(plain.dense(), layer_factors("k", lora("linear"), "a").dense())
+def test_a_dense_delta_of_low_rank_is_factored_and_tells_what_it_lost() -> None:
+    strong, weak = draw(40, 2, seed=1) @ draw(2, 30, seed=2), draw(40, 30, seed=3)
+    weak *= 5e-4 * strong.norm() / weak.norm()
+    found = layer_delta("k", {"diff": strong + weak}, "a", torch.zeros(40, 30))
+    assert found.factors.rank == 2
+    assert 1e-4 < found.loss < ACCURACY
+    lost = (found.factors.dense().double() - (strong + weak)).norm() / (strong + weak).norm()
+    assert float(lost) == pytest.approx(found.loss, rel=0.01)
+    assert layer_delta("k", {"diff": strong + 10 * weak}, "a", torch.zeros(40, 30)).factors.rank > 2
+    assert layer_delta("k", {"diff": 0 * strong}, "a", torch.zeros(40, 30)).factors.norm() == 0
 
 
-@pytest.mark.parametrize("shape", ["1x1", "3x3", "tucker"])
-def test_a_convolutions_delta_does_what_the_network_does_on_a_picture(shape: str) -> None:
+def test_a_lora_of_more_ranks_than_the_layer_has_stays_exact() -> None:
+    tensors = {"lora_up.weight": draw(4, 6, seed=1), "lora_down.weight": draw(6, 9, seed=2)}
+    found = layer_delta("k", tensors, "a", torch.zeros(4, 9))
+    expected = tensors["lora_up.weight"] @ tensors["lora_down.weight"]
+    assert found.loss == 0 and found.factors.rank == 4
+    assert error(found.factors.dense(), expected) < SINGLE
+
+
+def test_dyn_uses_the_first_ranks_of_a_lora_at_the_scale_of_all() -> None:
+    tensors = SAMPLES["LoRA linear alpha"].tensors
+    weight = weight_of("linear")
+    found = layer_delta("k", tensors, "a", weight, dyn=2).factors
+    expected = tensors["lora_up.weight"][:, :2] @ tensors["lora_down.weight"][:2] * float(tensors["alpha"]) / RANK
+    assert error(found.dense(), expected) < SINGLE
+    assert error(found.dense(), slow_delta(SAMPLES["LoRA linear alpha"])) > 0.1
+    other = SAMPLES["LoHa linear"]
+    assert torch.equal(
+        layer_delta("k", other.tensors, "a", weight, dyn=2).factors.dense(), delta_of(other).factors.dense()
+    )
+
+
+@pytest.mark.parametrize("form", ["1x1", "3x3", "3x3 tucker"])
+def test_a_convolutions_delta_does_what_the_network_does_on_a_picture(form: str) -> None:
     """The network runs its factors one after the other; the merged layer runs one convolution with `ΔW`."""
-    tensors = {**lora(shape), "alpha": torch.tensor(2.0)}
+    sample = SAMPLES[f"LoRA {form} alpha"]
     picture = draw(2, C_IN, 7, 6, seed=5)
-    kernel = 1 if shape == "1x1" else 3
-    hidden = torch.nn.functional.conv2d(picture, tensors["lora_down.weight"], padding=1 if shape == "3x3" else 0)
-    if shape == "tucker":
-        hidden = torch.nn.functional.conv2d(hidden, tensors["lora_mid.weight"], padding=1)
-    expected = torch.nn.functional.conv2d(hidden, tensors["lora_up.weight"]) * 2 / RANK
-    (kind,) = (kind for kind in KINDS if kind.KIND == "LoRA")
-    delta = kind.factors(tensors).dense().view(D_OUT, C_IN, kernel, kernel)
-    assert torch.allclose(torch.nn.functional.conv2d(picture, delta, padding=kernel // 2), expected, atol=1e-10)
+    convolve = torch.nn.functional.conv2d
+    hidden = convolve(picture, sample.tensors["lora_down.weight"], padding=int(form == "3x3"))
+    if "tucker" in form:
+        hidden = convolve(hidden, sample.tensors["lora_mid.weight"], padding=1)
+    expected = convolve(hidden, sample.tensors["lora_up.weight"]) * float(sample.tensors["alpha"]) / RANK
+    delta = delta_of(sample).factors.dense().view_as(weight_of(sample.form)).double()
+    assert error(convolve(picture, delta, padding=delta.shape[-1] // 2), expected) < SINGLE
 
 
 def test_every_kind_has_its_names_its_samples_and_is_recognised_by_them() -> None:
-    files = {path.stem for path in Path(folder[0]).glob("*.py")} - {"__init__"}
+    files = {path.stem for path in Path(folder[0]).glob("*.py")} - {"__init__", "dora"}
     assert {kind.__name__.rpartition(".")[2] for kind in KINDS} == files
-    assert {kind.KIND for kind in KINDS} == set(SAMPLES)
-    for kind, name in CASES:
-        assert kind_of(SAMPLES[kind.KIND][0][name]) is kind
-        assert any(required <= set(SAMPLES[kind.KIND][0][name]) for required in kind.REQUIRED)
+    assert {kind.KIND for kind in KINDS} == {sample.kind for sample in SAMPLES.values()}
+    for name, sample in SAMPLES.items():
+        assert sample.kind == kind_of(sample.tensors).KIND
+        assert kind_name(sample.tensors) == sample.kind + (" with DoRA" if "DoRA" in name else "")
+        d_out, channels = kind_of(sample.tensors).sides(sample.tensors)
+        assert d_out in (D_OUT, None)
+        assert channels in (C_IN, None) or sample.kind == "LoHa" and channels == 9 * C_IN or "LoKr 3x3" in name
 
 
-FOREIGN = {
-    "LoHa": ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"],
-    "LoKr": ["lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha"],
-    "LoKr (w1 factored)": ["lokr_w1_a", "lokr_w1_b", "lokr_w2", "alpha"],
-    "(IA)3": ["weight", "on_input", "alpha"],
-    "OFT": ["oft_blocks", "alpha"],
-    "OFT (diag)": ["oft_diag", "alpha"],
-    "GLoRA": ["a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"],
-    "full": ["diff", "diff_b"],
-    "norm": ["w_norm", "b_norm"],
-    "DoRA": ["lora_up.weight", "lora_down.weight", "alpha", "dora_scale"],
-    "unknown": ["something.weight"],
-    "unknown (half a LoRA)": ["lora_up.weight", "alpha"],
-    "unknown (two at once)": ["lora_up.weight", "lora_down.weight", "lora_A.weight", "lora_B.weight"],
-    "unknown (no tensors)": [],
+def test_of_two_kinds_in_one_layer_the_webuis_first_is_used_and_the_other_listed() -> None:
+    tensors = {**SAMPLES["LoRA linear"].tensors, "diff_b": torch.ones(D_OUT), "lora_C.weight": torch.ones(1)}
+    found = layer_delta("k", tensors, "a", weight_of("linear"))
+    assert found.unused == ("diff_b", "lora_C.weight") and found.bias is None
+    assert torch.equal(found.factors.dense(), delta_of(SAMPLES["LoRA linear"]).factors.dense())
+
+
+UNKNOWN = {
+    "something else": ["something.weight"],
+    "half a LoRA": ["lora_up.weight", "alpha"],
+    "half a norm": ["w_norm"],
+    "half a LoKr": ["lokr_w1", "lokr_w2_a"],
+    "no tensors": [],
 }
 
 
-@pytest.mark.parametrize("kind, names", FOREIGN.items(), ids=FOREIGN)
-def test_other_kinds_are_refused_by_name(kind: str, names: list[str]) -> None:
-    kind = kind.partition(" (")[0]
+@pytest.mark.parametrize("names", UNKNOWN.values(), ids=UNKNOWN)
+def test_unknown_kinds_are_refused_by_name(names: list[str]) -> None:
     tensors = {name: torch.ones(2, 2) for name in names}
-    assert kind_of(tensors) == kind
+    assert kind_of(tensors) is None and kind_name(tensors) == "unknown"
     with pytest.raises(LoraclrError) as refusal:
-        layer_factors("lora_unet_layer", tensors, "some.safetensors")
+        layer_delta("lora_unet_layer", tensors, "some.safetensors", torch.zeros(2, 2))
     message = str(refusal.value)
-    article = "an" if kind in ("unknown", "OFT", "(IA)3") else "a"
-    assert message.startswith(f"some.safetensors is {article} {kind} network in lora_unet_layer")
-    assert "leave this file out" in message
+    assert message.startswith("some.safetensors is of an unknown kind of network in lora_unet_layer")
+    assert "LoRA, LoHa, (IA)3, LoKr, full, norm, GLoRA, OFT can be merged; leave this file out" in message
     assert all(name in message for name in names)
 
 
@@ -160,22 +177,33 @@ WRONG = {
         "lora_down.weight": (3, 5, 1, 1),
         "lora_mid.weight": (3, 4, 3, 3),
     },
-    "mid gives another rank": {
-        "lora_up.weight": (6, 3),
-        "lora_down.weight": (3, 5, 1, 1),
-        "lora_mid.weight": (4, 3, 3, 3),
-    },
     "mid of no kernel": {"lora_up.weight": (6, 3), "lora_down.weight": (3, 5, 1, 1), "lora_mid.weight": (3, 3)},
     "alpha of two": {"lora_up.weight": (6, 3), "lora_down.weight": (3, 5), "alpha": (2,)},
     "no rank": {"lora_up.weight": (6, 0), "lora_down.weight": (0, 5), "alpha": ()},
+    "magnitudes of another width": {"lora_up.weight": (6, 3), "lora_down.weight": (3, 5), "dora_scale": (1, 4)},
+    "DoRA of another layer": {"lora_up.weight": (7, 3), "lora_down.weight": (3, 5), "dora_scale": (1, 5)},
+    "LoHa of two shapes": {"hada_w1_a": (6, 3), "hada_w1_b": (3, 5), "hada_w2_a": (4, 3), "hada_w2_b": (3, 5)},
+    "blocks that do not divide": {"oft_blocks": (4, 4, 4)},
+    "scales of another width": {"weight": (4,), "on_input": ()},
+    "GLoRA of another width": {"a1.weight": (2, 9), "a2.weight": (9, 2), "b1.weight": (2, 5), "b2.weight": (6, 2)},
 }
 
 
 @pytest.mark.parametrize("shapes", WRONG.values(), ids=WRONG)
-def test_shapes_that_do_not_fit_each_other_are_named(shapes: dict[str, tuple[int, ...]]) -> None:
+def test_shapes_that_do_not_fit_each_other_or_the_layer_are_named(shapes: dict[str, tuple[int, ...]]) -> None:
     tensors = {name: torch.ones(shape) for name, shape in shapes.items()}
+    if "a1.weight" in tensors:
+        tensors["alpha"] = torch.tensor(1.0)
     with pytest.raises(LoraclrError) as refusal:
-        layer_factors("lora_unet_layer", tensors, "some.safetensors")
-    assert str(refusal.value).startswith("some.safetensors: the tensors of lora_unet_layer do not fit each other")
+        layer_delta("lora_unet_layer", tensors, "some.safetensors", torch.ones(6, 5))
+    said = "some.safetensors: the tensors of lora_unet_layer do not fit each other or the layer [6, 5]"
+    assert str(refusal.value).startswith(said)
     for name, shape in shapes.items():
         assert f"{name} {list(shape)}" in str(refusal.value)
+
+
+def test_a_delta_that_is_not_finite_is_refused() -> None:
+    tensors = {**SAMPLES["LoRA linear"].tensors, "dora_scale": torch.ones(1, C_IN)}
+    tensors["lora_up.weight"] = torch.zeros(D_OUT, RANK)
+    with pytest.raises(LoraclrError, match="a: the delta of k is not finite on this checkpoint: leave this file out"):
+        layer_delta("k", tensors, "a", torch.zeros(D_OUT, C_IN))

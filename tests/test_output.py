@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_loraclr.deltas import layer_factors
+from lib_loraclr.deltas import layer_delta
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.lora_files import PRECISIONS, read_lora, read_tensors
@@ -123,7 +123,7 @@ def test_the_file_holds_the_very_merge_with_alpha_equal_to_the_rank(
         stored = file.layers[key]
         assert float(stored["alpha"]) == stored["lora_down.weight"].shape[0] == factors.rank == 5
         assert stored["lora_up.weight"].dtype == PRECISIONS[precision]
-        read = layer_factors(key, stored, "zoo")
+        read = layer_delta(key, stored, "zoo", host.layers()[key].weight).factors
         assert torch.equal(read.up, factors.up.float())
         assert torch.equal(read.down, factors.down.float())
 

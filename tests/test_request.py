@@ -188,6 +188,11 @@ def test_weights_are_read_from_the_right_and_mean_what_they_mean_in_a_prompt(
     assert parse_lora_argument(text) == Concept(lora, te, unet)
 
 
+@pytest.mark.parametrize("text", ["fox:.7:.3:8", "fox:.7:.3:dyn=8", "fox:dyn=8:.7:.3"])
+def test_dyn_is_read_as_in_a_prompt(text: str) -> None:
+    assert parse_lora_argument(text) == Concept("fox", 0.7, 0.3, dyn=8)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -196,8 +201,9 @@ def test_weights_are_read_from_the_right_and_mean_what_they_mean_in_a_prompt(
         ("fox:nan", "The weight in fox:nan is 'nan', which is not a number"),
         ("fox:te=", "The weight in fox:te= is '', which is not a number"),
         ("C:\\a.safetensors:,7", r"The weight in C:\\a\.safetensors:,7 is ',7', which is not a number"),
-        ("fox:1:1:8", "fox:1:1:8 has 3 weights: give one for both, or text encoder and UNet"),
-        ("fox:1:dyn=8", "fox:1:dyn=8: dyn= .* is not applied by a merge: resize the file first, or leave it out"),
+        ("fox:1:1:8:2", "fox:1:1:8:2 has 4 weights: give one for both, or text encoder, UNet and dyn"),
+        ("fox:1:1:8.5", "The weight in fox:1:1:8.5 is '8.5', which is not a whole number"),
+        ("fox:dyn=many", "The weight in fox:dyn=many is 'many', which is not a whole number"),
         ("fox:1:lbw=MIDD", r"fox:1:lbw=MIDD: lbw= \(block weights\) is not applied by a merge: leave it out"),
         ("fox:unte=1", "'unte' in fox:unte=1: did you mean 'unet'"),
     ],

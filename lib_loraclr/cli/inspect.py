@@ -6,9 +6,9 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from ..deltas import kind_of
-from ..inputs import family_of
+from ..deltas import kind_name, kind_of, unused_parameters
 from ..layer_keys import is_text_encoder
+from ..lora_family import family_of
 from ..lora_files import LoraFile, read_lora
 from ..prompts import find_trigger
 
@@ -32,20 +32,23 @@ def run(arguments: argparse.Namespace) -> None:
 
 def describe(file: LoraFile) -> dict[str, str]:
     """What there is to say of a file, label -> text."""
-    kinds, ranks = Counter(), Counter()
-    for parameters in file.layers.values():
+    kinds, ranks, alphas, unused = Counter(), Counter(), Counter(), list(file.unknown)
+    for key, parameters in file.layers.items():
+        kinds[kind_name(parameters)] += 1
         kind = kind_of(parameters)
-        kinds[kind if isinstance(kind, str) else kind.KIND] += 1
-        down = parameters.get("lora_down.weight", parameters.get("lora_A.weight"))
-        if down is not None:
-            ranks[down.shape[0]] += 1
+        if kind is None:
+            continue
+        unused += [f"{key}.{name}" for name in unused_parameters(kind, parameters)]
+        if (rank := kind.rank(parameters)) is not None:
+            ranks[rank] += 1
+            alphas[float(parameters["alpha"]) if "alpha" in parameters else float(rank)] += 1
     text_encoder = sum(map(is_text_encoder, file.layers))
     meta = file.metadata
     facts = {
         "family": family_of(file) or "unknown",
         "kind": _counted(kinds, len(file.layers)),
         "rank": _counted(ranks, len(file.layers)) or "n/a",
-        "alpha": meta.get("ss_network_alpha", "n/a"),
+        "alpha": _counted(alphas, len(file.layers)) or "n/a",
         "layers": f"{len(file.layers)} ({text_encoder} text encoder, {len(file.layers) - text_encoder} UNet)",
         "size": f"{file.path.stat().st_size / 2**20:.1f} MB",
         "trigger": find_trigger(file.path, meta) or "none named",
@@ -55,8 +58,8 @@ def describe(file: LoraFile) -> dict[str, str]:
     }
     if file.embeddings:
         facts["embeddings"] = ", ".join(sorted({key.split(".")[1] for key in file.embeddings}))
-    if file.unknown:
-        facts["not understood"] = f"{len(file.unknown)} keys: {', '.join(file.unknown[:3])}"
+    if unused:
+        facts["not understood"] = f"{len(unused)} keys: {', '.join(unused[:3])}"
     if "loraclr.request" in meta:
         facts["merged from"] = meta.get("modelspec.merged_from", "")
     return facts

@@ -1,0 +1,75 @@
+"""`alpha` that diffusers and PEFT keep outside the tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lib_loraclr.errors import LoraclrError
+from lib_loraclr.lora_files import read_lora
+
+K, FC1 = "mid_block.attentions.0.transformer_blocks.0.attn1.to_k", "text_model.encoder.layers.0.mlp.fc1"
+K_KEY, FC1_KEY = "lora_unet_" + K.replace(".", "_"), "lora_te1_" + FC1.replace(".", "_")
+
+
+def write(path: Path, *modules: str, settings: dict | None = None) -> Path:
+    tensors = {}
+    for module in modules:
+        tensors |= {f"{module}.lora_A.weight": torch.randn(4, 8), f"{module}.lora_B.weight": torch.randn(6, 4)}
+    metadata = None if settings is None else {"lora_adapter_metadata": json.dumps(settings)}
+    save_file(tensors, path, metadata)
+    return path
+
+
+def alphas(path: Path) -> dict[str, float | None]:
+    layers = read_lora(path).layers
+    return {key: float(found["alpha"]) if "alpha" in found else None for key, found in layers.items()}
+
+
+def test_diffusers_metadata_give_alpha_by_model(tmp_path: Path) -> None:
+    settings = {
+        "unet.r": 4,
+        "unet.lora_alpha": 8,
+        "unet.use_rslora": False,
+        "text_encoder.lora_alpha": 2,
+        "text_encoder.use_rslora": True,
+        "unet.alpha_pattern": {},
+    }
+    path = write(tmp_path / "a.safetensors", f"unet.{K}", f"text_encoder.{FC1}", settings=settings)
+    # rsLoRA divides by the root of the rank, the WebUI's rule by the rank
+    assert alphas(path) == {K_KEY: 8.0, FC1_KEY: 2 * 4**0.5}
+
+
+def test_a_pattern_gives_a_layer_an_alpha_of_its_own(tmp_path: Path) -> None:
+    settings = {"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_k": 3, "to_q": 5}}
+    other = K.replace("to_k", "to_v")
+    path = write(tmp_path / "a.safetensors", f"unet.{K}", f"unet.{other}", settings=settings)
+    assert alphas(path) == {K_KEY: 3.0, K_KEY.replace("to_k", "to_v"): 8.0}
+
+
+def test_pefts_folder_gives_alpha_in_a_file_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "adapter_model.safetensors", f"base_model.model.{K}")
+    assert alphas(path) == {K_KEY: None}, "control: nothing says so yet"
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 16, "use_rslora": True}))
+    assert alphas(path) == {K_KEY: 32.0}
+    elsewhere = write(tmp_path / "other.safetensors", f"base_model.model.{K}")
+    assert alphas(elsewhere) == {K_KEY: None}, "the settings are another file's"
+
+
+def test_an_alpha_in_the_tensors_stands(tmp_path: Path) -> None:
+    tensors = {f"{K_KEY}.lora_down.weight": torch.ones(4, 8), f"{K_KEY}.alpha": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": '{"unet.lora_alpha": 8}'})
+    assert alphas(tmp_path / "a.safetensors") == {K_KEY: 1.0}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "1"])
+def test_settings_that_cannot_be_read_are_named(tmp_path: Path, text: str) -> None:
+    save_file(
+        {f"unet.{K}.lora_A.weight": torch.ones(4, 8)}, tmp_path / "a.safetensors", {"lora_adapter_metadata": text}
+    )
+    with pytest.raises(LoraclrError, match=r"lora_adapter_metadata of .*a\.safetensors cannot be read .*strength"):
+        read_lora(tmp_path / "a.safetensors")
