@@ -140,7 +140,7 @@ def _concept_reports(
     for concept in request.concepts:
         k = job.labels.index(concept.label)
         merged = after.concepts[k] if after else None
-        reports.append(ConceptReport(concept.label, concept.trigger, before.concepts[k], merged))
+        reports.append(ConceptReport(concept.label, concept.trigger, before.concepts[k], merged, job.inputs[k].loss))
     return tuple(reports)
 
 

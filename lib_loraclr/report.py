@@ -15,12 +15,14 @@ class ConceptReport:
     name, trigger: of the concept
     all_tags: retention with every LoRA's tag in one prompt (the plain sum)
     merged: retention in the merge
+    loss: the largest share of a layer's delta that was lost where it had no low rank of its own
     """
 
     name: str
     trigger: str
     all_tags: float | None
     merged: float | None
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ NO_MODEL = {
     "no LoRA but words for one": (["--trigger", "fox=sks"], ["nothing to merge"]),
     "a weight that is no number": (["fox.safetensors:strong"], ["fox.safetensors:strong", "'strong'", "not a number"]),
     "an unknown weight": (["fox.safetensors:tee=1"], ["weight 'tee' in fox.safetensors:tee=1", "did you mean 'te'"]),
-    "dyn": (["fox.safetensors:1:dyn=8"], ["dyn=", "resize the file first"]),
+    "a dyn below 0": (["fox.safetensors:1:dyn=-8"], ["dyn of fox is -8", "0 for all"]),
     "lbw": (["fox.safetensors:1:lbw=MIDD"], ["lbw=", "leave it out"]),
     "the same LoRA twice": (["fox.safetensors", "fox.safetensors:.5"], ["fox.safetensors is named 2 times", "once"]),
     "an unknown method": (["fox.safetensors", "--method", "rigde"], ["method 'rigde'", "did you mean 'ridge'"]),
