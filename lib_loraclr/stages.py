@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .base_models import base_model_warnings
 from .errors import LoraclrError
 from .hosts.base import Host
 from .inputs import InputLora
@@ -77,6 +78,7 @@ class Job:
         self.request, self.inputs, self.host, self.progress = request, inputs, host, progress
         self.labels = [concept.label for concept in concepts]
         self.warnings = tuple(warning for given in inputs for warning in given.warnings)
+        self.warnings += tuple(base_model_warnings(inputs, host))
         self.teachers = make_teachers(concepts, request.prompts)
         self.subjects = [i for i, concept in enumerate(concepts) if concept.kind == "subject"]
         self.room = Classroom(

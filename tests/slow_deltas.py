@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from networks import Sample, weight_of
+from networks_of_kinds import Sample, weight_of
 from torch import Tensor
 
 

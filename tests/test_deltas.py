@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import C_IN, D_OUT, RANK, Sample, draw, samples, weight_of
+from networks_of_kinds import C_IN, D_OUT, RANK, Sample, draw, samples, weight_of
 from slow_deltas import slow_delta
 from torch import Tensor
 

@@ -82,6 +82,14 @@ def test_deltas_are_those_that_the_webui_computes(sd1: WebUI):
     assert sd1.ask("delta_errors", name="penguin") < 1e-6
 
 
+@pytest.mark.parametrize(("multiplier", "dyn"), [(1.0, 0), (-0.6, 0), (1.0, 2)])
+def test_every_kind_of_network_has_the_webuis_delta(sd1: WebUI, multiplier: float, dyn: int):
+    found = sd1.ask("kind_errors", multiplier=multiplier, dyn=dyn)
+    assert len(found) > 200
+    wrong = {name: values for name, values in found.items() if values[0] > values[1] + 1e-5 or values[2] > 1e-6}
+    assert wrong == {}
+
+
 @pytest.mark.parametrize("functional", [False, True])
 @pytest.mark.parametrize(("te", "unet"), [(1.0, 1.0), (0.5, -0.7), (0.0, 1.0)])
 def test_a_lora_alone_does_what_the_webui_makes_it_do(sd1: WebUI, te: float, unet: float, functional: bool):

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import webui_checks
+import webui_kinds
 import webui_pictures
 import webui_work
 
-MODULES = (webui_checks, webui_pictures, webui_work)
+MODULES = (webui_checks, webui_kinds, webui_pictures, webui_work)
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from webui_pictures import settings
 
-from lib_loraclr.deltas import layer_factors
 from lib_loraclr.hosts import a1111
 from lib_loraclr.hosts.base import Conditioning
 from lib_loraclr.hosts.substitution import Layer
-from lib_loraclr.layer_keys import is_text_encoder
+from lib_loraclr.inputs import load_input
 from lib_loraclr.lora_files import read_lora
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.recording import record_inputs, shared_inputs
+from lib_loraclr.request import Concept
 
 
 def ready() -> str:
@@ -103,11 +103,7 @@ def missing_keys(name: str) -> dict[str, Any]:
 
 def deltas(host: a1111.A1111Host, name: str, te: float = 1.0, unet: float = 1.0) -> Mapping[str, Factors]:
     """A LoRA's deltas by layer key, whatever its file calls the layers."""
-    found = {}
-    for key, parameters in read_lora(a1111.find_lora(name).path).layers.items():
-        factors = layer_factors(key, parameters, name).scaled(te if is_text_encoder(key) else unet)
-        found[host.aliases.get(key, key)] = factors.to(host.device)
-    return found
+    return load_input(Concept(str(a1111.find_lora(name).path), te, unet), host).deltas
 
 
 def delta_errors(name: str) -> float:

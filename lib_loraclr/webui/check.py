@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from ..baking import require_copyable
+from ..base_models import base_model_warnings
 from ..errors import LoraclrError
 from ..hosts import a1111
 from ..hosts.base import Host
@@ -131,7 +132,7 @@ def _on_cpu(host: Host) -> Host:
 
 def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, names: Sequence[str]):
     """What no concept shows alone: the same file twice, prompts that call two, effort that the card cannot do."""
-    problems, warnings, seen = [], [], {}
+    problems, warnings, seen = [], base_model_warnings(inputs, host), {}
     for given in inputs:
         other = seen.setdefault(given.file.hash, given.concept.label)
         if other != given.concept.label:

@@ -1,6 +1,6 @@
 """One layer of every kind of network in every form it has, and the slow way to each one's delta.
 
-Without pytest, as the real WebUI reads it too (`webui_checks.py`).
+Without pytest, as the real WebUI reads it too (`webui_kinds.py`).
 """
 
 from __future__ import annotations
@@ -170,7 +170,11 @@ def samples() -> dict[str, Sample]:
                 continue
             if own_alpha:
                 extra.pop("alpha", None)
-            webui = sample.webui and option != "DoRA of PEFT"
+            # the WebUI gives GLoRA and (IA)3 a wrong shape for what is added
+            wrong = option == "added" and sample.kind in ("GLoRA", "(IA)3")
+            # and drops everything that stands beside `lora_A` and `lora_B`
+            wrong |= name == "LoRA PEFT names" and option != ""
+            webui = sample.webui and option != "DoRA of PEFT" and not wrong
             tensors = {**extra, **sample.tensors}
             found[f"{name} {option}".strip()] = Sample(sample.kind, sample.form, tensors, webui)
     return found
