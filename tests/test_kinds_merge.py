@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from small import PROMPTS
 from torch import Tensor
 
+from lib_loraclr import stages
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.inputs import load_input, load_inputs
 from lib_loraclr.low_rank import Factors
@@ -124,7 +125,9 @@ def test_the_inputs_together_are_the_sum_of_dense_deltas(host: DiffusersHost, wr
         assert float((total[key] - delta).norm() / delta.norm()) < 2e-3, key
 
 
-def test_one_merge_of_all_is_their_sum(host: DiffusersHost, written) -> None:
+def test_one_merge_of_all_is_their_sum(host: DiffusersHost, written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "TEST_PATHS", 1)
+    monkeypatch.setattr(stages, "TEST_STEPS", 2)
     paths, expected = written
     asked = MergeRequest(
         concepts(paths),
