@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .deltas import layer_delta
 from .errors import LoraclrError
-from .hosts.base import Host
+from .hosts.base import INPAINTING_CHANNELS, LATENT_CHANNELS, Host
 from .layer_keys import bias_key, is_text_encoder
 from .lora_family import family_by_tensors, family_of
 from .lora_files import LoraFile, read_lora
@@ -73,16 +74,17 @@ def load_input(concept: Concept, host: Host) -> InputLora:
     for key, parameters in found.items():
         layer = host.layers()[key]
         delta = layer_delta(key, parameters, concept.lora, layer.weight, dyn=concept.dyn, device=host.device)
-        if delta.factors.shape != layer.shape:
+        factors = _on_all_channels(delta.factors, layer.weight)
+        if factors.shape != layer.shape:
             raise LoraclrError(
-                f"{concept.lora} does not fit {host.checkpoint} ({host.family.name}): {key} is {list(delta.factors.shape)} "
+                f"{concept.lora} does not fit {host.checkpoint} ({host.family.name}): {key} is {list(factors.shape)} "
                 f"in the LoRA and {list(layer.shape)} in the model. {_remedy(file)}"
             )
         left_out += [f"{key}.{name}" for name in delta.unused]
         weight = concept.te_weight if is_text_encoder(key) else concept.unet_weight
         if weight == 0:
             continue
-        deltas[key] = delta.factors.scaled(weight).to(host.device)
+        deltas[key] = factors.scaled(weight).to(host.device)
         losses[key] = delta.loss
         if delta.bias is not None and bias_key(key) in host.layers():
             deltas[bias_key(key)] = delta.bias.scaled(weight).to(host.device)
@@ -120,6 +122,20 @@ def _in_the_model(file: LoraFile, concept: Concept, host: Host) -> tuple[dict[st
             f"{_remedy(file)}"
         )
     return {key: parameters for key, parameters in found.items() if key in layers}, foreign
+
+
+def _on_all_channels(factors: Factors, weight: Tensor) -> Factors:
+    """A delta of the first convolution on an inpainting checkpoint: none of what it reads beside the latents.
+
+    As the WebUI has it (`networks.network_apply_weights`).
+    """
+    if weight.dim() != 4 or weight.shape[1] != INPAINTING_CHANNELS:
+        return factors
+    kernel = weight[0, 0].numel()
+    if factors.shape[1] != LATENT_CHANNELS * kernel:
+        return factors
+    missing = (INPAINTING_CHANNELS - LATENT_CHANNELS) * kernel
+    return Factors(factors.up, torch.nn.functional.pad(factors.down, (0, missing)))
 
 
 def _warnings(concept: Concept, left_out: list[str], losses: Mapping[str, float]) -> list[str]:

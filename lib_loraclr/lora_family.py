@@ -21,7 +21,7 @@ _FOREIGN = {
     f"{UNET}transformer_transformer_blocks": "SD3 or Flux",
 }
 #: what cross-attention reads
-_BY_CONTEXT = {768: "SD1", 1024: "SD2", 1280: "the SDXL refiner", 2048: "SDXL"}
+_BY_CONTEXT = {768: "SD1", 1024: "SD2", 1280: "SDXL refiner", 2048: "SDXL"}
 #: the width of a text encoder; SDXL's first one is SD1's
 _BY_TEXT_WIDTH = {768: "SD1", 1024: "SD2", 1280: "SDXL"}
 _BY_VERSION = {"sd_v1": "SD1", "sd_v2": "SD2", "sdxl_": "SDXL"}
@@ -35,7 +35,7 @@ _BY_ARCHITECTURE = {
 
 
 def family_of(file: LoraFile) -> str | None:
-    """SD1, SD2, SDXL or the name of a family that cannot be merged; None where nothing tells."""
+    """SD1, SD2, SDXL, SDXL refiner (`hosts.base.Family.name`), or the name of a family that cannot be merged; None where nothing tells."""
     return family_by_tensors(file.layers) or _by_metadata(file.metadata)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,3 +184,22 @@ def test_one_layer_under_two_names_is_refused(host: DiffusersHost, written, tmp_
     save_file({**tensors, **twice}, tmp_path / "twice.safetensors")
     with pytest.raises(LoraclrError, match=f"holds {TO_K} twice, under two names"):
         load_input(Concept(str(tmp_path / "twice.safetensors"), trigger="twice"), host)
+
+
+def test_a_lora_of_four_channels_leaves_the_other_channels_of_an_inpainting_checkpoint(
+    host: DiffusersHost, tmp_path: Path
+) -> None:
+    weight = torch.randn(64, 9, 3, 3)
+    layers = {**host.layers(), "lora_unet_conv_in": SimpleNamespace(weight=weight, shape=(64, 81))}
+    inpainting = SimpleNamespace(
+        layers=lambda: layers, aliases={}, family=host.family, checkpoint="inpainting", device=torch.device("cpu")
+    )
+    up, down = draw(64, 4, 1, 1, seed=1), draw(4, 4, 3, 3, seed=2)
+    save_file(
+        {"lora_unet_conv_in.lora_up.weight": up, "lora_unet_conv_in.lora_down.weight": down},
+        tmp_path / "a.safetensors",
+    )
+    (delta,) = load_input(Concept(str(tmp_path / "a.safetensors"), trigger="a"), inpainting).deltas.values()
+    dense = delta.dense().view(64, 9, 3, 3)
+    assert torch.allclose(dense[:, :4], torch.einsum("or,rckl->ockl", up[:, :, 0, 0], down), atol=1e-6)
+    assert not dense[:, 4:].any() and dense[:, :4].any()

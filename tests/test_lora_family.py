@@ -40,7 +40,7 @@ def family(layers: dict[str, dict[str, Tensor]], **metadata: str) -> str | None:
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "PEFT", "LoHa", "LoKr", "GLoRA", "full"])
-@pytest.mark.parametrize(("width", "name"), [(768, "SD1"), (1024, "SD2"), (2048, "SDXL"), (1280, "the SDXL refiner")])
+@pytest.mark.parametrize(("width", "name"), [(768, "SD1"), (1024, "SD2"), (2048, "SDXL"), (1280, "SDXL refiner")])
 def test_what_cross_attention_reads_tells_the_family(kind: str, width: int, name: str) -> None:
     for style in (
         f"lora_unet_down_blocks_1_attentions_0_{BLOCK}.x",
