@@ -143,7 +143,7 @@ def other_names(keys: Iterable[str]) -> dict[str, str]:
     A UNet's modules by compvis' names for diffusers' and the other way round; the only text encoder numbered as the first of
     two, as several programs do.
     """
-    keys = set(keys)
+    keys = {key for key in keys if "." not in key}  # a bias goes by its layer's name
     modules = [key[len(UNET) :] for key in keys if key.startswith(UNET)]
     others = {UNET + compvis: UNET + name for name, compvis in compvis_names(modules).items()}
     others |= {UNET + other: UNET + name for name in modules if (other := diffusers_name(name)) is not None}

@@ -112,7 +112,8 @@ def _report(
 ) -> MergeReport:
     """The report on a finished merge."""
     before, after = retention
-    ranks = [layer.factors.rank for layer in layers.values()]
+    # a vector's is always 1, and says nothing
+    ranks = [f.rank for f in (layer.factors for layer in layers.values()) if f.shape[1] > 1] or [1]
     kept = [layer.kept for layer in layers.values()]
     names = sorted({name for layer in layers.values() for name in layer.notes})
     notes = {name: _mean([layer.notes[name] for layer in layers.values() if name in layer.notes]) for name in names}

@@ -18,6 +18,8 @@ from . import __version__
 from .baking import BakedCheckpoint, require_copyable
 from .errors import LoraclrError
 from .hosts.base import Host
+from .hosts.substitution import Layer
+from .layer_keys import bias_key
 from .lora_files import (
     PRECISIONS,
     refuse_existing,
@@ -73,7 +75,8 @@ def lora_tensors(merge: Merge, host: Host) -> dict[str, Tensor]:
     """The tensors of the file in kohya's key style, `alpha` equal to the rank, embeddings of the inputs passed through.
 
     Per layer: `lora_up.weight` `[d_out, r]` or `[d_out, r, 1, 1]`, `lora_down.weight` `[r, d_in]` or `[r, c_in, k, k]`,
-    `alpha` `[]`.
+    `alpha` `[]`. A layer whose bias is changed too has its whole `diff` beside `diff_b` instead, and a norm `w_norm` and
+    `b_norm`: the WebUI reads biases in no other way.
 
     Raises:
         LoraclrError: two inputs bundle different embeddings of one name
@@ -81,6 +84,10 @@ def lora_tensors(merge: Merge, host: Host) -> dict[str, Tensor]:
     dtype = PRECISIONS[merge.request.precision]
     layers, tensors = host.layers(), {}
     for key, factors in merge.factors.items():
+        if layers[key].weight.dim() == 1 or bias_key(key) in merge.factors:
+            layer, name = _whole_name(key, layers)
+            tensors[f"{layer}.{name}"] = factors.dense().cpu().to(dtype).reshape(layers[key].weight.shape)
+            continue
         up, down = factors.up.cpu().to(dtype), factors.down.cpu().to(dtype)
         weight = layers[key].weight
         if weight.dim() == 4:
@@ -114,9 +121,19 @@ def full_tensors(merge: Merge, host: Host) -> list[NewTensor]:
     for key in sorted(merge.factors):
         shape = tuple(layers[key].weight.shape)
         size = math.prod(shape) * dtype.itemsize
-        tensors.append(NewTensor(f"{key}.diff", DTYPE_NAMES[dtype], shape, size, lambda key=key: dense(key)))
+        name = ".".join(_whole_name(key, layers))
+        tensors.append(NewTensor(name, DTYPE_NAMES[dtype], shape, size, lambda key=key: dense(key)))
     bundled = _embeddings(merge)
     return [*tensors, *(NewTensor.of(key, bundled[key]) for key in sorted(bundled))]
+
+
+def _whole_name(key: str, layers: Mapping[str, Layer]) -> tuple[str, str]:
+    """Layer and parameter that a file calls the whole delta of a weight or bias."""
+    layer = key.removesuffix(bias_key(""))
+    norm = layer in layers and layers[layer].weight.dim() == 1
+    return layer, {(False, False): "diff", (False, True): "diff_b", (True, False): "w_norm", (True, True): "b_norm"}[
+        norm, layer != key
+    ]
 
 
 def _embeddings(merge: Merge) -> dict[str, Tensor]:
@@ -162,9 +179,11 @@ def _network(merge: Merge, host: Host) -> dict[str, str]:
     ranks: dict[bool, list[int]] = {True: [], False: []}
     for key, factors in merge.factors.items():
         weight = layers[key].weight
+        if weight.dim() == 1:
+            continue
         ranks[weight.dim() == 4 and weight[0, 0].numel() > 1].append(factors.rank)
     kernels, points = ranks[True], ranks[False]
-    rank = max(points or kernels)
+    rank = max(points or kernels or [1])
     told = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
     if not kernels:
         return {"ss_network_module": "networks.lora", **told}

@@ -57,7 +57,9 @@ def input_rows(module: nn.Module, x: Tensor) -> tuple[int, Callable[[Tensor], Te
         x: the layer's input, `[…, d_in]`, or `[b, c_in, h, w]` for a convolution, whose rows are
             patches `[c_in * k * k]`, one per output position
     """
-    if not isinstance(module, nn.Conv2d):
+    if (
+        not isinstance(module, nn.Conv2d) or x.dim() == 2
+    ):  # rows as they are; a vector's, where a convolution has a bias
         flat = x.reshape(-1, x.shape[-1])
         return len(flat), lambda index: flat[index.to(flat.device)]
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation

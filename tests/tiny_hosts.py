@@ -48,7 +48,7 @@ def random_lora(path: Path, host: DiffusersHost, *, seed: int, size: float = 0.3
     """A LoRA of rank 2 on every layer that trainers adapt, `size` times as large as the checkpoint's random weights."""
     generator, tensors = torch.Generator().manual_seed(seed), {}
     for key, layer in host.layers().items():
-        if ADAPTED.search(key):
+        if ADAPTED.search(key) and not layer.is_vector:
             d_out, *d_in = layer.weight.shape
             ones = (1,) * (len(d_in) - 1)
             tensors[f"{key}.lora_up.weight"] = torch.randn(d_out, 2, *ones, generator=generator) * size

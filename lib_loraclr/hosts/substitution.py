@@ -26,6 +26,14 @@ def first_argument(module: nn.Module, arguments: tuple[Any, ...], named: Mapping
     return arguments[0] if arguments else next(iter(named.values()))
 
 
+_ONE = torch.ones(1, 1)
+
+
+def always_one(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """The input of a vector: what a bias is multiplied with, and a norm's weight on the average, its input being normalised."""
+    return _ONE
+
+
 @dataclass(frozen=True)
 class Layer:
     """Where a layer's weight lives in the loaded model.
@@ -50,15 +58,32 @@ class Layer:
 
     @property
     def weight(self) -> Tensor:
-        """The weight itself, `[d_out, d_in]` or `[d_out, c_in, k, k]`."""
+        """The weight itself, `[d_out, d_in]` or `[d_out, c_in, k, k]`; of a vector `[d]`."""
         parameter = getattr(self.owner, self.parameter)
         return parameter if self.rows is None else parameter[self.rows]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(d_out, d_in)`, a convolution's kernel flattened."""
+        """`(d_out, d_in)`, a convolution's kernel flattened; of a vector `(d, 1)`."""
         weight = self.weight
         return weight.shape[0], weight[0].numel()
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is a bias or a norm's weight, which merges as a layer whose one input is always 1."""
+        return self.weight.dim() == 1
+
+
+def adaptable_layers(module: nn.Module) -> dict[str, Layer]:
+    """What of a module LoRA files can change: `""` for its weight, `".bias"` for its bias (`layer_keys.bias_key`)."""
+    found = {}
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        found[""] = Layer.of(module)
+    elif isinstance(module, nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
+        found[""] = Layer(module, module, observed=always_one)
+    if found and module.bias is not None:
+        found[".bias"] = Layer(module, module, "bias", observed=always_one)
+    return found
 
 
 @contextmanager

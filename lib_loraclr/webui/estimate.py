@@ -47,7 +47,7 @@ def work(
     Args:
         refined_steps: how many steps the refinement made, once that is known; it may end early
     """
-    layers = len(host.layers())
+    layers = sum(not layer.is_vector for layer in host.layers().values())
     method = find_method(request.method)
     options = parse_options(method.options, request.options, f"method {method.name}")
     teachers = make_teachers(request.concepts, request.prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import LoraclrError
 from .. import base
-from ..substitution import Layer
+from ..substitution import Layer, adaptable_layers, always_one
 from . import webui
 from .names import names_of
 
@@ -50,7 +51,7 @@ def _text_embedders(model: nn.Module) -> list[nn.Module]:
 
 
 def model_layers(model: nn.Module, family: base.Family) -> tuple[dict[str, Layer], dict[str, str]]:
-    """Every linear layer and convolution of text encoder(s) and UNet.
+    """Every linear layer, convolution, norm and bias of text encoder(s) and UNet that a LoRA file can name.
 
     Returns:
         layer key -> layer, and other names that files have for it -> layer key
@@ -60,26 +61,32 @@ def model_layers(model: nn.Module, family: base.Family) -> tuple[dict[str, Layer
         networks.assign_network_names_to_compvis_modules(model)
     layers: dict[str, Layer] = {}
     aliases: dict[str, str] = {}
-    for name, layer in _named_layers(model.network_layer_mapping):
+    for name, part, layer in _named_layers(model.network_layer_mapping):
         names = names_of(name, family, networks.convert_diffusers_name_to_compvis)
         if names is not None:
-            layers[names.key] = layer
+            layers[names.key + part] = layer
             aliases.update((other, names.key) for other in names.others)
     return layers, aliases
 
 
-def _named_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Layer]]:
-    """The WebUI's name of each layer, and the layer; the projections that `nn.MultiheadAttention` packs, one by one."""
+def _named_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, Layer]]:
+    """The WebUI's name of each module, which parameter of it, and the layer.
+
+    The projections that `nn.MultiheadAttention` packs come one by one. Files have no name for OpenCLIP's norms.
+    """
     packed = {id(module.out_proj) for module in modules.values() if isinstance(module, nn.MultiheadAttention)}
     for name, module in modules.items():
         if isinstance(module, nn.MultiheadAttention):
             width = module.embed_dim
             for place, letter in enumerate("qkv"):
                 rows = slice(place * width, (place + 1) * width)
-                yield f"{name}_{letter}_proj", Layer(module, module, "in_proj_weight", rows, _projected(place))
-            yield f"{name}_out_proj", Layer(module, module.out_proj, observed=attended)
-        elif isinstance(module, nn.Linear | nn.Conv2d) and id(module) not in packed:
-            yield name, Layer.of(module)
+                yield f"{name}_{letter}_proj", "", Layer(module, module, "in_proj_weight", rows, _projected(place))
+            yield f"{name}_out_proj", "", Layer(module, module.out_proj, observed=attended)
+            if module.out_proj.bias is not None:
+                yield f"{name}_out_proj", ".bias", Layer(module, module.out_proj, "bias", observed=always_one)
+        elif id(module) not in packed and not re.search(r"resblocks_\d+_ln_", name):
+            for part, layer in adaptable_layers(module).items():
+                yield name, part, layer
 
 
 def _projected(place: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from torch import nn
@@ -9,11 +10,13 @@ from torch import nn
 from ...layer_keys import UNET, text_encoder_key, unet_key
 from ...unet_names import compvis_names
 from .. import base
-from ..substitution import Layer
+from ..substitution import Layer, adaptable_layers
 
 
 def model_layers(unet: nn.Module, *text_encoders: nn.Module, family: base.Family = base.SD1) -> dict[str, Layer]:
-    """Every linear layer and convolution of the models, by the key that the family's LoRA files have for it.
+    """Every linear layer, convolution, norm and bias of the models, by the key that the family's LoRA files have for it.
+
+    Norms of OpenCLIP's text encoders and what it packs have no name that the WebUI reads.
 
     Args:
         text_encoders: as many as `family` has, in their order
@@ -22,14 +25,22 @@ def model_layers(unet: nn.Module, *text_encoders: nn.Module, family: base.Family
     for prefix, encoder in zip(family.text_encoders, text_encoders, strict=True):
         # the projection of the pooled output is no layer of a transformer, and no trainer adapts it
         inner = getattr(encoder, "text_model", encoder)
-        found.update((text_encoder_key(path, prefix), layer) for path, layer in _adaptable(inner))
-    layers = {unet_key(path)[len(UNET) :]: layer for path, layer in _adaptable(unet)}
-    names = compvis_names(layers) if family.compvis_unet else {}
-    found.update((UNET + names.get(name, name), layer) for name, layer in layers.items())
+        open_clip = family is base.SD2 or prefix == "lora_te2_"
+        for path, part, layer in _adaptable(inner):
+            unnamed = layer.is_vector and re.search(r"norm|[qkv]_proj$" if open_clip else "final_layer_norm", path)
+            if not unnamed:
+                found[text_encoder_key(path, prefix) + part] = layer
+    parts = [(unet_key(path)[len(UNET) :], part, layer) for path, part, layer in _adaptable(unet)]
+    names = compvis_names(name for name, _, _ in parts)
+    if not family.compvis_unet:
+        # of the others, this alone the WebUI knows only by compvis' name
+        names = {name: compvis for name, compvis in names.items() if name == "conv_norm_out"}
+    found.update((UNET + names.get(name, name) + part, layer) for name, part, layer in parts)
     return found
 
 
-def _adaptable(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+def _adaptable(model: nn.Module) -> Iterator[tuple[str, str, Layer]]:
+    """Path of a module, which parameter of it, and where that lives."""
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            yield path, Layer.of(module)
+        for part, layer in adaptable_layers(module).items():
+            yield path, part, layer
