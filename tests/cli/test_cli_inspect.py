@@ -45,17 +45,22 @@ def test_inspect_tells_ranks_kinds_embeddings_and_unknown_keys_apart(
     extra = {
         "lora_unet_small.lora_up.weight": torch.ones(4, 1),
         "lora_unet_small.lora_down.weight": torch.ones(1, 4),
-        "lora_unet_hada.hada_w1_a": torch.ones(2, 2),
+        **{f"lora_unet_hada.hada_{name}": torch.ones(3, 3) for name in ("w1_a", "w1_b", "w2_a", "w2_b")},
+        "lora_unet_hada.alpha": torch.tensor(1.5),
+        "lora_unet_hada.dora_scale": torch.ones(1, 3),
+        "lora_unet_hada.scalar": torch.ones(1),
         "bundle_emb.sks.clip_l": torch.ones(1, 2),
         "x.y": torch.ones(1),
     }
     write_lora(folder / "mixed.safetensors", {"lora_unet_conv_in": (64, 4, 3, 3)}, extra=extra)
     out = run("inspect", "mixed.safetensors").out
     facts = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
-    assert "LoHa (1 " in facts["kind"]
+    assert "LoHa with DoRA (1 " in facts["kind"]
     assert "LoRA (2 " in facts["kind"]
     assert "1 (1 " in facts["rank"]
     assert "2 (1 " in facts["rank"]
+    assert "3 (1 " in facts["rank"] and "1.5 (1 " in facts["alpha"]
+    assert "2 keys" in out and "lora_unet_hada.scalar" in out
     assert facts["embeddings"] == "sks"
     assert "x.y" in out
 
