@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -36,7 +36,7 @@ _BY_ARCHITECTURE = {
 
 def family_of(file: LoraFile) -> str | None:
     """SD1, SD2, SDXL, SDXL refiner (`hosts.base.Family.name`) or a family that cannot be merged; None where nothing tells."""
-    return family_by_tensors(file.layers) or _by_metadata(file.metadata)
+    return family_by_tensors(file.layers) or _by_metadata(file.metadata) or ("SDXL" if _of_sdxl(file.layers) else None)
 
 
 def family_by_tensors(layers: Mapping[str, Mapping[str, Tensor]]) -> str | None:
@@ -52,11 +52,16 @@ def family_by_tensors(layers: Mapping[str, Mapping[str, Tensor]]) -> str | None:
     by_context = {_BY_CONTEXT[width] for width in contexts if width in _BY_CONTEXT}
     if len(by_context) == 1:
         return by_context.pop()
-    second = TEXT_ENCODERS[2]
-    # SDXL alone has a second text encoder, and several transformer blocks to an attention
-    if any(key.startswith(second) or re.search(r"_transformer_blocks_[1-9]", key) for key in layers):
-        return "SDXL"
+    if _of_sdxl(layers):
+        # the refiner has SDXL's second text encoder alone, and four transformer blocks to an attention
+        both = any(key.startswith(TEXT_ENCODERS[1]) for key in layers)
+        return "SDXL" if both or any(re.search(r"_transformer_blocks_[4-9]", key) for key in layers) else None
     return _by_text_encoder(layers)
+
+
+def _of_sdxl(layers: Iterable[str]) -> bool:
+    """Whether it is for SDXL or its refiner: they alone have that text encoder, or several transformer blocks to an attention."""
+    return any(key.startswith(TEXT_ENCODERS[2]) or re.search(r"_transformer_blocks_[1-9]", key) for key in layers)
 
 
 def _by_text_encoder(layers: Mapping[str, Mapping[str, Tensor]]) -> str | None:

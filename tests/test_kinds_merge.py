@@ -179,7 +179,8 @@ def test_one_layer_under_two_names_is_refused(host: DiffusersHost, written, tmp_
 
     tensors = load_file(written[0][0])
     twice = {
-        key.replace("lora_unet_mid_block_attentions_0", "lora_unet_middle_block_1"): t.clone() for key, t in tensors.items()
+        key.replace("lora_unet_mid_block_attentions_0", "lora_unet_middle_block_1"): t.clone()
+        for key, t in tensors.items()
     }
     save_file({**tensors, **twice}, tmp_path / "twice.safetensors")
     with pytest.raises(LoraclrError, match=f"holds {TO_K} twice, under two names"):
