@@ -58,7 +58,7 @@ def folder(tmp_path: Path, write_lora: WriteLora) -> Path:
     for name, value in (("nan", float("nan")), ("inf", float("inf"))):
         write_lora(tmp_path / f"{name}.safetensors", extra={f"{key}.alpha": torch.tensor(value)}, layers={})
     write_lora(tmp_path / "wide.safetensors", {key: (320, 4, 3, 3)})
-    write_lora(tmp_path / "sdxl.safetensors", {"lora_te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768)})
+    write_lora(tmp_path / "sdxl.safetensors", {"lora_te2_text_model_encoder_layers_0_mlp_fc1": (5120, 1280)})
     write_lora(tmp_path / "alien.safetensors", {"lora_unet_double_blocks_0_img_attn_qkv": (96, 32)})
     write_lora(tmp_path / "loha.safetensors", {}, extra={f"{key}.hada_w1_a": torch.ones(2, 2)})
     write_lora(tmp_path / "twin.safetensors", metadata={"modelspec.trigger_phrase": "sks animal"})

@@ -98,7 +98,7 @@ NO_MODEL = {
     ),
     "a LoRA as checkpoint": (
         ["fox.safetensors", "-o", "zoo", "--checkpoint", "model.safetensors"],
-        ["model.safetensors is not a Stable Diffusion 1.x checkpoint"],
+        ["model.safetensors is a LoRA: name a checkpoint"],
     ),
     "a folder as checkpoint": (
         ["fox.safetensors", "-o", "zoo", "--checkpoint", "empty"],
@@ -177,8 +177,14 @@ BAD_LORAS = {
     "infinity": (["inf.safetensors"], ["inf.safetensors holds NaN or infinity", "earlier epoch"]),
     "another shape": (["wide.safetensors"], ["wide.safetensors does not fit", "[320, 36]", "[64, 36]", "leave it out"]),
     "for SDXL": (["sdxl.safetensors"], ["sdxl.safetensors does not fit", "(SD1)", "LoRA for SDXL", "leave it out"]),
-    "no layer in common": (["alien.safetensors"], ["alien.safetensors does not fit", "1 of its 1", "another model"]),
-    "another kind of network": (["loha.safetensors"], ["loha.safetensors is a LoHa network", "leave this file out"]),
+    "no layer in common": (
+        ["alien.safetensors"],
+        ["alien.safetensors does not fit", "(SD1)", "LoRA for Flux", "leave it out"],
+    ),
+    "half of a LoHa": (
+        ["loha.safetensors"],
+        ["loha.safetensors is of an unknown kind of network", "LoHa", "leave this file out"],
+    ),
     "one LoRA by two names": (["fox.safetensors", "copy.safetensors"], ["copy.safetensors is the same LoRA as fox"]),
     "all weights 0": (["fox.safetensors:0", "cat.safetensors:0"], ["All weights are 0", "another weight"]),
     "the same trigger": (

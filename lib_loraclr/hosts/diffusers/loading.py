@@ -114,7 +114,10 @@ class _Settings:
         config = path.with_suffix(".yaml")
         if not config.is_file():
             return cls()
-        return cls(yaml.safe_load(config.read_text("utf-8"))["model"]["params"], config.parent)
+        params = yaml.safe_load(config.read_text("utf-8"))["model"]["params"]
+        if not (params.get("unet_config") or params.get("network_config")):
+            raise ValueError(f"{config.name} has no unet_config")
+        return cls(params, config.parent)
 
     def unet(self, name: str) -> Any:
         """A setting of the UNet, ldm's or sgm's; None where it has none."""
