@@ -127,10 +127,9 @@ def test_a_lora_of_another_family_is_refused_with_both_named(
     ],
     ids=lambda given: getattr(given, "name", ""),
 )
-def test_the_file_says_which_family_it_is_for(
-    opened: Open, make_merge: Callable[..., Merge], kind: Tiny, expected: tuple
-) -> None:
-    metadata = lora_metadata(make_merge(), opened(kind), "x")
+def test_the_file_says_which_family_it_is_for(opened: Open, tmp_path: Path, kind: Tiny, expected: tuple) -> None:
+    host = opened(kind)
+    metadata = lora_metadata(merged(host, tmp_path, method="weighted_sum"), host, "x")
     names = ("ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type")
     assert tuple(metadata[name] for name in names) == expected
 

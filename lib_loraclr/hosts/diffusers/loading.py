@@ -115,8 +115,8 @@ class _Settings:
         if not config.is_file():
             return cls()
         params = yaml.safe_load(config.read_text("utf-8"))["model"]["params"]
-        if not (params.get("unet_config") or params.get("network_config")):
-            raise ValueError(f"{config.name} has no unet_config")
+        if not params:
+            raise ValueError(f"{config.name} has no model.params")
         return cls(params, config.parent)
 
     def unet(self, name: str) -> Any:
