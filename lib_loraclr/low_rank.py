@@ -172,9 +172,8 @@ def truncate(delta: Factors, inputs: Tensor | None, *, rank: int | None = None, 
 def exact(delta: Factors) -> Factors:
     """The same delta, balanced, at its numerical rank (at least 1); the rule is that of `orthonormal_basis`."""
     factors = balanced(delta)
-    singular = factors.down.square().sum(
-        1
-    )  # balanced: the rows of `down` are as long as the roots of the singular values
+    # balanced: the rows of `down` are as long as the roots of the singular values
+    singular = factors.down.square().sum(1)
     keep = singular > max(delta.shape) * torch.finfo(singular.dtype).eps * singular[0]
     if not keep.any():
         return zero(*delta.shape, like=delta.up)

@@ -180,7 +180,7 @@ def test_rank_full_leaves_nothing_out(demo: Path, host: Host, monkeypatch: pytes
 def test_the_automatic_rank_keeps_the_share_it_states(demo: Path, host: Host, fox_and_pizza: Merge) -> None:
     report = fox_and_pizza.report
     least, _ = report.kept
-    assert least >= fox_and_pizza.request.kept
+    assert least >= fox_and_pizza.request.kept - 1e-5  # float rounding in the running sum
     smaller = merge_loras(request(demo, "fox-face", "pizza", kept=0.9), host).report
     assert smaller.rank[1] < report.rank[1]
     assert smaller.kept[0] >= 0.9
