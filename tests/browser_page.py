@@ -67,6 +67,7 @@ class Way:
         """What the picker offers when something is typed into it."""
         box = self.page.locator("#loraclr_loras input")
         box.click()
+        box.fill("")  # what is typed already is not looked for again
         box.fill(typed)
         time.sleep(0.5)
         return self.page.eval_on_selector_all(

@@ -209,7 +209,7 @@ def install(way: Way) -> dict[str, Any]:
     page.locator("#tabs_extensions button:visible", has_text="Install").last.click()
     page.wait_for_function(
         "/Installed into|Error|error/.test(document.querySelector('#extension_install_result').innerText)",
-        timeout=2 * MINUTES,
+        timeout=5 * MINUTES,
     )
     way.shot("13-install")
     return {"told": way.text("#extension_install_result")}

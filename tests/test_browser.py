@@ -113,7 +113,7 @@ def test_on_sdxl_where_a_lora_for_sd1_is_refused(tmp_path: Path) -> None:
         sdxl_loras(webui, ("one", "two"))
         shutil.copy(DEMO / "loras" / "penguin.safetensors", tmp_path / "sdxl" / "models" / "Lora" / "old.safetensors")
         seen = go(url, "family")
-    assert seen["listed"] == ["one", "two", "old  ·  ⚠ SD1"]
+    assert seen["listed"] == ["one", "two", "old  ·  penguin  ·  ⚠ SD1"]
     reason = "made for SD1, the loaded checkpoint is SDXL"
     assert reason in seen["row"] and f"old cannot be merged: {reason}" in seen["refused"]
     assert "Ready to merge" in seen["checked"] and "Retention" in seen["result"]

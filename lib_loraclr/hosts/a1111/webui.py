@@ -68,7 +68,10 @@ def loaded_model() -> nn.Module:
     Raises:
         LoraclrError: none could be loaded
     """
-    model = module("shared").sd_model
+    sd_models = module("sd_models")
+    # where there is none, asking for it makes the WebUI look for one, in vain, and fill its log with that
+    there = sd_models.model_data.sd_model is not None or sd_models.checkpoints_list
+    model = module("shared").sd_model if there else None
     if model is None:
         raise LoraclrError("The WebUI has no checkpoint loaded: choose one at the top left.")
     return model
