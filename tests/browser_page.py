@@ -34,7 +34,7 @@ class Way:
         page.on("console", self._note)
         page.on("pageerror", lambda error: self.console.append(f"{error.message} {error.stack}"))
         page.goto(f"{url}?__theme={theme}", wait_until="domcontentloaded", timeout=2 * MINUTES)
-        page.wait_for_selector("#txt2img_prompt textarea", timeout=2 * MINUTES)
+        page.wait_for_selector("#txt2img_prompt textarea", timeout=5 * MINUTES)
         page.wait_for_function("typeof opts === 'object' && Object.keys(opts).length > 0", timeout=MINUTES)
 
     def _note(self, line: Any) -> None:
@@ -108,8 +108,9 @@ class Way:
         self.set_advanced(picture=picture, **SMALL, **values)
 
     def check(self) -> str:
+        self.page.eval_on_selector_all("#loraclr_view .loraclr-note", "notes => notes.forEach(n => n.dataset.old = 1)")
         self.page.click("#loraclr_check")
-        self.page.wait_for_selector("#loraclr_view .loraclr-note", timeout=2 * MINUTES)
+        self.page.wait_for_selector("#loraclr_view .loraclr-note:not([data-old])", timeout=2 * MINUTES)
         return self.text("#loraclr_view")
 
     def wait_for_the_bar(self) -> str:

@@ -70,6 +70,7 @@ def _use(way: Way) -> dict[str, Any]:
     page.click("#loraclr_copy")
     page.wait_for_selector("#loraclr_copy:has-text('Copied')", timeout=MINUTES)
     seen["copied"] = page.evaluate("navigator.clipboard.readText()")
+    page.context.clear_permissions()  # what was not granted was denied, which the WebUI complains of in the console
     seen["folder"] = page.locator("#loraclr_folder").is_visible()
     page.click("#loraclr_send")
     page.wait_for_selector("#txt2img_generate", state="visible", timeout=MINUTES)
