@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -134,6 +135,9 @@ def test_the_file_says_which_family_it_is_for(opened: Open, tmp_path: Path, kind
     assert tuple(metadata[name] for name in names) == expected
 
 
+@pytest.mark.skipif(
+    diffusers.__version__.startswith("0.31."), reason="diffusers 0.31 does not read conv_in and conv_out"
+)
 @pytest.mark.parametrize("kind", [tiny.SD2_V, tiny.SDXL], ids=lambda kind: kind.name)
 def test_the_file_does_in_diffusers_what_the_merge_does(
     opened: Open, tmp_path: Path, kind: Tiny, caplog: pytest.LogCaptureFixture

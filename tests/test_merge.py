@@ -114,7 +114,8 @@ def test_the_refinement_raises_retention_and_reports_its_way(demo: Path, host: H
 def test_the_order_of_the_loras_changes_nothing(demo: Path, host: Host, fox_and_pizza: Merge) -> None:
     turned = merge_loras(request(demo, "pizza", "fox-face"), host)
     for key, factors in fox_and_pizza.factors.items():
-        torch.testing.assert_close(turned.factors[key].dense(), factors.dense())
+        # torch 2.1 multiplies no half precision on a CPU
+        torch.testing.assert_close(turned.factors[key].to(torch.float32).dense(), factors.to(torch.float32).dense())
     assert [c.name for c in turned.report.concepts] == ["pizza", "fox-face"]
     assert [c.merged for c in reversed(turned.report.concepts)] == [c.merged for c in fox_and_pizza.report.concepts]
 

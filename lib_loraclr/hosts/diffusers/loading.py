@@ -147,6 +147,7 @@ def _load_file(path: Path) -> Parts:
     pooled = encoders[-1].model.config.projection_dim
     heads = {"heads": settings.unet("num_heads"), "head_width": settings.unet("num_head_channels")}
     unet = unet_from_file(tensors, kind.family, **heads, pooled=pooled)
+    unet.register_to_config(sample_size=settings.latents())
     scaling = settings.params.get("scale_factor", _SCALING[kind.family.name])
     velocity = schedule.declared_velocity(settings.params, tensors, metadata)
     if velocity is None:
