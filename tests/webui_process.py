@@ -145,7 +145,12 @@ def tiny_loras(webui: WebUI, names: Sequence[str], metadata: Mapping[str, str]) 
     """Give a WebUI with a tiny checkpoint loaded random LoRAs for it; one named `…three` has the UNet's other names."""
     known = webui.ask("describe")
     others = {key: other for other, key in known["aliases"].items()}
-    layers = {key: shape for key, shape in known["layers"].items() if _ADAPTED.search(key) and key not in known["idle"]}
+    layers = {
+        key: shape
+        for key, shape in known["layers"].items()
+        # a norm or a bias, whose one input is always 1, has no LoRA
+        if _ADAPTED.search(key) and key not in known["idle"] and shape[1] > 1
+    }
     for seed, name in enumerate(names):
         other = name.endswith("three")
         named = {others.get(key, key) if other else key: shape for key, shape in layers.items()}
