@@ -74,7 +74,9 @@ def strange_keys() -> list[str]:
 
     with safe_open(shared.sd_model.sd_checkpoint_info.filename, "pt") as file:
         names = set(file.keys())
-    parts = ("model.diffusion_model.", "cond_stage_model.", "conditioner.", "first_stage_model.")
+    # XL's model also has one of its conditioner's encoders as `cond_stage_model`, a name that the WebUI gives it
+    conditioner = "conditioner." if any(name.startswith("conditioner.") for name in names) else "cond_stage_model."
+    parts = ("model.diffusion_model.", conditioner, "first_stage_model.")
     # the hijack wraps the text encoders and their embeddings
     model = {
         name.replace(".wrapped.", ".") for name in shared.sd_model.state_dict() if not name.endswith("position_ids")
