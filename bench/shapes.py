@@ -129,6 +129,7 @@ class ShapesHost:
         """
         self.family, self.default_size = architecture.family, architecture.family.native_size
         self.checkpoint = f"{architecture.name} (shapes only)"
+        self.checkpoint_path = Path(self.checkpoint)  # where no file is
         schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.alphas_cumprod = schedule.alphas_cumprod
         self._architecture, self._substitute = architecture, substitute
