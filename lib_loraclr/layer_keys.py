@@ -61,6 +61,14 @@ _DOTTED = {
 }
 _WRAPPERS = ("base_model.model.", "base_model.")
 
+
+def _longest_of(prefixes: Iterable[str]) -> re.Pattern[str]:
+    """Matches the longest of these that a name begins with; a file has thousands of names."""
+    return re.compile("|".join(re.escape(prefix) for prefix in sorted(prefixes, key=len, reverse=True)))
+
+
+_UNDERSCORED_PREFIX, _DOTTED_PREFIX = _longest_of(_UNDERSCORED), _longest_of(_DOTTED)
+
 #: what the parameters of a layer are called, at the end of a dotted name
 _PARAMETER = re.compile(
     # diffusers' first LoRAs write `to_q_lora.up.weight`
@@ -100,25 +108,20 @@ def split_key(key: str) -> tuple[str, str] | None:
     """
     head, dot, tail = key.partition(".")
     # kohya splits at the first dot, and so does the WebUI
-    prefix = _longest(_UNDERSCORED, head)
-    if prefix is not None:
-        if not (tail and head[len(prefix) :]):
+    if prefix := _UNDERSCORED_PREFIX.match(head):
+        if not (tail and head[prefix.end() :]):
             return None
-        return _normal(_UNDERSCORED[prefix] + head[len(prefix) :]), _parameter(tail)
+        return _normal(_UNDERSCORED[prefix[0]] + head[prefix.end() :]), _parameter(tail)
     for wrapper in _WRAPPERS:
         key = key.removeprefix(wrapper)
-    prefix, match = _longest(_DOTTED, key), _PARAMETER.search(key)
-    if prefix is None or match is None or match.start() <= len(prefix):
+    prefix, match = _DOTTED_PREFIX.match(key), _PARAMETER.search(key)
+    if prefix is None or match is None or match.start() <= prefix.end():
         return None
-    path = key[len(prefix) : match.start()].replace(".processor", "")
-    layer = _DOTTED[prefix]
+    path = key[prefix.end() : match.start()].replace(".processor", "")
+    layer = _DOTTED[prefix[0]]
     if layer in TEXT_ENCODERS and not path.startswith(("text_model.", "text_projection")):
         layer += "text_model_"  # transformers 5 dropped this level
     return _normal(layer + path.replace(".", "_")), _parameter(match["parameter"])
-
-
-def _longest(table: dict[str, str], name: str) -> str | None:
-    return max((prefix for prefix in table if name.startswith(prefix)), key=len, default=None)
 
 
 def _parameter(name: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .deltas import kind_of
-from .layer_keys import TEXT_ENCODERS, UNET, is_text_encoder
+from .layer_keys import TEXT_ENCODERS, UNET, is_text_encoder, split_key
 from .lora_files import LoraFile
+from .tensor_files import StoredTensor, read_header
 
 #: parts of names of layers that only other families have
 _FOREIGN = {
@@ -37,6 +40,26 @@ _BY_ARCHITECTURE = {
 def family_of(file: LoraFile) -> str | None:
     """SD1, SD2, SDXL, SDXL refiner (`hosts.base.Family.name`) or a family that cannot be merged; None where nothing tells."""
     return family_by_tensors(file.layers) or _by_metadata(file.metadata) or ("SDXL" if _of_sdxl(file.layers) else None)
+
+
+def family_by_header(path: Path) -> str | None:
+    """The family by names and shapes, of a file whose tensors are left where they are.
+
+    Raises:
+        LoraclrError: it cannot be read as safetensors
+    """
+    tensors = read_header(path).tensors
+    # Cross-attention tells nearly always, and is a small part of a large file.
+    telling = [tensor for tensor in tensors if re.search(r"attn2.to_[kv]", tensor.name)]
+    return family_by_tensors(_shapes(telling)) or family_by_tensors(_shapes(tensors))
+
+
+def _shapes(tensors: Iterable[StoredTensor]) -> dict[str, dict[str, Tensor]]:
+    layers: dict[str, dict[str, Tensor]] = {}
+    for tensor in tensors:
+        if parts := split_key(tensor.name):
+            layers.setdefault(parts[0], {})[parts[1]] = torch.empty(tensor.shape, device="meta")
+    return layers
 
 
 def family_by_tensors(layers: Mapping[str, Mapping[str, Tensor]]) -> str | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from webui_stand_in import StandIn
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts import a1111
+from lib_loraclr.hosts.a1111 import library
 
 
 @pytest.fixture
@@ -86,7 +90,27 @@ def test_the_card_decides_on_the_family(lora_file: Callable[..., Path]):
     assert [lora.family for lora in a1111.installed_loras()] == ["SDXL", "SD1", "Unknown"]
 
 
-def test_a_refiners_lora_is_told_by_its_metadata_alone(lora_file: Callable[..., Path]):
+def test_tensors_decide_on_the_family_before_card_and_metadata(
+    lora_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    said = {"ss_base_model_version": "sd_v1"}, {"sd version": "SD1"}
+    for name, width in (("a", 2048), ("b", 1280), ("c", 96)):
+        layer = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+        tensors = {f"{layer}.lora_up.weight": torch.ones(640, 2), f"{layer}.lora_down.weight": torch.ones(2, width)}
+        save_file(tensors, lora_file(name, *said))
+    xl, refiner, unknown = a1111.installed_loras()
+    assert [lora.family for lora in (xl, refiner, unknown)] == ["SDXL", "SDXL refiner", "SD1"]
+    assert xl.obstacle("SD1") == "made for SDXL, the loaded checkpoint is SD1"
+    assert "made for SDXL," in xl.obstacle("SDXL refiner") and refiner.obstacle("SDXL refiner") is None
+
+    reads = []
+    monkeypatch.setattr(library, "family_by_header", lambda path: reads.append(path.stem) or "SD2")
+    assert a1111.find_lora("a").family == "SDXL" and reads == [], "the header is read once"
+    os.utime(xl.path, (2e9, 2e9))
+    assert a1111.find_lora("a").family == "SD2" and reads == ["a"], "and once more when the file has changed"
+
+
+def test_metadata_tell_a_refiners_lora_where_its_tensors_do_not(lora_file: Callable[..., Path]):
     lora_file("a", {"ss_base_model_version": "sdxl_refiner_v1-0"}, {"sd version": "SDXL"})
     lora_file("b", {"ss_base_model_version": "sdxl_base_v1-0"})
     refiner, base = a1111.installed_loras()

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from lib_loraclr.errors import LoraclrError
 from lib_loraclr.layer_keys import split_key
-from lib_loraclr.lora_family import family_of
+from lib_loraclr.lora_family import family_by_header, family_of
 from lib_loraclr.lora_files import LoraFile
 
 Q_PROJ = "text_model_encoder_layers_0_self_attn_q_proj"
@@ -99,3 +101,26 @@ def test_families_that_cannot_be_merged_are_told_by_name(key: str, name: str) ->
 def test_metadata_tell_only_where_tensors_do_not(metadata: dict[str, str], name: str | None) -> None:
     assert family({"lora_unet_conv_in": tensors("LoRA", 64, 36)}, **metadata) == name
     assert family({f"lora_unet_mid_block_attentions_0_{BLOCK}": tensors("LoRA", 64, 768)}, **metadata) == "SD1"
+
+
+@pytest.mark.parametrize(
+    "style",
+    [
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.{}",
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.{}",
+    ],
+)
+def test_a_header_tells_what_the_tensors_tell(tmp_path: Path, style: str) -> None:
+    """In files whose cross-attention tells, and in those where only the rest does."""
+    unet = {style.format(f"lora_{side}.weight"): shape for side, shape in (("up", (640, 2)), ("down", (2, 2048)))}
+    text = {f"lora_te_{Q_PROJ}.lora_{side}.weight": shape for side, shape in (("up", (1024, 2)), ("down", (2, 1024)))}
+    for number, (shapes, told) in enumerate([(unet, "SDXL"), (text, "SD2"), ({}, None)]):
+        path = tmp_path / f"{number}.safetensors"
+        save_file({name: torch.zeros(shape) for name, shape in shapes.items()} | {"odd": torch.zeros(1)}, path)
+        assert family_by_header(path) == told
+
+
+def test_a_damaged_file_has_no_header(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(LoraclrError, match="damaged or incomplete"):
+        family_by_header(tmp_path / "a.safetensors")

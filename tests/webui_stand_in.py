@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
@@ -249,8 +249,8 @@ class StandIn:
         )
         self.call_queue = SimpleNamespace(queue_lock=Lock())
         self.paths_internal = SimpleNamespace(roboto_ttf_file=str(folder / "no-font.ttf"))
-        stores: dict[str, dict] = {}
-        self.cache = SimpleNamespace(cache=lambda name: stores.setdefault(name, {}))
+        stores = self._stores = {}
+        self.cache = SimpleNamespace(cache=lambda name: stores.setdefault(name, {}), cached_data_for_file=self._cached)
         self.sd_unet = SimpleNamespace(current_unet=None)
         self.lowvram = SimpleNamespace(is_enabled=lambda model: model.lowvram, send_everything_to_cpu=lambda: None)
         self.sd_hijack = SimpleNamespace(
@@ -285,6 +285,13 @@ class StandIn:
         self.ui_extra_networks = SimpleNamespace(allowed_preview_extensions=lambda: {"png", "jpg"})
         self.networks = _Networks(self, folder)
         self.networks.assign_network_names_to_compvis_modules(self.model)
+
+    def _cached(self, subsection: str, title: str, filename: str, read: Callable[[], Any]) -> Any:
+        """As `modules/cache.py`: read again only if the file has changed."""
+        store, modified = self._stores.setdefault(subsection, {}), Path(filename).stat().st_mtime
+        if title not in store or modified > store[title]["mtime"]:
+            store[title] = {"mtime": modified, "value": read()}
+        return store[title]["value"]
 
     def write_checkpoint(self) -> Path:
         """The file that the model was loaded from, and the list of checkpoints with it."""

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import LoraclrError, unknown_name
+from ...lora_family import family_by_header
 from ...output import output_path
 from ...prompts import find_trigger
 from ..base import REFINER
@@ -25,7 +26,9 @@ class InstalledLora:
     name: what the WebUI lists it by, the file's name without folder and extension
     alias: what the WebUI writes into a prompt
     path: the file
-    family: SD1, SD2, SDXL or Unknown, as the Lora tab has it; SDXL refiner, which it does not know, by the metadata
+    family: by its tensors (`lora_family`); where those leave it open SD1, SD2, SDXL or Unknown as the Lora tab has it, or
+        SDXL refiner, which that does not know
+    family_is_certain: whether its tensors told it
     trigger: of its card, its metadata, or its name
     trigger_is_guess: whether only its name was left to take the trigger from
     preview: its picture, or None
@@ -36,6 +39,7 @@ class InstalledLora:
     alias: str
     path: Path
     family: str
+    family_is_certain: bool
     trigger: str
     trigger_is_guess: bool
     preview: Path | None
@@ -53,9 +57,9 @@ class InstalledLora:
         """Why it cannot be merged on a checkpoint of `family`, or None."""
         if self.path.suffix.lower() != ".safetensors":
             return f"{self.path.suffix} files are not read: convert it to .safetensors"
-        # only the tensors tell a refiner's LoRA from the base's where its metadata do not
-        undecided = ("SDXL", "Unknown") if family == REFINER.name else ("Unknown",)
-        if self.family not in (family, *undecided):
+        # the Lora tab lists a refiner's LoRA as the base's
+        possible = {family, "Unknown", *((REFINER.webui_version,) if family == REFINER.name else ())}
+        if self.family not in ({family} if self.family_is_certain else possible):
             return f"made for {self.family}, the loaded checkpoint is {family}"
         return None
 
@@ -105,11 +109,13 @@ def _describe(entry: Any) -> InstalledLora:
     # the WebUI parses values that look like JSON objects; the core reads metadata as files have it
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in entry.metadata.items()}
     trigger = find_trigger(path, metadata)
+    by_tensors = _family_by_tensors(path)
     return InstalledLora(
         name=entry.name,
         alias=entry.get_alias(),
         path=path,
-        family=_family(entry, path),
+        family=by_tensors or _listed_family(entry, path),
+        family_is_certain=by_tensors is not None,
         trigger=trigger or entry.name,
         trigger_is_guess=not trigger,
         preview=_preview(path),
@@ -117,12 +123,29 @@ def _describe(entry: Any) -> InstalledLora:
     )
 
 
-def _family(entry: Any, path: Path) -> str:
+def _listed_family(entry: Any, path: Path) -> str:
     """As the Lora tab has it: what the user entered on the card, else what the metadata say. It has no refiner."""
     entered = _card(path).get("sd version")
     listed = entered if entered in type(entry.sd_version).__members__ else entry.sd_version.name
     made_for_refiner = str(entry.metadata.get("ss_base_model_version", "")) == REFINER.base_model_version
     return REFINER.name if made_for_refiner and listed == REFINER.webui_version else listed
+
+
+def _family_by_tensors(path: Path) -> str | None:
+    """What its header tells, remembered until the file changes, as the WebUI remembers its metadata."""
+
+    def read() -> dict[str, str | None]:
+        try:
+            return {"family": family_by_header(path)}
+        except LoraclrError:  # said by name when somebody wants to merge it
+            return {"family": None}
+
+    if path.suffix.lower() != ".safetensors":
+        return None
+    try:
+        return webui.module("cache").cached_data_for_file("loraclr-family", str(path), str(path), read)["family"]
+    except OSError:  # gone since the WebUI looked
+        return None
 
 
 def _card(path: Path) -> dict[str, Any]:
