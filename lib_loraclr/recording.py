@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,12 +29,15 @@ class Reservoir:
 
     def update(self, count: int, gather: Callable[[Tensor], Tensor]) -> None:
         """Offer `count` rows; `gather(indices [m])` is asked only for those that are kept, and gives `[m, d_in]`."""
-        tags = torch.cat([self._tags, torch.rand(count, generator=self._generator)])
+        drawn = torch.rand(count, generator=self._generator)
+        # of tens of thousands of rows few are better than the worst that is kept, and only those need sorting
+        better = torch.nonzero(drawn > self._tags.min()).flatten()
+        if len(better) == 0:
+            return
+        tags = torch.cat([self._tags, drawn[better]])
         best = tags.argsort(descending=True, stable=True)[: self.capacity]
         chosen = best[best >= self.capacity]
-        if len(chosen) == 0:
-            return
-        rows = gather(chosen - self.capacity).detach().to("cpu", torch.float16)
+        rows = gather(better[chosen - self.capacity]).detach().to("cpu", torch.float16)
         if self._rows is None:
             self._rows = torch.empty(self.capacity, rows.shape[1], dtype=torch.float16)
         # In place: a new tensor for every call would leave the heap in pieces that add up to more than the budget.
@@ -57,11 +61,9 @@ def input_rows(module: nn.Module, x: Tensor) -> tuple[int, Callable[[Tensor], Te
         x: the layer's input, `[…, d_in]`, or `[b, c_in, h, w]` for a convolution, whose rows are
             patches `[c_in * k * k]`, one per output position
     """
-    if (
-        not isinstance(module, nn.Conv2d) or x.dim() == 2
-    ):  # rows as they are; a vector's, where a convolution has a bias
-        flat = x.reshape(-1, x.shape[-1])
-        return len(flat), lambda index: flat[index.to(flat.device)]
+    if not isinstance(module, nn.Conv2d) or x.dim() == 2:
+        # rows as they are; a vector's, where a convolution has a bias
+        return math.prod(x.shape[:-1]), lambda index: _rows(x, index.to(x.device))
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     # as the convolution itself pads, which may be "same", or circular where a host makes tiles
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -82,6 +84,15 @@ def input_rows(module: nn.Module, x: Tensor) -> tuple[int, Callable[[Tensor], Te
         return patches.permute(0, 3, 1, 2).reshape(len(index), -1)
 
     return batch * rows * columns, gather
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """`x.reshape(-1, d)[index]`, `[m, d]`, which would copy all of an `x [..., d]` that is not contiguous."""
+    places: list[Tensor] = []
+    for size in reversed(x.shape[:-1]):
+        places.insert(0, index % size)
+        index = index // size
+    return x[tuple(places)] if places else x[None]
 
 
 @contextmanager

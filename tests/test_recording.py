@@ -122,6 +122,18 @@ def test_rows_of_a_linear_layer_are_its_tokens(shape: tuple[int, ...]) -> None:
     module, x = nn.Linear(6, 3, bias=False).double(), torch.randn(shape, dtype=torch.float64)
     count, gather = input_rows(module, x)
     assert torch.equal(gather(torch.arange(count)) @ module.weight.mT, module(x).reshape(-1, 3))
+    assert input_rows(module, x[..., 0, :])[1](torch.tensor([0])).shape == (1, 6)
+
+
+def test_rows_of_a_tensor_that_is_not_contiguous_are_not_a_copy_of_all_of_it() -> None:
+    channels_first = torch.randn(2, 6, 5, 7)
+    x = channels_first.permute(0, 2, 3, 1)
+    count, gather = input_rows(nn.Linear(6, 3), x)
+    assert torch.equal(gather(torch.arange(count)), x.reshape(-1, 6)), "control: the copy"
+    # a view of 2**40 numbers, of which no machine could make a copy
+    endless = torch.randn(6).expand(2**20, 2**17, 6)
+    count, gather = input_rows(nn.Linear(6, 3), endless)
+    assert count == 2**37 and torch.equal(gather(torch.tensor([0, 2**37 - 1])), endless[0, :2])
 
 
 class Attention(nn.Module):
