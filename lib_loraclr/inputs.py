@@ -64,8 +64,13 @@ def load_inputs(concepts: Sequence[Concept], host: Host) -> list[InputLora]:
     return inputs
 
 
-def load_input(concept: Concept, host: Host) -> InputLora:
-    """Read one LoRA. Raises as `load_inputs`."""
+def load_input(concept: Concept, host: Host, *, shapes_only: bool = False) -> InputLora:
+    """Read one LoRA. Raises as `load_inputs`.
+
+    Args:
+        shapes_only: for a look before a merge: everything is read and held against the model as ever, but only the shapes of the
+            deltas are kept (on the meta device), and those without exact low-rank factors have the highest rank they can have
+    """
     file = read_lora(Path(concept.lora))
     found, foreign = _in_the_model(file, concept, host)
     deltas: dict[str, Factors] = {}
@@ -73,7 +78,12 @@ def load_input(concept: Concept, host: Host) -> InputLora:
     left_out = [*file.unknown, *foreign]
     for key, parameters in found.items():
         layer = host.layers()[key]
-        delta = layer_delta(key, parameters, concept.lora, layer.weight, dyn=concept.dyn, device=host.device)
+        delta = layer_delta(
+            *(key, parameters, concept.lora, layer.weight),
+            dyn=concept.dyn,
+            factor=not shapes_only,
+            device="cpu" if shapes_only else host.device,
+        )
         factors = _on_all_channels(delta.factors, layer.weight)
         if factors.shape != layer.shape:
             raise LoraclrError(
@@ -84,10 +94,11 @@ def load_input(concept: Concept, host: Host) -> InputLora:
         weight = concept.te_weight if is_text_encoder(key) else concept.unet_weight
         if weight == 0:
             continue
-        deltas[key] = factors.scaled(weight).to(host.device)
+        kept_on = "meta" if shapes_only else host.device
+        deltas[key] = factors.scaled(weight).to(kept_on)
         losses[key] = delta.loss
         if delta.bias is not None and bias_key(key) in host.layers():
-            deltas[bias_key(key)] = delta.bias.scaled(weight).to(host.device)
+            deltas[bias_key(key)] = delta.bias.scaled(weight).to(kept_on)
         elif delta.bias is not None:
             left_out.append(f"{bias_key(key)} (the layer has none that a LoRA can change)")
     trigger = concept.trigger or ("" if concept.prompts else find_trigger(file.path, file.metadata))

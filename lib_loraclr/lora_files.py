@@ -5,6 +5,7 @@ Only `.safetensors` is read. `.pt`, `.ckpt` and `.bin` are pickles, and reading 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -57,6 +58,12 @@ class LoraFile:
             (length,) = HEADER_LENGTH.unpack(stream.read(8))
             stream.seek(8 + length)
             return _sha256(stream)
+
+    def without_layers(self) -> LoraFile:
+        """The same file without the tensors of its layers, its hash known: it may be gone when that is asked for."""
+        light = dataclasses.replace(self, layers={})
+        light.__dict__["hash"] = self.hash
+        return light
 
 
 def require_safetensors(path: Path) -> None:

@@ -98,6 +98,12 @@ def _balanced(basis: Tensor, coordinates: Tensor) -> Factors:
     return Factors(up * signs, down * signs.mT)
 
 
+def whole(dense: Tensor) -> Factors:
+    """A matrix `[d_out, d_in]` as factors of full rank, one of which is the identity."""
+    identity = torch.eye(min(dense.shape), dtype=dense.dtype, device=dense.device)
+    return Factors(identity, dense) if dense.shape[0] <= dense.shape[1] else Factors(dense, identity)
+
+
 def factored(dense: Tensor, accuracy: float) -> tuple[Factors, float]:
     """A matrix as factors of the least rank that loses at most `accuracy` of its Frobenius norm (Eckart-Young).
 
@@ -118,8 +124,7 @@ def factored(dense: Tensor, accuracy: float) -> tuple[Factors, float]:
     lost = (1 - energies.cumsum(0) / energies.sum()).clamp_min(0).sqrt()
     rank = min(len(lost), int((lost > accuracy).sum()) + 1)
     if rank == len(lost):
-        identity = torch.eye(rank, dtype=dense.dtype, device=dense.device)
-        return (Factors(identity, dense) if wide else Factors(dense, identity)), 0.0
+        return whole(dense), 0.0
     top = vectors[:, :rank]
     up, down = top.to(dense.dtype), (top.mT @ exact).to(dense.dtype)
     return (Factors(up, down) if wide else Factors(down.mT, up.mT)), float(lost[rank - 1])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from small import PROMPTS
 from torch import Tensor
 
-from lib_loraclr import stages
+from lib_loraclr import deltas, stages
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.inputs import load_input, load_inputs
 from lib_loraclr.low_rank import Factors
@@ -90,13 +90,13 @@ def written(host: DiffusersHost, tmp_path_factory: pytest.TempPathFactory):
     weights = {key: layer.weight for key, layer in host.layers().items()}
     paths, expected = [], {}
     embedding = {"bundle_emb.sks.string_to_param.*": torch.ones(2, 128)}
-    for name, (tensors, deltas) in files(weights).items():
+    for name, (tensors, own) in files(weights).items():
         extra = embedding if name == "kohya-lora" else {}
         save_file(
             {key: tensor.contiguous() for key, tensor in {**tensors, **extra}.items()}, folder / f"{name}.safetensors"
         )
         paths.append(folder / f"{name}.safetensors")
-        for key, delta in deltas.items():
+        for key, delta in own.items():
             expected[key] = expected.get(key, 0) + delta
     return paths, expected
 
@@ -204,3 +204,19 @@ def test_a_lora_of_four_channels_leaves_the_other_channels_of_an_inpainting_chec
     dense = delta.dense().view(64, 9, 3, 3)
     assert torch.allclose(dense[:, :4], torch.einsum("or,rckl->ockl", up[:, :, 0, 0], down), atol=1e-6)
     assert not dense[:, 4:].any() and dense[:, :4].any()
+
+
+def test_a_look_before_a_merge_finds_the_same_shapes_without_factoring(
+    host: DiffusersHost, written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_inputs(concepts(written[0]), host)
+    monkeypatch.setattr(deltas, "factored", lambda *_: pytest.fail("factoring is most of the work"))
+    dense = set()
+    for concept, given in zip(concepts(written[0]), whole, strict=True):
+        look = load_input(concept, host, shapes_only=True)
+        assert look.warnings == tuple(w for w in given.warnings if "factors lose" not in w)
+        assert {key: f.shape for key, f in look.deltas.items()} == {key: f.shape for key, f in given.deltas.items()}
+        assert all(factors.up.is_meta and factors.down.is_meta for factors in look.deltas.values())
+        assert all(look.deltas[key].rank >= factors.rank for key, factors in given.deltas.items())
+        dense |= {key for key, factors in given.deltas.items() if look.deltas[key].rank > factors.rank}
+    assert dense, "control: some were factored to a lower rank"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraclrError
-from ..low_rank import Factors, factored
+from ..low_rank import Factors, factored, whole
 from . import dora, full, glora, ia3, loha, lokr, lora, norm, oft
 
 #: in the order in which the WebUI asks them (`networks.module_types`)
@@ -77,6 +77,7 @@ def layer_delta(
     weight: Tensor,
     *,
     dyn: int = 0,
+    factor: bool = True,
     device: torch.device | str = "cpu",
 ) -> LayerDelta:
     """The delta of one layer at weight 1.
@@ -87,6 +88,8 @@ def layer_delta(
         source: the file, for messages
         weight: the loaded model's own weight of the layer, which some kinds change in proportion to
         dyn: how many of a LoRA's ranks to use, as `dyn=` of a prompt; 0 for all
+        factor: whether to look for the least rank of a delta without exact low-rank factors, which is most of the work; else it
+            has the highest that it could have
         device: where to compute
 
     Raises:
@@ -113,7 +116,9 @@ def layer_delta(
     parts = (delta.up, delta.down) if isinstance(delta, Factors) else (delta,)
     if not all(part.isfinite().all() for part in parts):
         raise LoraclrError(f"{source}: the delta of {layer_key} is not finite on this checkpoint: leave this file out.")
-    factors, loss = (delta, 0.0) if isinstance(delta, Factors) else factored(delta, ACCURACY)
+    if isinstance(delta, Factors):
+        return LayerDelta(delta, bias, 0.0, unused)
+    factors, loss = factored(delta, ACCURACY) if factor else (whole(delta), 0.0)
     return LayerDelta(factors, bias, loss, unused)
 
 
@@ -124,7 +129,7 @@ def _delta(kind: ModuleType, parameters: Mapping[str, Tensor], weight: Tensor, d
         delta = Factors(delta.up[:, :dyn], delta.down[:dyn])
     scale = scale_of(kind, parameters)
     if isinstance(delta, Factors) and not ("bias" in parameters or _magnitude(parameters)):
-        exact = delta if delta.rank <= min(delta.shape) else factored(delta.dense(), 0.0)[0]
+        exact = delta if delta.rank <= min(delta.shape) else whole(delta.dense())
         return exact.scaled(scale)
     dense = delta.dense() if isinstance(delta, Factors) else delta
     if dense.dim() == 1:

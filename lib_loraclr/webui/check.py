@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-
-import torch
 
 from ..baking import require_copyable
 from ..base_models import base_model_warnings
@@ -102,32 +99,16 @@ def check(request: MergeRequest, names: Sequence[str], *, draw: bool) -> Check:
 
 
 def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Finding, InputLora]:
-    """What is found of one LoRA; and the LoRA, on the CPU, if it can be merged."""
+    """What is found of one LoRA; and its shapes, if it can be merged. The card stays free for a generation."""
     try:
-        given = load_input(concept, _on_cpu(host))
+        given = load_input(concept, host, shapes_only=True)
     except LoraclrError as error:
         text = str(error).replace(concept.lora, name)
         return (Finding(name, concept.trigger, concept.kind, 0, 0, text),)
     rank = max((factors.rank for factors in given.deltas.values()), default=0)
     found = given.concept
-    # shapes are all that is asked for from here on
-    shapes = {key: factors.to("meta") for key, factors in given.deltas.items()}
-    light = replace(given, deltas=shapes, file=_light(given.file))
-    return Finding(name, found.trigger, found.kind, rank, len(shapes), warnings=given.warnings), light
-
-
-def _light(file):
-    light = replace(file, layers={})
-    light.__dict__["hash"] = file.hash
-    return light
-
-
-def _on_cpu(host: Host) -> Host:
-    """The host as `load_input` needs it, with the tensors staying in RAM: a generation may need the card."""
-    names = ("family", "checkpoint", "name", "layers", "aliases")
-    return SimpleNamespace(
-        device=torch.device("cpu"), **{name: getattr(host, name) for name in names if hasattr(host, name)}
-    )
+    light = replace(given, file=given.file.without_layers())
+    return Finding(name, found.trigger, found.kind, rank, len(given.deltas), warnings=given.warnings), light
 
 
 def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, names: Sequence[str]):

@@ -267,13 +267,8 @@ def _merge(job: Job, host: Host) -> Result:
 
 def _light(merge: Merge) -> Merge:
     """The merge on the CPU, without what only merging needed: a result may wait for hours."""
-    inputs = []
-    for given in merge.inputs:
-        file = replace(given.file, layers={})
-        file.__dict__["hash"] = given.file.hash  # a cached property; the file may be gone when it is asked for
-        inputs.append(replace(given, file=file, deltas={}))
-    factors = {key: f.to("cpu") for key, f in merge.factors.items()}
-    return replace(merge, factors=factors, inputs=tuple(inputs))
+    inputs = tuple(replace(given, file=given.file.without_layers(), deltas={}) for given in merge.inputs)
+    return replace(merge, factors={key: f.to("cpu") for key, f in merge.factors.items()}, inputs=inputs)
 
 
 def _facade(host: Host, factors: Mapping[str, Factors]) -> Host:
