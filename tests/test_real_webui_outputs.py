@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from webui_process import WebUI, demo_models
 
 from lib_loraclr.hosts.diffusers import DiffusersHost
@@ -84,3 +87,35 @@ def test_a_locon_with_3x3_kernels_is_loaded(
         assert stored.get_tensor("lora_unet_conv_in.lora_down.weight").shape[1:] == (4, 3, 3)
     assert told["ss_network_module"] == "lycoris.kohya"
     assert json.loads(told["ss_network_args"])["algo"] == "locon"
+
+
+def test_a_file_of_norms_biases_and_whole_deltas_is_merged_as_both_tags_apply_it(webui: WebUI, folder: Path):
+    layers = webui.ask("describe")["layers"]
+    norms = [key for key, shape in layers.items() if re.search(r"unet.*norm\d?$", key) and shape[1] == 1]
+    whole = [key for key in layers if re.search(r"unet.*(ff_net_2|_to_out_0)$", key) and f"{key}.bias" in layers]
+    assert len(norms) > 30 and len(whole) > 10
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.2 / (shape[1] ** 0.5 if len(shape) > 1 else 1)
+
+    tensors = {}
+    for key in norms:
+        tensors |= {f"{key}.w_norm": random(layers[key][0]), f"{key}.b_norm": random(layers[key][0])}
+    for key in whole:
+        tensors |= {f"{key}.diff": random(*layers[key]), f"{key}.diff_b": random(layers[key][0])}
+    save_file(tensors, folder / "models" / "Lora" / "vectors.safetensors", {"ss_network_module": "lycoris.kohya"})
+    found = webui.ask("missing_keys", name="vectors")
+    assert found["unknown"] == [] and found["keys"] == found["matched"] == len(norms) + len(whole)
+    alone = webui.ask("alone_like_the_webui", name="vectors")
+    assert alone["error"] < 1e-4 and alone["restored"] == 0 and alone["effect"] > 0.02
+
+    names = [["vectors", "vector thing"], ["penguin", "ohwx bird"]]
+    webui.ask("merge", names=names, output="vectors-sum", method="weighted_sum", rank="full", precision="fp32")
+    assert webui.ask("missing_keys", name="vectors-sum")["unknown"] == []
+    merged, tags = "a ohwx bird <lora:vectors-sum:1>", "a ohwx bird <lora:vectors:1><lora:penguin:1>"
+    apart = webui.ask("picture_distance", first=merged, second=tags)
+    assert apart <= 1
+    for name in ("vectors", "penguin"):
+        control = webui.ask("picture_distance", first=merged, second=f"a ohwx bird <lora:{name}:1>")
+        assert control >= 50, name
