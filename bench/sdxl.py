@@ -3,13 +3,14 @@
     python -m bench.sdxl --concepts 2 4 8 12
 
 Recording, the closed form, the hinge and the automatic rank run as in a merge; what the model itself takes does not count: it
-only hands over inputs of the real sizes. Growth of memory is counted from the moment the LoRAs are loaded; Linux only.
+only hands over inputs of the real sizes. Growth of memory is counted from the moment the LoRAs are loaded, in a process of its
+own for every number of concepts, so that none uses again what another let go of; Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import multiprocessing
 import os
 import tempfile
 import time
@@ -50,19 +51,27 @@ class Clock(Watch):
 
 @dataclass(frozen=True)
 class Run:
-    """One merge: how many concepts, what it reported, what it took."""
+    """One merge.
+
+    Attributes:
+        concepts: how many
+        report: of the merge
+        result: MB of the merged factors, in fp32
+        stages: stage -> seconds, and MB at most
+    """
 
     concepts: int
     report: MergeReport
-    clock: Clock
+    result: float
+    stages: dict[str, tuple[float, float]]
 
     def seconds(self, word: str) -> float:
         """Of the stages whose name begins with `word`, text encoders and UNet together."""
-        return sum(seconds for stage, seconds in self.clock.seconds.items() if _part(stage, word))
+        return sum(seconds for stage, (seconds, _) in self.stages.items() if _part(stage, word))
 
     def peak(self, word: str) -> float:
         """The most MB in those stages."""
-        return max(peak for stage, peak in self.clock.peaks.items() if _part(stage, word))
+        return max(peak for stage, (_, peak) in self.stages.items() if _part(stage, word))
 
 
 def _part(stage: str, word: str) -> bool:
@@ -80,18 +89,27 @@ def merge(host: ShapesHost, folder: Path, number: int, budget: int) -> Run:
     request = MergeRequest(concepts, options={"effort": "fast"}, memory_mb=budget, recording=recording)
     clock = Clock()
     with looking(clock):
-        report = merge_loras(request, host, clock).report
+        merged = merge_loras(request, host, clock)
         clock.finish()
-    return Run(number, report, clock)
+    result = sum(factors.rank * sum(factors.shape) for factors in merged.factors.values()) * 4 / 2**20
+    stages = {stage: (seconds, clock.peaks.get(stage, 0.0)) for stage, seconds in clock.seconds.items()}
+    return Run(number, merged.report, result, stages)
+
+
+def run(number: int, budget: int) -> Run:
+    """`merge` by itself in a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        return merge(ShapesHost(SDXL, substitute=False), Path(folder), number, budget)
 
 
 def table(runs: list[Run], budget: int) -> str:
     """Markdown; times relative to the first run's solve, memory relative to the budget."""
-    head = "| concepts | rows | recording: peak | solving: peak | recording: time | solving: time | rank (mean) |"
+    columns = ("concepts", "rows", "recording: peak", "solving: peak", "of that the result")
+    columns += ("recording: time", "solving: time", "rank (mean)")
     unit = runs[0].seconds("merging")
-    lines = [head, "|" + "---|" * 7]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for run in runs:
-        memory = [f"{run.peak(word) / budget:.2f}" for word in ("recording", "merging")]
+        memory = [f"{mb / budget:.2f}" for mb in (run.peak("recording"), run.peak("merging"), run.result)]
         times = [f"{run.seconds(word) / unit:.2f}" for word in ("recording", "merging")]
         rank = f"{run.report.rank[1]:.0f} of {RANK * run.concepts}"
         lines.append(f"| {run.concepts} | {run.report.rows} | {' | '.join(memory + times)} | {rank} |")
@@ -103,22 +121,17 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, nargs="+", default=[2, 4, 8, 12])
     parser.add_argument("--budget", type=int, default=MergeRequest(()).memory_mb, help="MB")
     arguments = parser.parse_args()
-    host = ShapesHost(SDXL, substitute=False)
     print(
-        f"{len(host.layers())} layers of SDXL, rank {RANK}, budget {arguments.budget} MB; "
+        f"{len(ShapesHost(SDXL).layers())} layers of SDXL, rank {RANK}, budget {arguments.budget} MB; "
         f"{torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}",
         flush=True,
     )
+    processes = multiprocessing.get_context("spawn")
     runs = []
     for number in arguments.concepts:
         print(f"N = {number}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            runs.append(merge(host, Path(folder), number, arguments.budget))
-        gc.collect()
-        for stage, seconds in runs[-1].clock.seconds.items():
-            print(
-                f"  N = {number:2} {stage:32} {seconds:7.1f} s {runs[-1].clock.peaks.get(stage, 0):7.0f} MB", flush=True
-            )
+        with processes.Pool(1) as pool:
+            runs.append(pool.apply(run, (number, arguments.budget)))
     print(table(runs, arguments.budget))
 
 
