@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +10,8 @@ import torch
 
 from .checkpoint_layers import Place, find_places
 from .errors import LoraclrError
+from .hosts.base import INPAINTING_CHANNELS, LATENT_CHANNELS
+from .inputs import InputLora
 from .lora_files import PRECISIONS, require_safetensors
 from .low_rank import Factors
 from .memory import MEGABYTE
@@ -33,6 +35,19 @@ def require_copyable(checkpoint: Path) -> None:
             f"{checkpoint} is a diffusers folder: a merge is baked into a checkpoint in the single-file format."
         )
     require_safetensors(checkpoint)
+
+
+def require_places(checkpoint: Path, inputs: Iterable[InputLora]) -> None:
+    """Refuse a checkpoint that lacks a layer which a merge will change, or keeps one too coarsely, before the merge is made.
+
+    Raises:
+        LoraclrError: as `BakedCheckpoint`
+    """
+    tensors = read_header(checkpoint).tensors
+    for given in inputs:
+        places = find_places(tensors, given.deltas)
+        for key, factors in given.deltas.items():
+            _checked(places.get(key), key, factors, checkpoint)
 
 
 class BakedCheckpoint:
@@ -100,7 +115,9 @@ class BakedCheckpoint:
                     low, high = max(first, place.first), min(first + rows, place.first + place.rows)
                     if low < high:
                         up = factors.up[low - place.first : high - place.first]
-                        weight[low - first : high - first].addmm_(up.float(), factors.down.float())
+                        # of an inpainting checkpoint's first convolution the channels that are latents come first
+                        part = weight[low - first : high - first, : factors.shape[1]]
+                        part.addmm_(up.float(), factors.down.float())
                         _check_finite(weight.to(dtype), key, tensor.dtype)
                 yield tensor_bytes(weight.to(dtype))
 
@@ -118,6 +135,8 @@ def _checked(place: Place | None, key: str, factors: Factors, checkpoint: Path) 
             f"use a copy of the checkpoint in {', '.join(PRECISIONS)}."
         )
     columns = tensor.size // _DTYPES[tensor.dtype].itemsize // tensor.shape[0]
+    if tensor.shape[1:2] == (INPAINTING_CHANNELS,) and len(tensor.shape) == 4:
+        columns = columns // INPAINTING_CHANNELS * LATENT_CHANNELS
     if (place.rows, columns) != factors.shape:
         raise LoraclrError(
             f"{checkpoint} has {key} as {[place.rows, columns]}, the merge as {list(factors.shape)}: "

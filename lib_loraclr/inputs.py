@@ -11,13 +11,14 @@ from torch import Tensor
 
 from .deltas import layer_delta
 from .errors import LoraclrError
-from .hosts.base import INPAINTING_CHANNELS, LATENT_CHANNELS, Host
-from .layer_keys import bias_key, is_text_encoder
+from .hosts.base import INPAINTING_CHANNELS, Host
+from .hosts.substitution import Layer
+from .layer_keys import bias_key, incomplete_attention, is_text_encoder
 from .lora_family import family_by_tensors, family_of
 from .lora_files import LoraFile, read_lora
 from .low_rank import Factors
 from .prompts import find_trigger
-from .request import Concept
+from .request import Concept, MergeRequest
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class InputLora:
         file: the file
         deltas: layer key -> factors, fp32, the concept's weight inside
         warnings: what a person should know about it
+        left_out: every key that is not understood, and every layer that the model does not have
         loss: the largest share of a layer's delta that was lost where it had to be factored
     """
 
@@ -37,6 +39,7 @@ class InputLora:
     deltas: Mapping[str, Factors]
     warnings: tuple[str, ...] = field(default=())
     loss: float = 0.0
+    left_out: tuple[str, ...] = ()
 
     @property
     def order(self) -> tuple:
@@ -49,7 +52,8 @@ def load_inputs(concepts: Sequence[Concept], host: Host) -> list[InputLora]:
     """Read every LoRA and check that it fits the loaded model.
 
     Raises:
-        LoraclrError: a file cannot be read, fits another kind of model, or is there twice under two names
+        LoraclrError: a file cannot be read, fits another kind of model, or is there twice under two names; or two bundle
+            different embeddings of one name
     """
     inputs = [load_input(concept, host) for concept in concepts]
     seen: dict[str, str] = {}
@@ -59,9 +63,53 @@ def load_inputs(concepts: Sequence[Concept], host: Host) -> list[InputLora]:
             raise LoraclrError(
                 f"{given.concept.lora} is the same LoRA as {other}: name it once, and raise its weight instead."
             )
+    bundled_embeddings(inputs)
     if not any(given.deltas for given in inputs):
         raise LoraclrError("All weights are 0, so nothing would be merged: give at least one LoRA another weight.")
     return inputs
+
+
+def bundled_embeddings(inputs: Sequence[InputLora]) -> dict[str, Tensor]:
+    """Embeddings that the inputs bundle, by their keys; of one that several have in different precisions, the finer.
+
+    Raises:
+        LoraclrError: two inputs bundle different ones of one name
+    """
+    found: dict[str, Tensor] = {}
+    owner: dict[str, str] = {}
+    for given in inputs:
+        for key, tensor in given.file.embeddings.items():
+            other = found.get(key)
+            if other is not None and not _same(tensor, other):
+                raise LoraclrError(
+                    f"{given.concept.label} bundles an embedding that {owner[key]} bundles with other content ({key}): "
+                    "leave one of them out."
+                )
+            if other is None or tensor.element_size() > other.element_size():
+                found[key], owner[key] = tensor, given.concept.label
+    return found
+
+
+def lost_embeddings(request: MergeRequest, inputs: Sequence[InputLora]) -> list[str]:
+    """A warning where the inputs bundle embeddings and what is saved cannot."""
+    names = sorted({_embedding_name(key) for given in inputs for key in given.file.embeddings})
+    if not names or request.save_as != "checkpoint":
+        return []
+    return [
+        f"A checkpoint cannot hold the bundled embeddings ({', '.join(names)}): put them into the folder embeddings by "
+        "themselves, or save the merge as a LoRA."
+    ]
+
+
+def _embedding_name(key: str) -> str:
+    """`bundle_emb.NAME.…` -> NAME"""
+    return key.split(".")[1]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal in the coarser of their precisions."""
+    coarse = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(one.to(coarse), other.to(coarse))
 
 
 def load_input(concept: Concept, host: Host, *, shapes_only: bool = False) -> InputLora:
@@ -75,7 +123,7 @@ def load_input(concept: Concept, host: Host, *, shapes_only: bool = False) -> In
     found, foreign = _in_the_model(file, concept, host)
     deltas: dict[str, Factors] = {}
     losses: dict[str, float] = {}
-    left_out = [*file.unknown, *foreign]
+    unknown = list(file.unknown)
     for key, parameters in found.items():
         layer = host.layers()[key]
         delta = layer_delta(
@@ -84,30 +132,66 @@ def load_input(concept: Concept, host: Host, *, shapes_only: bool = False) -> In
             factor=not shapes_only,
             device="cpu" if shapes_only else host.device,
         )
-        factors = _on_all_channels(delta.factors, layer.weight)
-        if factors.shape != layer.shape:
+        if _of_all_channels(delta.factors, layer):
+            foreign.append(f"{key} (the WebUI reads no LoRA of all that an inpainting checkpoint's first layer reads)")
+            continue
+        if delta.factors.shape != layer.shape:
             raise LoraclrError(
-                f"{concept.lora} does not fit {host.checkpoint} ({host.family.name}): {key} is {list(factors.shape)} "
+                f"{concept.lora} does not fit {host.checkpoint} ({host.family.name}): {key} is {list(delta.factors.shape)} "
                 f"in the LoRA and {list(layer.shape)} in the model. {_remedy(file)}"
             )
-        left_out += [f"{key}.{name}" for name in delta.unused]
+        unknown += [f"{key}.{name}" for name in delta.unused]
         weight = concept.te_weight if is_text_encoder(key) else concept.unet_weight
         if weight == 0:
             continue
         kept_on = "meta" if shapes_only else host.device
-        deltas[key] = factors.scaled(weight).to(kept_on)
+        deltas[key] = delta.factors.scaled(weight).to(kept_on)
         losses[key] = delta.loss
         if delta.bias is not None and bias_key(key) in host.layers():
             deltas[bias_key(key)] = delta.bias.scaled(weight).to(kept_on)
         elif delta.bias is not None:
-            left_out.append(f"{bias_key(key)} (the layer has none that a LoRA can change)")
-    trigger = concept.trigger or ("" if concept.prompts else find_trigger(file.path, file.metadata))
-    warnings = _warnings(concept, left_out, losses)
-    if concept.kind == "subject" and not trigger and not concept.prompts:
-        trigger = concept.label
-        warnings.append(f"{concept.label} names no trigger words: its file name is taken for them.")
+            foreign.append(f"{bias_key(key)} (the layer has none that a LoRA can change)")
+    concept, warnings = _called(concept, file)
+    warnings = [
+        *_warnings(concept.label, unknown, foreign, losses),
+        *_unlike_a_prompt(concept, file, deltas, host),
+        *warnings,
+    ]
     loss = max(losses.values(), default=0.0)
-    return InputLora(replace(concept, trigger=trigger), file, deltas, tuple(warnings), loss)
+    return InputLora(concept, file, deltas, tuple(warnings), loss, (*unknown, *foreign))
+
+
+def _called(concept: Concept, file: LoraFile) -> tuple[Concept, list[str]]:
+    """The concept with its trigger words, and a warning where only its name was left to take them from."""
+    trigger = concept.trigger or ("" if concept.prompts else find_trigger(file.path, file.metadata))
+    if concept.kind == "subject" and not trigger and not concept.prompts:
+        warning = f"{concept.label} names no trigger words: its file name is taken for them."
+        return replace(concept, trigger=concept.label), [warning]
+    return replace(concept, trigger=trigger), []
+
+
+def _of_all_channels(factors: Factors, layer: Layer) -> bool:
+    """Whether it is a delta of all that an inpainting UNet's first convolution reads; only what reads latents is the layer."""
+    d_out, d_in = layer.shape
+    return bool(layer.channels) and factors.shape == (d_out, d_in // layer.channels * INPAINTING_CHANNELS)
+
+
+def _unlike_a_prompt(concept: Concept, file: LoraFile, deltas: Mapping[str, Factors], host: Host) -> list[str]:
+    """Where a merge and a prompt in the WebUI read the file differently."""
+    warnings = []
+    names = sorted(set(map(_embedding_name, file.embeddings)))
+    if names:
+        warnings.append(
+            f"{concept.label} bundles an embedding ({', '.join(names)}). It is carried over as it is; the prompts are recorded "
+            "without it."
+        )
+    incomplete = incomplete_attention(deltas, host.family.open_clip)
+    if incomplete:
+        warnings.append(
+            f"{concept.label}: in a prompt the WebUI leaves out {len(incomplete)} attention layers of OpenCLIP's text encoder, "
+            f"as the file does not have all of q, k, v and out there ({incomplete[0]}, …). The merge applies them."
+        )
+    return warnings
 
 
 def _in_the_model(file: LoraFile, concept: Concept, host: Host) -> tuple[dict[str, Mapping[str, Tensor]], list[str]]:
@@ -135,34 +219,26 @@ def _in_the_model(file: LoraFile, concept: Concept, host: Host) -> tuple[dict[st
     return {key: parameters for key, parameters in found.items() if key in layers}, foreign
 
 
-def _on_all_channels(factors: Factors, weight: Tensor) -> Factors:
-    """A delta of the first convolution on an inpainting checkpoint: none of what it reads beside the latents.
-
-    As the WebUI has it (`networks.network_apply_weights`).
-    """
-    if weight.dim() != 4 or weight.shape[1] != INPAINTING_CHANNELS:
-        return factors
-    kernel = weight[0, 0].numel()
-    if factors.shape[1] != LATENT_CHANNELS * kernel:
-        return factors
-    missing = (INPAINTING_CHANNELS - LATENT_CHANNELS) * kernel
-    return Factors(factors.up, torch.nn.functional.pad(factors.down, (0, missing)))
-
-
-def _warnings(concept: Concept, left_out: list[str], losses: Mapping[str, float]) -> list[str]:
+def _warnings(label: str, unknown: list[str], foreign: list[str], losses: Mapping[str, float]) -> list[str]:
     """What was left out, and what factoring lost."""
     warnings = []
-    if left_out:
-        shown = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-        warnings.append(f"{concept.label}: {len(left_out)} keys are not understood and left out ({shown}).")
+    if unknown:
+        warnings.append(f"{label}: {len(unknown)} keys are not understood and left out ({_some(unknown)}).")
+    if foreign:
+        warnings.append(f"{label}: {len(foreign)} layers are not in the model and left out ({_some(foreign)}).")
     worst = max(losses, key=losses.get, default=None)
     if worst is not None and losses[worst] > 0:
         count = sum(loss > 0 for loss in losses.values())
         warnings.append(
-            f"{concept.label}: {count} layers have no low rank of their own; their factors lose at most "
+            f"{label}: {count} layers have no low rank of their own; their factors lose at most "
             f"{losses[worst]:.2%} of a layer ({worst})."
         )
     return warnings
+
+
+def _some(names: list[str]) -> str:
+    """The first of them; all are in the report (`--report`) and in `inspect`."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _remedy(file: LoraFile) -> str:

@@ -159,6 +159,24 @@ def is_text_encoder(layer_key: str) -> bool:
     return layer_key.startswith(TEXT_ENCODERS)
 
 
+def attention_projections(layer_key: str) -> tuple[str, ...]:
+    """Keys of the four projections of the text encoder's attention that the layer is one of; none if it is not."""
+    match = re.fullmatch(r"(.*_self_attn_)(?:q|k|v|out)_proj", layer_key)
+    return tuple(f"{match[1]}{letter}_proj" for letter in ("q", "k", "v", "out")) if match else ()
+
+
+def incomplete_attention(keys: Iterable[str], prefix: str) -> list[str]:
+    """Those of a text encoder's projections whose attention is not there with all four.
+
+    Args:
+        prefix: of the text encoder's layer keys; empty for no text encoder
+    """
+    keys = set(keys)
+    return sorted(
+        key for key in keys if prefix and key.startswith(prefix) and not keys.issuperset(attention_projections(key))
+    )
+
+
 def bias_key(layer_key: str) -> str:
     """Key of a layer's bias, which merges as a layer of its own with one input, always 1."""
     return f"{layer_key}.bias"

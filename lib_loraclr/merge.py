@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .baking import require_copyable
+from .baking import require_copyable, require_places
 from .hosts.base import Host
 from .inputs import InputLora, load_input, load_inputs
 from .low_rank import Factors
@@ -57,6 +57,8 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
     method = find_method(request.method)
     options = parse_options(method.options, request.options, f"method {method.name}")
     inputs = load_inputs(request.concepts, host)
+    if request.save_as == "checkpoint":
+        require_places(host.checkpoint_path, inputs)
     request = replace(request, concepts=tuple(given.concept for given in inputs))
     check_prompts(request.concepts, request.prompts)
     # Sorted by content, so that the order in which the LoRAs were named changes nothing.
@@ -141,7 +143,9 @@ def _concept_reports(
     for concept in request.concepts:
         k = job.labels.index(concept.label)
         merged = after.concepts[k] if after else None
-        reports.append(ConceptReport(concept.label, concept.trigger, before.concepts[k], merged, job.inputs[k].loss))
+        given = job.inputs[k]
+        told = (concept.label, concept.trigger, before.concepts[k], merged)
+        reports.append(ConceptReport(*told, given.loss, given.left_out))
     return tuple(reports)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,26 +11,17 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, BinaryIO
 
 import torch
-from torch import Tensor
 
 from . import __version__
 from .baking import BakedCheckpoint, require_copyable
 from .errors import LoraclrError
 from .hosts.base import Host
-from .hosts.substitution import Layer
-from .layer_keys import bias_key
-from .lora_files import (
-    PRECISIONS,
-    refuse_existing,
-    require_space,
-    serialize,
-    with_hashes,
-    write_files,
-)
+from .lora_files import refuse_existing, require_space, serialize, with_hashes, write_files
 from .merge import Merge
+from .merged_tensors import full_tensors, lora_tensors
 from .prompts import tag_frequency
 from .request import MergeRequest
-from .tensor_files import DTYPE_NAMES, NewTensor, tensor_bytes, write_tensors
+from .tensor_files import write_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,89 +59,6 @@ def output_path(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise LoraclrError(f"{problem} leads outside {folder} through a link: choose another sub-folder.")
     return path
-
-
-def lora_tensors(merge: Merge, host: Host) -> dict[str, Tensor]:
-    """The tensors of the file in kohya's key style, `alpha` equal to the rank, embeddings of the inputs passed through.
-
-    Per layer: `lora_up.weight` `[d_out, r]` or `[d_out, r, 1, 1]`, `lora_down.weight` `[r, d_in]` or `[r, c_in, k, k]`,
-    `alpha` `[]`. A layer whose bias is changed too has its whole `diff` beside `diff_b` instead, and a norm `w_norm` and
-    `b_norm`: the WebUI reads biases in no other way.
-
-    Raises:
-        LoraclrError: two inputs bundle different embeddings of one name
-    """
-    dtype = PRECISIONS[merge.request.precision]
-    layers, tensors = host.layers(), {}
-    for key, factors in merge.factors.items():
-        if layers[key].weight.dim() == 1 or bias_key(key) in merge.factors:
-            layer, name = _whole_name(key, layers)
-            tensors[f"{layer}.{name}"] = factors.dense().cpu().to(dtype).reshape(layers[key].weight.shape)
-            continue
-        up, down = factors.up.cpu().to(dtype), factors.down.cpu().to(dtype)
-        weight = layers[key].weight
-        if weight.dim() == 4:
-            up, down = up[:, :, None, None], down.reshape(-1, *weight.shape[1:])
-        tensors[f"{key}.lora_up.weight"] = up.contiguous()
-        tensors[f"{key}.lora_down.weight"] = down.contiguous()
-        alpha = torch.tensor(float(factors.rank))
-        # fp16 has no 2049 and bf16 no 257; an alpha that is rounded would scale the whole layer
-        tensors[f"{key}.alpha"] = alpha.to(dtype) if float(alpha.to(dtype)) == factors.rank else alpha
-    return {**tensors, **_embeddings(merge)}
-
-
-def full_tensors(merge: Merge, host: Host) -> list[NewTensor]:
-    """The tensors of a file of whole deltas, as LyCORIS' `full` has them: `diff`, shaped like the layer's weight.
-
-    Each is made when it is its turn to be written: together they are as large as the model.
-
-    Raises:
-        LoraclrError: as `lora_tensors`
-    """
-    dtype, layers = PRECISIONS[merge.request.precision], host.layers()
-
-    def dense(key: str) -> list[bytes]:
-        factors = merge.factors[key]
-        delta = (factors.up.float() @ factors.down.float()).to(dtype)
-        if not delta.isfinite().all():
-            raise LoraclrError(f"The merged {key} does not fit into {merge.request.precision}: choose bf16 or fp32.")
-        return [tensor_bytes(delta)]
-
-    tensors = []
-    for key in sorted(merge.factors):
-        shape = tuple(layers[key].weight.shape)
-        size = math.prod(shape) * dtype.itemsize
-        name = ".".join(_whole_name(key, layers))
-        tensors.append(NewTensor(name, DTYPE_NAMES[dtype], shape, size, lambda key=key: dense(key)))
-    bundled = _embeddings(merge)
-    return [*tensors, *(NewTensor.of(key, bundled[key]) for key in sorted(bundled))]
-
-
-def _whole_name(key: str, layers: Mapping[str, Layer]) -> tuple[str, str]:
-    """Layer and parameter that a file calls the whole delta of a weight or bias."""
-    layer = key.removesuffix(bias_key(""))
-    norm = layer in layers and layers[layer].weight.dim() == 1
-    return layer, {(False, False): "diff", (False, True): "diff_b", (True, False): "w_norm", (True, True): "b_norm"}[
-        norm, layer != key
-    ]
-
-
-def _embeddings(merge: Merge) -> dict[str, Tensor]:
-    """Embeddings that the inputs bundle.
-
-    Raises:
-        LoraclrError: two inputs bundle different ones of one name
-    """
-    found: dict[str, Tensor] = {}
-    for given in merge.inputs:
-        for key, tensor in given.file.embeddings.items():
-            if key in found and not torch.equal(found[key], tensor):
-                raise LoraclrError(
-                    f"{given.concept.label} bundles an embedding that another LoRA bundles with other content ({key}): "
-                    "leave one of them out."
-                )
-            found[key] = tensor
-    return found
 
 
 def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
@@ -277,7 +184,8 @@ def check_destination(path: Path, save_as: str, checkpoint: Path | None, *, over
         LoraclrError: a file of that name exists, it is the checkpoint itself, the checkpoint cannot be copied, or there is
             too little room for it
     """
-    for suffix in (".safetensors", ".json", ".png", ".report.json"):
+    config = (".yaml",) if save_as == "checkpoint" else ()
+    for suffix in (".safetensors", ".json", ".png", ".report.json", *config):
         refuse_existing(path.with_suffix(suffix), overwrite=overwrite)
     if checkpoint is None or not checkpoint.exists():
         return

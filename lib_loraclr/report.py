@@ -16,6 +16,7 @@ class ConceptReport:
     all_tags: retention with every LoRA's tag in one prompt (the plain sum)
     merged: retention in the merge
     loss: the largest share of a layer's delta that was lost where it had no low rank of its own
+    left_out: every key of its file that is not understood, and every layer that the model does not have
     """
 
     name: str
@@ -23,6 +24,7 @@ class ConceptReport:
     all_tags: float | None
     merged: float | None
     loss: float = 0.0
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -139,20 +139,28 @@ class MergeRequest:
                 raise LoraclrError(
                     f"Two LoRAs are called {label} ({lora} is one): name it once, or rename one of the files."
                 )
-        if self.save_as not in SAVE_AS:
-            raise unknown_name("way to save a merge", self.save_as, SAVE_AS)
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
-        if self.rank not in ("auto", "full") and not (str(self.rank).isdecimal() and int(self.rank) >= 1):
-            raise LoraclrError(f"The rank is {self.rank!r}: give auto, full, or a whole number from 1.")
-        if not 0 < self.kept <= 1:
-            raise LoraclrError(f"The share to keep is {self.kept}: give a number above 0 and up to 1.")
+        self._check_output()
         if self.memory_mb < 1:
             raise LoraclrError(f"The memory budget is {self.memory_mb} MB: give at least 1.")
         if not 0 <= self.seed < 2**31:
             raise LoraclrError(f"The seed is {self.seed}: give a whole number from 0 to {2**31 - 1}.")
         self.recording.check()
         self.prompts.check()
+
+    def _check_output(self) -> None:
+        if self.save_as not in SAVE_AS:
+            raise unknown_name("way to save a merge", self.save_as, SAVE_AS)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.save_as == "full" and self.precision == "bf16":
+            raise LoraclrError(
+                "The precision is bf16 of a file of whole deltas (save_as full): the WebUI adds those in the file's precision, "
+                "and would round the checkpoint to bf16. Choose fp16 or fp32, or save as lora."
+            )
+        if self.rank not in ("auto", "full") and not (str(self.rank).isdecimal() and int(self.rank) >= 1):
+            raise LoraclrError(f"The rank is {self.rank!r}: give auto, full, or a whole number from 1.")
+        if not 0 < self.kept <= 1:
+            raise LoraclrError(f"The share to keep is {self.kept}: give a number above 0 and up to 1.")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

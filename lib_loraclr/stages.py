@@ -11,7 +11,7 @@ import torch
 from .base_models import base_model_warnings
 from .errors import LoraclrError
 from .hosts.base import Host
-from .inputs import InputLora
+from .inputs import InputLora, lost_embeddings
 from .layer_keys import is_text_encoder
 from .layer_problem import LayerProblem, Rows
 from .lora_files import PRECISIONS
@@ -79,6 +79,7 @@ class Job:
         self.labels = [concept.label for concept in concepts]
         self.warnings = tuple(warning for given in inputs for warning in given.warnings)
         self.warnings += tuple(base_model_warnings(inputs, host))
+        self.warnings += tuple(lost_embeddings(request, inputs))
         self.teachers = make_teachers(concepts, request.prompts)
         self.subjects = [i for i, concept in enumerate(concepts) if concept.kind == "subject"]
         self.room = Classroom(

@@ -47,6 +47,8 @@ def test_every_weight_of_the_unet_is_a_layer_by_its_name_in_the_file(opened: Ope
     for name, tensor in files.items():
         key = "lora_unet_" + name[len(prefix) :].removesuffix(".weight").replace(".", "_")
         weight = layers[host.aliases.get(key, key)].weight
+        if tensor.shape[1] == 9:
+            tensor = tensor[:, :4]  # a LoRA changes what reads latents
         assert torch.equal(weight.flatten(), tensor.flatten()), key
     assert len(files) == sum(key.startswith("lora_unet_") and not layer.is_vector for key, layer in layers.items())
 

@@ -16,7 +16,8 @@ from lib_loraclr.hosts.diffusers import DiffusersHost, load
 from lib_loraclr.inputs import load_input
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import Merge, merge_loras
-from lib_loraclr.output import lora_metadata, lora_tensors
+from lib_loraclr.merged_tensors import lora_tensors
+from lib_loraclr.output import lora_metadata
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
 from tests import tiny_checkpoints as tiny
 from tests.small import PROMPTS

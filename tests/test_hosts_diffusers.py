@@ -15,7 +15,7 @@ from lib_loraclr.hosts.diffusers import DiffusersHost, load
 from lib_loraclr.inputs import load_inputs
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import merge_loras
-from lib_loraclr.output import lora_tensors
+from lib_loraclr.merged_tensors import lora_tensors
 from lib_loraclr.refinement import _trainable
 from lib_loraclr.sampling import initial_noise
 from tests.small import concept, request

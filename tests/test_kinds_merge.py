@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,10 @@ from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.inputs import load_input, load_inputs
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import merge_loras
+from lib_loraclr.merged_tensors import lora_tensors
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
+from tests import tiny_checkpoints as tiny
+from tests.tiny_hosts import Open, predict
 
 ATTENTION = "mid_block_attentions_0_transformer_blocks_0"
 TO_K, CONV = f"lora_unet_{ATTENTION}_attn2_to_k", "lora_unet_mid_block_resnets_0_conv1"
@@ -166,10 +168,11 @@ def test_what_is_not_understood_is_listed(host: DiffusersHost, written, tmp_path
         "optimizer": torch.ones(1),
     }
     save_file({**tensors, **odd}, tmp_path / "odd.safetensors")
-    (warning,) = load_input(Concept(str(tmp_path / "odd.safetensors"), trigger="odd"), host).warnings
-    assert "3 keys are not understood and left out" in warning
-    for name in ("optimizer", "lora_unet_nowhere", f"{TO_K}.scalar"):
-        assert name in warning
+    given = load_input(Concept(str(tmp_path / "odd.safetensors"), trigger="odd"), host)
+    unknown, foreign = given.warnings
+    assert "2 keys are not understood and left out (optimizer, " in unknown and f"{TO_K}.scalar" in unknown
+    assert "1 layers are not in the model and left out (lora_unet_nowhere)" in foreign
+    assert given.left_out == ("optimizer", f"{TO_K}.scalar", "lora_unet_nowhere"), "all of them, for the report"
 
 
 def test_one_layer_under_two_names_is_refused(host: DiffusersHost, written, tmp_path: Path) -> None:
@@ -187,23 +190,37 @@ def test_one_layer_under_two_names_is_refused(host: DiffusersHost, written, tmp_
         load_input(Concept(str(tmp_path / "twice.safetensors"), trigger="twice"), host)
 
 
-def test_a_lora_of_four_channels_leaves_the_other_channels_of_an_inpainting_checkpoint(
-    host: DiffusersHost, tmp_path: Path
-) -> None:
-    weight = torch.randn(64, 9, 3, 3)
-    layers = {**host.layers(), "lora_unet_conv_in": SimpleNamespace(weight=weight, shape=(64, 81))}
-    inpainting = SimpleNamespace(
-        layers=lambda: layers, aliases={}, family=host.family, checkpoint="inpainting", device=torch.device("cpu")
-    )
-    up, down = draw(64, 4, 1, 1, seed=1), draw(4, 4, 3, 3, seed=2)
-    save_file(
-        {"lora_unet_conv_in.lora_up.weight": up, "lora_unet_conv_in.lora_down.weight": down},
-        tmp_path / "a.safetensors",
-    )
-    (delta,) = load_input(Concept(str(tmp_path / "a.safetensors"), trigger="a"), inpainting).deltas.values()
-    dense = delta.dense().view(64, 9, 3, 3)
-    assert torch.allclose(dense[:, :4], torch.einsum("or,rckl->ockl", up[:, :, 0, 0], down), atol=1e-6)
-    assert not dense[:, 4:].any() and dense[:, :4].any()
+def test_of_an_inpainting_checkpoints_first_layer_what_reads_latents_is_merged(opened: Open, tmp_path: Path) -> None:
+    """As the WebUI adds LoRAs of four channels there; one of all nine it does not read."""
+    host = opened(tiny.SD1.inpainting())
+    d_out, key = len(host.unet.conv_in.weight), "lora_unet_conv_in"
+    paths = []
+    for seed, channels in enumerate((4, 4, 9)):
+        factors = {"up": draw(d_out, 2, 1, 1, seed=seed), "down": draw(2, channels, 3, 3, seed=seed + 9)}
+        other = "lora_unet_mid_block_attentions_0_proj_in"
+        wide = host.layers()[other].shape[0]
+        rest = {"up": draw(wide, 2, 1, 1, seed=seed), "down": draw(2, wide, 1, 1, seed=seed + 9)}
+        named = {f"{key}.lora_{side}.weight": t for side, t in factors.items()}
+        named |= {f"{other}.lora_{side}.weight": t for side, t in rest.items()}
+        save_file(named, tmp_path / f"{seed}.safetensors")
+        paths.append(tmp_path / f"{seed}.safetensors")
+    nine = load_input(Concept(str(paths[2]), trigger="nine"), host)
+    assert key not in nine.deltas and "1 layers are not in the model" in nine.warnings[0]
+
+    small = {"recording": RecordingOptions(1, 2, 5.0, 64, 64), "prompts": PROMPTS, "memory_mb": 64}
+    merge = merge_loras(MergeRequest(concepts(paths[:2]), "ridge", precision="fp32", **small), host)
+    assert lora_tensors(merge, host)[f"{key}.lora_down.weight"].shape[1:] == (4, 3, 3)
+    weight = host.unet.conv_in.weight.detach().clone()
+    with host.apply(merge.factors):
+        hook = host.unet.conv_in.register_forward_pre_hook(
+            lambda module, _: seen.append(module.weight.detach().clone())
+        )
+        seen: list[Tensor] = []
+        predict(host, "a 0 thing")
+        hook.remove()
+    delta = merge.factors[key].dense().view(d_out, 4, 3, 3)
+    assert torch.allclose(seen[0][:, :4] - weight[:, :4], delta, atol=1e-5) and delta.any()
+    assert torch.equal(seen[0][:, 4:], weight[:, 4:])
 
 
 def test_a_look_before_a_merge_finds_the_same_shapes_without_factoring(

@@ -15,8 +15,9 @@ from lib_loraclr.hosts.base import Host
 from lib_loraclr.lora_files import PRECISIONS, serialize
 from lib_loraclr.low_rank import Factors, concatenate
 from lib_loraclr.merge import Merge, measure_loras, merge_loras
+from lib_loraclr.merged_tensors import lora_tensors
 from lib_loraclr.methods import METHODS
-from lib_loraclr.output import lora_metadata, lora_tensors
+from lib_loraclr.output import lora_metadata
 from lib_loraclr.progress import Progress
 from lib_loraclr.request import RecordingOptions
 from lib_loraclr.sampling import initial_noise

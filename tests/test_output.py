@@ -19,7 +19,8 @@ from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.lora_files import PRECISIONS, read_lora, read_tensors
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import Merge
-from lib_loraclr.output import file_size, lora_metadata, lora_tensors, output_path, read_recipe, save_merge, user_card
+from lib_loraclr.merged_tensors import lora_tensors
+from lib_loraclr.output import file_size, lora_metadata, output_path, read_recipe, save_merge, user_card
 from lib_loraclr.prompts import find_trigger, tag_frequency
 
 MakeMerge = Callable[..., Merge]
@@ -195,7 +196,7 @@ def test_bundled_embeddings_pass_through_untouched(make_merge: MakeMerge, host: 
 
 def test_two_embeddings_of_one_name_are_refused(make_merge: MakeMerge, host: DiffusersHost) -> None:
     merge = make_merge(extra=({EMBEDDING: torch.zeros(2, 8)}, {EMBEDDING: torch.ones(2, 8)}))
-    with pytest.raises(LoraclrError, match="mono bundles an embedding that another LoRA bundles with other content"):
+    with pytest.raises(LoraclrError, match="mono bundles an embedding that fox bundles with other content"):
         lora_tensors(merge, host)
 
 

@@ -45,7 +45,8 @@ def test_a_figure_that_could_not_be_measured_is_not_shown_as_a_number() -> None:
 def test_json_holds_every_field_and_reads_back() -> None:
     read = json.loads(REPORT.to_json())
     assert set(read) == set(MergeReport.__dataclass_fields__)
-    assert read["concepts"][1] == {"name": "mono", "trigger": "", "all_tags": 0.25, "merged": None, "loss": 0.0}
+    mono = {"name": "mono", "trigger": "", "all_tags": 0.25, "merged": None, "loss": 0.0, "left_out": []}
+    assert read["concepts"][1] == mono
     assert read["refinement"] == {"reason": "steps", "steps": 100}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from lib_loraclr.inputs import load_input
 from lib_loraclr.layer_problem import LayerProblem, Rows
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import Merge, merge_loras
+from lib_loraclr.merged_tensors import full_tensors, lora_tensors
 from lib_loraclr.methods.ridge import RidgeOptions, ridge
-from lib_loraclr.output import full_tensors, lora_tensors
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.tensor_files import read_header
+from tests import tiny_checkpoints as tiny
 
 NORM = "lora_unet_mid_block_resnets_0_norm1"
 TEXT_NORM = "lora_te_text_model_encoder_layers_0_layer_norm1"
@@ -134,3 +136,32 @@ def test_biases_a_lora_cannot_change_are_listed(host: DiffusersHost, tmp_path: P
     given = load_input(Concept(str(tmp_path / "a.safetensors"), trigger="a"), host)
     assert set(given.deltas) == {key}
     assert any(f"{key}.bias (the layer has none that a LoRA can change)" in warning for warning in given.warnings)
+
+
+def test_a_norm_whose_bias_is_not_changed_is_written_as_the_webui_loads_it(host: DiffusersHost, make_merge) -> None:
+    """`w_norm` without `b_norm` makes the WebUI refuse the whole file."""
+    norm = "lora_unet_down_blocks_0_attentions_0_norm"
+    size = host.layers()[norm].shape[0]
+    weight, bias = Factors(torch.randn(size, 1), torch.ones(1, 1)), Factors(torch.randn(size, 1), torch.ones(1, 1))
+    merge = make_merge(precision="bf16")
+    alone = lora_tensors(replace(merge, factors={norm: weight}), host)
+    assert set(alone) == {f"{norm}.diff"} and alone[f"{norm}.diff"].dtype == torch.float32
+    both = lora_tensors(replace(merge, factors={norm: weight, f"{norm}.bias": bias}), host)
+    assert set(both) == {f"{norm}.w_norm", f"{norm}.b_norm"}
+    assert torch.equal(both[f"{norm}.w_norm"], weight.up.flatten())
+
+
+def test_attention_that_the_webui_adds_only_whole_is_completed(opened, make_merge) -> None:
+    sdxl, merge = opened(tiny.SDXL), make_merge(precision="fp32")
+    attention = "lora_te2_text_model_encoder_layers_0_self_attn_"
+    factors = {}
+    for key in (f"{attention}q_proj", attention.replace("te2", "te1") + "q_proj"):
+        d_out, d_in = sdxl.layers()[key].shape
+        factors[key] = Factors(torch.randn(d_out, 2), torch.randn(2, d_in))
+    tensors = lora_tensors(replace(merge, factors=factors), sdxl)
+    ups = {name.split(".")[0]: tensor for name, tensor in tensors.items() if "lora_up" in name}
+    completed = {f"{attention}{letter}_proj" for letter in ("k", "v", "out")}
+    assert set(ups) == {*factors, *completed}, "those of OpenCLIP's encoder alone"
+    assert not any(ups[key].any() for key in completed) and ups[f"{attention}q_proj"].any()
+    names = {tensor.name for tensor in full_tensors(replace(merge, factors=factors), sdxl)}
+    assert {f"{key}.diff" for key in (*factors, *completed)} == names

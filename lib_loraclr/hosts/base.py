@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..low_rank import Deltas
-from .substitution import Layer
+from .substitution import INPAINTING_CHANNELS, LATENT_CHANNELS, Layer  # noqa: F401  (whose rooms ask for them here)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,6 +32,7 @@ class Family:
         native_size: height and width in pixels of the pictures it was trained on
         webui_version: what the WebUI lists its LoRAs as (`network.SdVersion`, which has no refiner)
         compvis_unet: whether its LoRA files name the UNet's layers by their compvis path, not by diffusers' (`unet_names`)
+        open_clip: prefix of the layer keys of the text encoder that is OpenCLIP's, whose attention is packed; or empty
     """
 
     name: str
@@ -41,6 +42,7 @@ class Family:
     native_size: int
     webui_version: str
     compvis_unet: bool = False
+    open_clip: str = ""
 
     def modelspec(self, prediction_type: str) -> dict[str, str]:
         """What a checkpoint's metadata say of its architecture.
@@ -82,15 +84,20 @@ class Family:
 
 #: of every family here
 PIXELS_PER_LATENT = 8
-#: channels that a UNet reads: latents; and for inpainting also a mask, and the latents of what it leaves
-LATENT_CHANNELS, INPAINTING_CHANNELS = 4, 9
 #: other numbers of channels -> what kind of checkpoint has them
 OTHER_CHANNELS = {8: "InstructPix2Pix", 7: "the ×4 upscaler", 5: "Stable Diffusion 2 with depth"}
 
 SD1 = Family("SD1", "sd_v1", "stable-diffusion-v1", ("lora_te_",), 512, "SD1")
-SD2 = Family("SD2", "sd_v2", "stable-diffusion-v2", ("lora_te_",), 512, "SD2")
+SD2 = Family("SD2", "sd_v2", "stable-diffusion-v2", ("lora_te_",), 512, "SD2", open_clip="lora_te_")
 SDXL = Family(
-    "SDXL", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base", ("lora_te1_", "lora_te2_"), 1024, "SDXL", compvis_unet=True
+    "SDXL",
+    "sdxl_base_v1-0",
+    "stable-diffusion-xl-v1-base",
+    ("lora_te1_", "lora_te2_"),
+    1024,
+    "SDXL",
+    compvis_unet=True,
+    open_clip="lora_te2_",
 )
 REFINER = Family(
     "SDXL refiner",
@@ -100,6 +107,7 @@ REFINER = Family(
     1024,
     "SDXL",
     compvis_unet=True,
+    open_clip="lora_te2_",
 )
 
 

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from ..low_rank import Deltas, Factors
 
+#: channels that a UNet reads: latents; and for inpainting also a mask, and the latents of what it leaves
+LATENT_CHANNELS, INPAINTING_CHANNELS = 4, 9
+
 #: (module, positional arguments, keyword arguments) of a call -> what the layer multiplies with its weight
 Observation = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor]
 
@@ -24,6 +27,11 @@ Observation = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor]
 def first_argument(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
     """The input of a module that computes with nothing but what it is called with first."""
     return arguments[0] if arguments else next(iter(named.values()))
+
+
+def latents(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """Of what the first convolution of an inpainting UNet reads, the latents."""
+    return first_argument(module, arguments, named)[:, :LATENT_CHANNELS]
 
 
 _ONE = torch.ones(1, 1)
@@ -44,6 +52,7 @@ class Layer:
         parameter: its name in `owner`
         rows: the rows of the parameter that are this layer's, where several layers are packed into one
         observed: what of a call of `module` is this layer's input; asked before the call, with changed weights in place
+        channels: how many of a convolution's channels are this layer's, from the first on, where not all
     """
 
     module: nn.Module
@@ -51,6 +60,7 @@ class Layer:
     parameter: str = "weight"
     rows: slice | None = None
     observed: Observation = first_argument
+    channels: int | None = None
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer:
@@ -60,7 +70,8 @@ class Layer:
     def weight(self) -> Tensor:
         """The weight itself, `[d_out, d_in]` or `[d_out, c_in, k, k]`; of a vector `[d]`."""
         parameter = getattr(self.owner, self.parameter)
-        return parameter if self.rows is None else parameter[self.rows]
+        parameter = parameter if self.rows is None else parameter[self.rows]
+        return parameter if self.channels is None else parameter[:, : self.channels]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -75,9 +86,14 @@ class Layer:
 
 
 def adaptable_layers(module: nn.Module) -> dict[str, Layer]:
-    """What of a module LoRA files can change: `""` for its weight, `".bias"` for its bias (`layer_keys.bias_key`)."""
+    """What of a module LoRA files can change: `""` for its weight, `".bias"` for its bias (`layer_keys.bias_key`).
+
+    Of an inpainting UNet's first convolution that is what reads latents, as in the WebUI (`networks.network_apply_weights`).
+    """
     found = {}
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Conv2d) and module.in_channels == INPAINTING_CHANNELS:
+        found[""] = Layer(module, module, channels=LATENT_CHANNELS, observed=latents)
+    elif isinstance(module, nn.Linear | nn.Conv2d):
         found[""] = Layer.of(module)
     elif isinstance(module, nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
         found[""] = Layer(module, module, observed=always_one)
@@ -141,7 +157,10 @@ def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tenso
     with _without_autocast():
         changed = weight.float()
         for layer, factors in parts:
-            if layer.rows is None:
+            if layer.channels is not None:
+                halves = (_added(changed[:, : layer.channels], factors), changed[:, layer.channels :])
+                changed = torch.cat(halves, dim=1)
+            elif layer.rows is None:
                 changed = _added(changed, factors)
             else:
                 start, stop, _ = layer.rows.indices(len(changed))

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..baking import require_copyable
+from ..baking import require_copyable, require_places
 from ..base_models import base_model_warnings
 from ..errors import LoraclrError
 from ..hosts import a1111
 from ..hosts.base import Host
-from ..inputs import InputLora, load_input
+from ..inputs import InputLora, bundled_embeddings, load_input, lost_embeddings
 from ..lora_files import PRECISIONS
 from ..prompts import check_prompts
 from ..request import MergeRequest
@@ -113,7 +113,8 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
 
 def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, names: Sequence[str]):
     """What no concept shows alone: the same file twice, prompts that call two, effort that the card cannot do."""
-    problems, warnings, seen = [], base_model_warnings(inputs, host), {}
+    problems, seen = [], {}
+    warnings = [*base_model_warnings(inputs, host), *lost_embeddings(request, inputs)]
     for given in inputs:
         other = seen.setdefault(given.file.hash, given.concept.label)
         if other != given.concept.label:
@@ -124,11 +125,13 @@ def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, na
         problems.append(str(error).replace(" (trigger=…)", "").replace(" (kind=style)", " (its kind)"))
     if inputs and not any(given.deltas for given in inputs):
         problems.append("All weights are 0, so nothing would be merged: give at least one LoRA another weight.")
-    if request.save_as == "checkpoint":
-        try:
+    try:
+        bundled_embeddings(inputs)
+        if request.save_as == "checkpoint":
             require_copyable(host.checkpoint_path)
-        except LoraclrError as error:
-            problems.append(str(error).replace(str(host.checkpoint_path), host.checkpoint))
+            require_places(host.checkpoint_path, inputs)
+    except LoraclrError as error:
+        problems.append(str(error).replace(str(host.checkpoint_path), host.checkpoint))
     if len(names) == 1:
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
     obstacle = estimate.refinement_obstacle(host)

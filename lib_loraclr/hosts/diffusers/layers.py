@@ -25,7 +25,7 @@ def model_layers(unet: nn.Module, *text_encoders: nn.Module, family: base.Family
     for prefix, encoder in zip(family.text_encoders, text_encoders, strict=True):
         # the projection of the pooled output is no layer of a transformer, and no trainer adapts it
         inner = getattr(encoder, "text_model", encoder)
-        open_clip = family is base.SD2 or prefix == "lora_te2_"
+        open_clip = prefix == family.open_clip
         for path, part, layer in _adaptable(inner):
             unnamed = layer.is_vector and re.search(r"norm|[qkv]_proj$" if open_clip else "final_layer_norm", path)
             if not unnamed:
