@@ -53,6 +53,11 @@ function loraclrShow(button) {
 
 let loraclrWatched = null;
 
+// First input: the task that is watched.
+function loraclrTask() {
+    return [loraclrWatched || ""];
+}
+
 // The bar, and Interrupt in place of Merge, until the task is over.
 function loraclrWatch(id, patience) {
     loraclrWatched = id;

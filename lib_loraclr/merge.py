@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .baking import require_copyable, require_places
+from .errors import LoraclrError
 from .hosts.base import Host
 from .inputs import InputLora, load_input, load_inputs
 from .low_rank import Factors
@@ -64,6 +65,8 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
     # Sorted by content, so that the order in which the LoRAs were named changes nothing.
     job = Job(request, sorted(inputs, key=lambda given: given.order), host, progress, records=method.records)
     refinement = method.refinement(options, len(inputs))
+    if refinement and (obstacle := host.refinement_obstacle()):
+        raise LoraclrError(obstacle)
     lessons = job.learn_to_merge() if method.records else []
     layers = job.solve(method, options, lessons)
     refined = job.refine(layers, lessons, refinement) if refinement else None

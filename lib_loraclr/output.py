@@ -61,6 +61,11 @@ def output_path(folder: Path, name: str) -> Path:
     return path
 
 
+def clean_name(name: str) -> str:
+    """A name that `output_path` takes, as near to `name` as can be."""
+    return _FORBIDDEN.sub("_", name).replace("/", "_").strip(" .") or "merge"
+
+
 def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
     """Metadata by which the WebUI lists the file rightly, and from which the merge can be repeated."""
     merged_tags: dict[str, Counter[str]] = {}

@@ -18,7 +18,7 @@ COLUMNS = ("base", "alone", "all tags", "merged")
 #: between cells
 MARGIN = 6
 #: cells are enlarged to at least this many pixels, so that captions fit
-CELL = 192
+CELL, LARGEST_CELL = 192, 384
 #: height of the captions' letters and of their line, as shares of a cell: the sheet is mostly looked at much reduced
 _LETTERS, _LINE = 0.1, 0.15
 #: readable on the white of one theme and the near black of another, for the sheet has no ground of its own
@@ -94,8 +94,9 @@ def caption_height(cell_width: int) -> int:
 
 def _lay_out(rows: Sequence[tuple[Sequence[Image.Image], str]], font: str | None) -> Image.Image:
     first = rows[0][0][0]
-    scale = max(1, round(CELL / first.width))
-    cell_width, cell_height = first.width * scale, first.height * scale
+    # by whole numbers, so that small pictures stay sharp; large ones are made smaller: the picture also becomes a card's
+    scale = max(1, round(CELL / first.width)) if first.width <= LARGEST_CELL else LARGEST_CELL / first.width
+    cell_width, cell_height = round(first.width * scale), round(first.height * scale)
     line = caption_height(cell_width)
     step = cell_height + line + MARGIN
     sheet = Image.new("RGBA", (4 * cell_width + 5 * MARGIN, line + step * len(rows)), (0, 0, 0, 0))
@@ -113,7 +114,7 @@ def _lay_out(rows: Sequence[tuple[Sequence[Image.Image], str]], font: str | None
         across = 4 // len(pictures)
         for column, picture in enumerate(pictures):
             left = MARGIN + column * across * (cell_width + MARGIN)
-            sheet.paste(picture.resize((picture.width * scale, cell_height), Image.LANCZOS), (left, top + line))
+            sheet.paste(picture.resize((round(picture.width * scale), cell_height), Image.LANCZOS), (left, top + line))
             if column < len(captions):
                 write(left, top, captions[column], 4 * cell_width if whole else 2 * cell_width)
     return sheet

@@ -306,36 +306,52 @@ def _delta_penalty(
     return float(penalty.detach())
 
 
+#: bytes, where not even the card knows how many it would have taken
+_TOO_MANY = 1 << 62
+
+
 def _fit(
     room: Classroom, parameters: Mapping[str, Factors], sampler: _Sampler, options: RefinementOptions
 ) -> tuple[int, bool]:
     """How many samples fit at a time, and whether activations must be recomputed for even one to fit.
 
-    Measured: one sample and two are run with their saved tensors counted.
+    Measured: one sample, and two where one fits, are run with their saved tensors counted.
+
+    Raises:
+        LoraclrError: the graphics card runs out of memory with one
     """
-    budget = room.activation_budget()
+    budget, fitting = room.activation_budget(), 1
+
+    def saved(samples: int) -> int:
+        return _saved_bytes(room, parameters, sampler.draw(samples, room.host.device), options.terms)
+
     for recompute in (False, True):
         with room.host.recomputing() if recompute else nullcontext():
-            one, two = (
-                _saved_bytes(room, parameters, sampler.draw(n, room.host.device), options.terms) for n in (1, 2)
-            )
-        # the changed weights are kept once per evaluation, whatever the number of samples
-        per_sample = max(1, two - one)
-        fitting = 1 + max(0, budget - one) // per_sample
-        if one <= budget:
-            break
+            one = saved(1)
+            if one <= budget:
+                # the changed weights are kept once per evaluation, whatever the number of samples
+                fitting = 1 + (budget - one) // max(1, saved(2) - one)
+                break
+    if one == _TOO_MANY:
+        raise LoraclrError(
+            "The graphics memory is too small to refine this merge even one sample at a time: use effort fast, merge fewer LoRAs "
+            "at a time, or record smaller pictures (width and height)."
+        )
     chunks = math.ceil(options.batch_size / min(options.batch_size, fitting))
     return math.ceil(options.batch_size / chunks), recompute
 
 
 def _saved_bytes(room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms) -> int:
-    """Bytes that autograd keeps for the backward pass of a batch, each storage counted once."""
+    """Bytes that autograd keeps for the backward pass of a batch, each storage counted once; `_TOO_MANY` where memory ran out."""
     storages: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with room.host.apply(parameters), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _loss(room, batch, slice(None), terms)
+    try:
+        with room.host.apply(parameters), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            _loss(room, batch, slice(None), terms)
+    except torch.cuda.OutOfMemoryError:
+        return _TOO_MANY
     return max(1, sum(storages.values()))

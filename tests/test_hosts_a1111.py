@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from webui_stand_in import WIDTH, StandIn
+from webui_stand_in import WIDTH, Model, StandIn
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts import a1111
@@ -118,6 +118,14 @@ def test_a_lora_that_the_last_prompt_left_in_the_weights_is_taken_out(webui: Sta
     with a1111.session():
         assert torch.equal(layer.weight, layer.network_weights_backup)
         assert layer.network_current_names == () and webui.networks.loaded_networks == []
+
+
+def test_the_checkpoint_is_the_one_that_is_chosen_not_what_the_last_picture_left(webui: StandIn):
+    """A refiner stays loaded until the next picture begins, and tiling stays on."""
+    left, webui.chosen, webui.tiling = webui.model, Model("SD1", 4), True
+    webui.networks.assign_network_names_to_compvis_modules(webui.chosen)
+    with a1111.session() as host:
+        assert host.model is webui.chosen and host.model is not left and not webui.tiling
 
 
 def test_gradients_work_although_the_caller_infers(webui: StandIn):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from lib_loraclr import refinement
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.hosts.base import Host
+from lib_loraclr.hosts.base import Conditioning, Host
 from lib_loraclr.low_rank import Factors, concatenate
 from lib_loraclr.objective import Terms
 from lib_loraclr.refinement import GradScaler, RefinementOptions, refine
@@ -117,6 +121,33 @@ def test_small_memory_makes_small_batches_and_then_recomputes(
     assert plans[0] == (8, False)
     assert plans[1][0] < 8
     assert plans[2] == (1, True)
+
+
+def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
+    lesson: tuple[Classroom, list[Examples]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, examples = lesson
+    parameters = {key: refinement._trainable(f, room.host.device) for key, f in room.deltas[0].items()}
+    sampler = refinement._Sampler(examples, "", seed=1)
+    room, small = copy.copy(room), copy.copy(room.host)
+    room.host, room.memory, recomputing = small, 4096 << 20, []
+
+    def denoise(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        if len(x) > 1 or not recomputing:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return type(small).denoise(small, x, t, conditioning)
+
+    monkeypatch.setattr(small, "denoise", denoise, raising=False)
+    with pytest.raises(LoraclrError, match="graphics memory is too small to refine this merge.*effort fast"):
+        refinement._fit(room, parameters, sampler, replace(OPTIONS, batch_size=8))
+
+    @contextmanager
+    def recompute() -> Iterator[None]:
+        recomputing.append(True)
+        yield
+
+    monkeypatch.setattr(small, "recomputing", recompute, raising=False)
+    assert refinement._fit(room, parameters, sampler, replace(OPTIONS, batch_size=8)) == (1, True)
 
 
 def test_it_stops_when_nothing_improves_and_returns_the_best_point(

@@ -49,7 +49,7 @@ def test_a_new_row_has_the_files_trigger_words_and_edits_stay(doors: Doors) -> N
 
 def test_a_take_over_from_the_prompt_counts_once(doors: Doors) -> None:  # noqa: F811
     rows = doors.module("rows")
-    taken = rows.Table((rows.Row.of(Concept("fox", 0.7, 0.7, "sks animal")),), "one")
+    taken = rows.Table((rows.of_prompt(Concept("fox", 0.7, 0.7)),), "one")
     shown = rows.selected(["fox"], rows.Table((rows.Row("fox"),)), taken)
     assert shown.rows[0]["te_weight"] == 0.7
     later = rows.Table((rows.Row("fox", {"te_weight": "0.2"}),), shown.taken)

@@ -11,9 +11,10 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 
-from lib_loraclr.errors import LoraclrError
+from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.methods import METHODS
 from lib_loraclr.options import schema
 from lib_loraclr.prompts import PromptOptions
@@ -34,6 +35,7 @@ TABLE = {
         },
     ],
 }
+CHOSEN = [row["lora"] for row in TABLE["rows"]]
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def test_a_wrong_row_is_refused_with_the_reason(doors: Doors, row: dict[str, Any
     bound, values = tab(doors)
     table = json.dumps({"rows": [row]})
     for action in (bound.check, bound.merge):
-        shown = action("", table, "", False, *values)[0]
+        shown = action("", table, [row["lora"]], "", False, *values)[0]
         assert "loraclr-error" in shown and message.replace("'", "&#x27;") in shown
 
 
@@ -111,8 +113,8 @@ def _everything_that_asks(off: Doors) -> list[str]:
         bound.open([])[1],
         bound.refresh([])[1],
         bound.take("<lora:fox:1>", "", "", "")[2],
-        bound.check("", json.dumps(TABLE), "", False, *values)[0],
-        bound.merge("", json.dumps(TABLE), "", False, *values)[0],
+        bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[0],
+        bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[0],
     ]
 
 
@@ -139,7 +141,7 @@ def test_in_forge_the_tab_is_a_message(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
-    view, efforts = bound.check("", json.dumps(TABLE), "", False, *values)
+    view, efforts = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)
     for text in ("Ready to merge", "fox", "sks animal", "MIT (fox)", "Time", "RAM", "up to", "tiny.safetensors"):
         assert text in view
     assert [value for _, value in efforts["choices"]] == ["fast", "balanced", "thorough"]
@@ -150,7 +152,7 @@ def test_check_finds_the_same_trigger_and_the_same_file(doors: Doors) -> None:  
     doors.webui.networks.list_available_networks()
     same = [{"lora": "fox", "trigger": "sks"}, {"lora": "copy", "trigger": "sks"}]
     bound, values = tab(doors)
-    view = bound.check("", json.dumps({"rows": same}), "", False, *values)[0]
+    view = bound.check("", json.dumps({"rows": same}), [row["lora"] for row in same], "", False, *values)[0]
     assert "cannot be merged as it is" in view
     assert "have the same prompts" in view and "copy is the same file as fox" in view
 
@@ -158,7 +160,7 @@ def test_check_finds_the_same_trigger_and_the_same_file(doors: Doors) -> None:  
 def test_check_reads_the_file_that_merge_would_refuse(doors: Doors) -> None:  # noqa: F811
     (doors.folder / "fox.safetensors").write_bytes(b"no such thing")
     bound, values = tab(doors)
-    view = bound.check("", json.dumps(TABLE), "", False, *values)[0]
+    view = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
     assert "fox cannot be read as safetensors" in view and str(doors.folder) not in view
 
 
@@ -176,7 +178,7 @@ def test_from_prompt_takes_tags_weights_and_the_other_words(doors: Doors) -> Non
 
 def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
-    view, picture, decide, use, replaced, job_id, log = bound.merge("", json.dumps(TABLE), "", True, *values)
+    view, picture, decide, use, replaced, job_id, log = bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)
     assert "Retention" in view and "Base drift" in view and "fox" in view and log == ""
     assert picture["visible"] and picture["value"].width > 100
     assert decide["visible"] and not use["visible"] and not replaced["visible"]
@@ -197,7 +199,7 @@ def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
 @pytest.mark.parametrize("flag", ["hide_ui_dir_config", "webui_is_non_local"])
 def test_the_folder_is_opened_only_where_the_webui_allows_it(doors: Doors, flag: str) -> None:  # noqa: F811
     bound, values = tab(doors)
-    job_id = bound.merge("", json.dumps(TABLE), "", False, *values)[5]
+    job_id = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[5]
     bound.keep(job_id, "pair", "")
     setattr(doors.webui.shared.cmd_opts, flag, True)
     bound.open_folder(job_id)
@@ -210,10 +212,10 @@ def test_the_folder_is_opened_only_where_the_webui_allows_it(doors: Doors, flag:
 def test_merging_again_lets_go_of_the_result_that_was_shown(doors: Doors) -> None:  # noqa: F811
     jobs = doors.module("jobs")
     bound, values = tab(doors)
-    first = bound.merge("", json.dumps(TABLE), "", False, *values)[5]
-    assert "choose at least one" in bound.merge("", "{}", first, False, *values)[0]
+    first = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[5]
+    assert "choose at least one" in bound.merge("", "{}", [], first, False, *values)[0]
     assert jobs.find(first).state == "finished"
-    bound.merge("", json.dumps(TABLE), first, False, *values)
+    bound.merge("", json.dumps(TABLE), CHOSEN, first, False, *values)
     assert jobs.find(first).state == "discarded"
 
 
@@ -238,3 +240,59 @@ def test_figures_below_zero_and_none_are_drawn(doors: Doors) -> None:  # noqa: F
         and "left:0.0%;width:50.0%" in chart
         and "-1.500" in chart
     )
+
+
+def test_a_lora_chosen_faster_than_its_row_is_drawn_is_merged_too(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    late = {"rows": [row for row in TABLE["rows"] if row["lora"] == "fox"]}
+    view = bound.check("", json.dumps(late), ["fox", "animals/penguin  ·  pingu"], "", False, *values)[0]
+    assert "<td>fox</td>" in view and "<td>penguin</td>" in view
+    view = bound.check("", json.dumps(TABLE), ["fox"], "", False, *values)[0]
+    assert "<td>fox</td>" in view and "<td>penguin</td>" not in view, "and one that was taken out is not"
+
+
+def test_interrupt_stops_the_merge_it_belongs_to_and_no_other_job(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    doors.webui.progress.current_task = "task(picture)"
+    bound.interrupt("task(merge)")
+    assert not doors.webui.shared.state.interrupted, "somebody else's picture goes on"
+    doors.webui.progress.current_task = "task(merge)"
+    view = bound.merge("task(merge)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
+    assert "Interrupted. Nothing was kept" in view, "it was stopped while it waited"
+    bound.interrupt("task(merge)")
+    assert doors.webui.shared.state.interrupted
+
+
+def test_an_error_nobody_foresaw_is_said_and_leaves_no_old_result_to_keep(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bound, values = tab(doors)
+    jobs = doors.module("jobs")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(jobs, "merge_loras", fail)
+    view, picture, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
+    assert "RuntimeError: CUDA error: an illegal memory access" in view and "Nothing was kept" in view
+    assert picture["visible"] is False and decide["visible"] is False
+    assert doors.reported == ["LoRACLR: the merge failed"]
+
+
+@pytest.mark.parametrize("error", [LoraclrError("NaNs in VAE"), Interrupted(), torch.cuda.OutOfMemoryError("out")])
+def test_a_finished_merge_is_not_thrown_away_for_its_picture(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    bound, values = tab(doors)
+    jobs = doors.module("jobs")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(jobs, "preview_grid", fail)
+    view, picture, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)
+    assert "the merge is complete" in view and "Retention" in view
+    assert picture["visible"] is False and decide["visible"] is True

@@ -53,6 +53,7 @@ class Doors:
         vars(self.webui.shared.cmd_opts).update(flags)
         self.webui.shared.state.interrupt = lambda: setattr(self.webui.shared.state, "interrupted", True)
         self.webui.errors = SimpleNamespace(report=lambda text, **_: self.reported.append(text))
+        self.webui.progress = SimpleNamespace(current_task=None)
         self.webui.util = SimpleNamespace(open_folder=lambda path: self.reported.append(path))
         self.webui.call_queue.wrap_gradio_gpu_call = lambda function, extra_outputs: function
         self.webui.ui_components = MagicMock()

@@ -222,6 +222,9 @@ class StandIn:
         torch.manual_seed(0)
         self.model = Model(kind, channels)
         cpu = torch.device("cpu")
+        #: the checkpoint at the top left where the last picture left another one loaded; whether it was a tiled one
+        self.chosen: nn.Module | None = None
+        self.tiling = False
         self.shared = SimpleNamespace(
             sd_model=self.model,
             state=_State(job="", interrupted=False, stopping_generation=False, textinfo=None, sampling_step=0),
@@ -254,7 +257,9 @@ class StandIn:
         self.sd_unet = SimpleNamespace(current_unet=None)
         self.lowvram = SimpleNamespace(is_enabled=lambda model: model.lowvram, send_everything_to_cpu=lambda: None)
         self.sd_hijack = SimpleNamespace(
-            model_hijack=SimpleNamespace(comments=["a comment"], extra_generation_params={}, fixes=None)
+            model_hijack=SimpleNamespace(
+                comments=["a comment"], extra_generation_params={}, fixes=None, apply_circular=self._apply_circular
+            )
         )
         checkpoints = folder.parent / "checkpoints"
         self.model.sd_checkpoint_info.filename = str(checkpoints / "tiny.safetensors")
@@ -263,6 +268,7 @@ class StandIn:
             model_path=str(checkpoints),
             checkpoints_list={},
             list_models=self._list_models,
+            reload_model_weights=self._reload_model_weights,
         )
         cached = SimpleNamespace(cached_c=["key", "stale"], cached_uc=["key", "stale"])
         self.processing = SimpleNamespace(
@@ -285,6 +291,14 @@ class StandIn:
         self.ui_extra_networks = SimpleNamespace(allowed_preview_extensions=lambda: {"png", "jpg"})
         self.networks = _Networks(self, folder)
         self.networks.assign_network_names_to_compvis_modules(self.model)
+
+    def _reload_model_weights(self) -> None:
+        """Loads what is chosen, if that is not what is loaded."""
+        if self.chosen is not None:
+            self.model = self.shared.sd_model = self.sd_models.model_data.sd_model = self.chosen
+
+    def _apply_circular(self, enabled: bool) -> None:
+        self.tiling = enabled
 
     def _cached(self, subsection: str, title: str, filename: str, read: Callable[[], Any]) -> Any:
         """As `modules/cache.py`: read again only if the file has changed."""

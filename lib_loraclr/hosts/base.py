@@ -182,6 +182,10 @@ class Host(Protocol):
         """
         ...
 
+    def refinement_obstacle(self) -> str | None:
+        """Why no gradients can be had here, with the remedy; None where they can."""
+        ...
+
     def recomputing(self) -> AbstractContextManager[None]:
         """Inside, activations of the backward pass are recomputed instead of kept: less memory, more time."""
         ...

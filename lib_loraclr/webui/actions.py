@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-from modules import shared, util
+from modules import errors, shared, util
 
 from ..errors import Interrupted, LoraclrError
 from ..hosts.a1111 import free_name
@@ -52,9 +52,9 @@ class Actions:
         if not concepts:
             text = unknown[0] if unknown else "There are no <lora:…> tags in txt2img's prompt: write some there first."
             return [gr.update(), taken, views.error(text), templates, plain]
-        table = Table(tuple(rows.Row.of(concept) for concept in concepts), secrets.token_hex(4))
+        table = Table(tuple(map(rows.of_prompt, concepts)), secrets.token_hex(4))
         message = "".join(views.error(text) for text in unknown)
-        rest = catalogue.without(words, [c.trigger for c in concepts])
+        rest = catalogue.without(words, [row["trigger"] for row in table.rows if row["trigger"]])
         if rest:
             message += views.note(f"The other words ({rest}) were added to the prompts that are recorded.")
             templates, plain = _first(f"{{trigger}}, {rest}", templates), _first(rest, plain)
@@ -67,7 +67,7 @@ class Actions:
         names = [catalogue.name_of(item) for item in chosen or ()]
         table = rows.selected(names, before, Table.parse(taken))
         html = rows.render(table, rows.found(table.rows))
-        own = bool(name) and not (before.rows and name.startswith(form.proposed_name(before)))
+        own = bool(name) and not (before.rows and form.is_proposed(name, before))
         proposed = form.proposed_name(table)
         if own or not proposed:
             return [html, name if own else ""]
@@ -98,19 +98,21 @@ class Actions:
 
     # -- checking and merging
 
-    def check(self, _: str, table: str, __: str, draw: bool, *values: Any) -> list[Any]:
+    def check(self, _: str, table: str, chosen: list[str] | None, __: str, draw: bool, *values: Any) -> list[Any]:
         try:
-            request, names = form.build(Table.parse(table), self._fields(values))
+            request, names = form.build(_complete(table, chosen), self._fields(values))
             found = checked(request, names, draw=draw)
         except LoraclrError as error:
             return [views.error(str(error)), gr.update()]
         return [views.check_view(found), _efforts(found.efforts)]
 
-    def merge(self, _: str, table: str, shown: str, draw: bool, *values: Any) -> list[Any]:
+    def merge(self, task: str, table: str, chosen: list[str] | None, shown: str, draw: bool, *values: Any) -> list[Any]:
         """Runs inside `wrap_gradio_gpu_call`, which holds the queue and shows the last output with the time taken."""
         before = jobs.find(shown)
         try:
-            request, names = form.build(Table.parse(table), self._fields(values))
+            if jobs.is_stopped(task):  # while it waited for the queue
+                raise Interrupted
+            request, names = form.build(_complete(table, chosen), self._fields(values))
             if before and before.result:  # the browser has asked
                 jobs.discard(before)
             job = jobs.Job(request, names, draw)
@@ -119,15 +121,19 @@ class Actions:
             return [views.error(str(error)), *_nothing(), ""]
         except Interrupted:
             return [views.note("Interrupted. Nothing was kept, and everything is as it was."), *_nothing(), ""]
+        except Exception as error:  # noqa: BLE001  (what was shown before is gone, and the tab must say so)
+            errors.report("LoRACLR: the merge failed", exc_info=True)
+            text = f"{type(error).__name__}: {error}. Nothing was kept; the WebUI's log has the details."
+            return [views.error(text), *_nothing(), ""]
         return [*_result(job), gr.update(visible=False), job.id, ""]
 
-    def interrupt(self) -> None:
-        shared.state.interrupt()
+    def interrupt(self, task: str) -> None:
+        jobs.interrupt_task(task)
 
     def restore(self, job_id: str) -> list[Any]:
         """After the page was loaded anew: the result that waits for a decision."""
-        job = jobs.waiting()
-        if job_id or job is None:
+        job, shown = jobs.waiting(), jobs.find(job_id)
+        if job is None or (shown and shown.state == "finished"):
             return [gr.update()] * 4 + [job_id]
         return [*_result(job), job.id]
 
@@ -147,7 +153,7 @@ class Actions:
         """
         try:
             job = _job(job_id)
-            wanted = name.strip() or free_name("-".join(job.names[:3])[:60])
+            wanted = name.strip() or free_name(form.short_name(job.names))
             jobs.keep(job, form.whole_name(wanted, sub_folder), overwrite=overwrite)
         except jobs.NameTaken as error:
             return [views.error(str(error)), gr.update(), gr.update(), gr.update(visible=True), "", gr.update()]
@@ -171,6 +177,11 @@ class Actions:
 
     def _fields(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self._names, values, strict=True))
+
+
+def _complete(table: str, chosen: list[str] | None) -> Table:
+    """The rows, and one for every LoRA that was chosen so quickly that the browser has not drawn its row yet."""
+    return rows.selected([catalogue.name_of(item) for item in chosen or ()], Table.parse(table), Table())
 
 
 def may_open_folders() -> bool:

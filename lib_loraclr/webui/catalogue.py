@@ -76,6 +76,10 @@ def from_prompt(prompt: str) -> tuple[list[Concept], str, list[str]]:
         except LoraclrError as error:
             unknown.append(str(error))
             continue
+        if given.dyn:
+            unknown.append(
+                f"{lora.name}: dyn={given.dyn} is not taken over; the command line and HTTP can merge with it."
+            )
         concepts[lora.name] = Concept(lora.name, given.te_weight, given.unet_weight, trigger=lora.trigger)
     return list(concepts.values()), without(_TAG.sub("", prompt), ()), unknown
 
@@ -83,5 +87,5 @@ def from_prompt(prompt: str) -> tuple[list[Concept], str, list[str]]:
 def without(words: str, triggers: Sequence[str]) -> str:
     """A prompt without some words, and without the commas that are left over."""
     for trigger in triggers:
-        words = re.sub(re.escape(trigger), "", words, flags=re.IGNORECASE)
+        words = re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)", "", words, flags=re.IGNORECASE)
     return ", ".join(part for part in (" ".join(part.split()) for part in words.split(",")) if part)

@@ -134,7 +134,7 @@ def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, na
         problems.append(str(error).replace(str(host.checkpoint_path), host.checkpoint))
     if len(names) == 1:
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
-    obstacle = estimate.refinement_obstacle(host)
+    obstacle = host.refinement_obstacle()
     if obstacle and request.method == "contrastive" and request.options.get("effort") != "fast":
         problems.append(obstacle)
     return problems, warnings

@@ -117,8 +117,3 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{max(2, round(seconds / 60))} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def refinement_obstacle(host: Host) -> str | None:
-    """Why only effort fast can be had here, or None."""
-    return host.refinement_obstacle() if hasattr(host, "refinement_obstacle") else None

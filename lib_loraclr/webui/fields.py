@@ -189,4 +189,5 @@ def _option(method: str, item: Option) -> gr.components.IOComponent:
     if item.type is str:
         return gr.Dropdown(list(item.choices), value=item.default, **common)
     whole: Sequence[tuple[str, Any]] = [("precision", 0)] if item.type is int else [("step", 0.001)]
-    return gr.Number(item.default, minimum=item.minimum, maximum=item.maximum, **dict(whole), **common)
+    # without the component's own bounds: gradio would refuse before anything of ours runs, and name nothing
+    return gr.Number(item.default, **dict(whole), **common)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from ..errors import LoraclrError
 from ..hosts.a1111 import find_lora
 from ..methods import METHODS, find_method
 from ..options import parse_number, parse_options, schema
+from ..output import clean_name
 from ..prompts import PromptOptions
 from ..request import MergeRequest, RecordingOptions
 from .catalogue import obstacle
@@ -98,11 +100,20 @@ def _lines(text: str) -> tuple[str, ...]:
 
 def proposed_name(table: Table) -> str:
     """A name that says what is inside."""
-    names = [row.lora for row in table.rows]
+    return short_name([row.lora for row in table.rows])
+
+
+def short_name(names: Sequence[str]) -> str:
+    """The same, of LoRAs' names; with no character that a file or a prompt reserves."""
     if not names:
         return ""
     short = "-".join(names[:3]) if len(names) <= 3 else f"{'-'.join(names[:2])}-and-{len(names) - 2}-more"
-    return short if len(short) <= 60 else f"merge-of-{len(names)}"
+    return clean_name(short if len(short) <= 60 else f"merge-of-{len(names)}")
+
+
+def is_proposed(name: str, table: Table) -> bool:
+    """Whether nobody but us has written this name: what is proposed for these rows, or that with a number to be free."""
+    return re.fullmatch(re.escape(proposed_name(table)) + r"(-\d+)?", name) is not None
 
 
 def whole_name(name: str, sub_folder: str) -> str:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
-from modules import errors, shared
+from modules import errors, progress, shared
 
 from ..errors import Interrupted, LoraclrError
 from ..hosts import a1111
@@ -112,6 +112,8 @@ class TimedProgress(a1111.StateProgress):
 
 _jobs: dict[str, Job] = {}
 _guard = threading.Lock()
+#: tasks of the tab that were stopped, the latest ones
+_stopped: list[str] = []
 
 
 def find(job_id: str) -> Job | None:
@@ -172,6 +174,22 @@ def _run_in_background(job: Job) -> None:
         pass  # the job says so
     except Exception:  # noqa: BLE001  (nobody waits for this thread; the log and the job have it)
         errors.report("LoRACLR: the merge failed", exc_info=True)
+
+
+def interrupt_task(task: str) -> None:
+    """Stop the merge that the tab began under this task: now if it runs, and before it begins if it waits in the queue.
+
+    The WebUI's own interrupt would stop whatever picture is being made meanwhile.
+    """
+    _stopped.append(task)
+    del _stopped[:-_REMEMBERED]
+    if progress.current_task == task:
+        shared.state.interrupt()
+
+
+def is_stopped(task: str) -> bool:
+    """Whether it was stopped while it waited."""
+    return bool(task) and task in _stopped
 
 
 def interrupt(job: Job) -> None:
@@ -238,6 +256,7 @@ def unload() -> None:
         job.stop = True
         job.result = None
     _jobs.clear()
+    _stopped.clear()
 
 
 def shown(error: Exception, job: Job) -> str:
@@ -254,15 +273,23 @@ def _merge(job: Job, host: Host) -> Result:
     expected = estimate.stages(job.request, host, draw=job.draw)
     job.progress = TimedProgress(job, {stage: seconds for stage, seconds in expected.items() if seconds})
     merge = merge_loras(job.request, host, job.progress)
-    preview = None
-    if job.draw:
-        drawing = PreviewOptions(guidance=job.request.recording.guidance, font=a1111.caption_font())
-        preview = preview_grid(merge, host, drawing, job.progress)
-    job.progress.finish()
     steps = merge.report.refinement.get("steps")
+    preview, warnings = _preview(job, merge, host) if job.draw else (None, ())
+    job.progress.finish()
     pace.learn(key, estimate.work(job.request, host, draw=job.draw, refined_steps=steps), job.progress.seconds)
-    size = file_size(merge, host)
-    return Result(_light(merge), _facade(host, merge.factors), preview, size)
+    report = replace(merge.report, warnings=(*merge.report.warnings, *warnings))
+    return Result(_light(replace(merge, report=report)), _facade(host, merge.factors), preview, file_size(merge, host))
+
+
+def _preview(job: Job, merge: Merge, host: Host) -> tuple[Image | None, tuple[str, ...]]:
+    """The picture, or why there is none: a merge that is finished is not thrown away for it."""
+    drawing = PreviewOptions(guidance=job.request.recording.guidance, font=a1111.caption_font())
+    try:
+        return preview_grid(merge, host, drawing, job.progress), ()
+    except Interrupted:
+        return None, ("The picture was interrupted; the merge is complete.",)
+    except (LoraclrError, torch.cuda.OutOfMemoryError) as error:
+        return None, (f"There is no picture ({error}); the merge is complete.",)
 
 
 def _light(merge: Merge) -> Merge:

@@ -32,6 +32,7 @@ from ..request import MergeRequest
 from . import check as checking
 from . import jobs, settings
 from .catalogue import obstacle
+from .form import short_name
 
 _EXAMPLE = {
     "concepts": [
@@ -214,7 +215,7 @@ def result(job_id: str, preview: bool = True) -> dict[str, Any]:
 
 
 def _free_name(job: jobs.Job) -> str:
-    wanted = "-".join(job.names[:3])[:60]
+    wanted = short_name(job.names)
     if job.request.save_as == "checkpoint":
         return free_checkpoint_name(wanted)
     return free_name(wanted, settings.value("loraclr_sub_folder"))

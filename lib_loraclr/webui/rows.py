@@ -43,12 +43,6 @@ class Row:
     lora: str
     typed: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, concept: Concept) -> Row:
-        """The row of a concept whose `lora` is the installed name."""
-        values = {name: getattr(concept, name) for name in _FIELDS}
-        return cls(concept.lora, {**values, "prompts": "\n".join(concept.prompts)})
-
     def __getitem__(self, name: str) -> Any:
         """What stands in a field."""
         return self.typed.get(name, "" if name == "prompts" else _FIELDS[name])
@@ -99,6 +93,12 @@ def selected(names: Sequence[str], shown: Table, taken: Table) -> Table:
     if taken.taken != shown.taken:
         known.update({row.lora: row for row in taken.rows})
     return Table(tuple(known.get(name) or _new(name) for name in names), taken.taken)
+
+
+def of_prompt(concept: Concept) -> Row:
+    """The row of a LoRA that a prompt names, with the prompt's weights."""
+    weights = {"te_weight": concept.te_weight, "unet_weight": concept.unet_weight}
+    return Row(concept.lora, {**_new(concept.lora).typed, **weights})
 
 
 def _new(name: str) -> Row:

@@ -85,7 +85,9 @@ class _Tab:
                     elem_classes="generate-box-interrupt",
                     tooltip="Stop after the current evaluation of the model; nothing is kept (Esc)",
                 )
-                gr.Button("Interrupting...", elem_id="loraclr_interrupting", elem_classes="generate-box-interrupting")
+                self.interrupting = gr.Button(
+                    "Interrupting...", elem_id="loraclr_interrupting", elem_classes="generate-box-interrupting"
+                )
                 self.merge = gr.Button(
                     "Merge",
                     elem_id="loraclr_generate",
@@ -147,17 +149,23 @@ class _Tab:
             bound.restore, [self.job], [self.view, self.picture, self.decide, self.use, self.job], show_progress=False
         )
         self.refresh.click(bound.refresh, [self.picker], **listing)
+        selection = {
+            "inputs": [self.table, self.taken, self.picker, self.left.name, self.left.sub_folder],
+            "_js": "loraclrTable",
+        }
         self.from_prompt.click(
             bound.take,
             [self.prompt, self.taken, left.fields["templates"], left.fields["plain"]],
             [self.picker, self.taken, self.message, left.fields["templates"], left.fields["plain"]],
             _js="loraclrPrompt",
             show_progress=False,
+        ).then(
+            # a picker that holds the same names as before does not change, but their weights may have
+            bound.select,
+            outputs=[self.rows, self.left.name],
+            show_progress=False,
+            **selection,
         )
-        selection = {
-            "inputs": [self.table, self.taken, self.picker, self.left.name, self.left.sub_folder],
-            "_js": "loraclrTable",
-        }
         self.picker.change(bound.select, outputs=[self.rows, self.left.name], show_progress=False, **selection).then(
             bound.times, [self.picker, *fields], [left.fields[EFFORT]], show_progress=False
         )
@@ -170,7 +178,7 @@ class _Tab:
             [*self.left.method_boxes.values(), left.fields[EFFORT]],
             show_progress=False,
         )
-        whole = [self.task, self.table, self.job, self.left.draw, *fields]
+        whole = [self.task, self.table, self.picker, self.job, self.left.draw, *fields]
         shown = [self.view, self.picture, self.decide, self.use, self.replace, self.job]
         self.check.click(
             bound.check, whole, [self.view, left.fields[EFFORT]], _js="loraclrCollect", show_progress="minimal"
@@ -182,7 +190,8 @@ class _Tab:
             _js="loraclrSubmit",
             show_progress=False,
         )
-        self.interrupt.click(bound.interrupt, show_progress=False)
+        for button in (self.interrupt, self.interrupting):
+            button.click(bound.interrupt, [self.task], _js="loraclrTask", show_progress=False)
         self._connect_result()
 
     def _connect_result(self) -> None:

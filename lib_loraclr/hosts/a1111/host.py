@@ -62,7 +62,6 @@ class A1111Host:
         return latents if isinstance(latents, int) else None
 
     def refinement_obstacle(self) -> str | None:
-        """Why the refinement cannot run here, for the estimate; None where it can."""
         if self.model.lowvram and self.device.type != "cpu":
             return (
                 "--medvram and --lowvram move parts of the model off the card while it runs, and a backward pass needs them "

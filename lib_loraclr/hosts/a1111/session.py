@@ -28,6 +28,7 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[A1111H
     """
     webui.lora_extension()
     with nullcontext() if lock_held else _job(job):
+        _load_what_is_chosen()
         model = webui.loaded_model()
         _refuse_what_is_not_torch()
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
@@ -35,6 +36,18 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[A1111H
             stack.enter_context(_frozen(model))
             stack.enter_context(_hijack_untouched())
             yield A1111Host(model)
+
+
+def _load_what_is_chosen() -> None:
+    """The checkpoint chosen at the top left, not one that the last picture left loaded.
+
+    After a refiner, or a checkpoint named in a prompt's own settings, the WebUI swaps back when the next picture begins
+    (`modules/processing.py`); tiling is taken back then, too.
+    """
+    models = webui.module("sd_models")
+    if models.model_data.sd_model is not None:
+        models.reload_model_weights()
+        webui.module("sd_hijack").model_hijack.apply_circular(False)
 
 
 def peek() -> A1111Host | None:

@@ -128,6 +128,9 @@ class DiffusersHost:
             self._masked[height, width] = torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)
         return self._masked[height, width]
 
+    def refinement_obstacle(self) -> None:
+        return None
+
     @contextmanager
     def recomputing(self) -> Iterator[None]:
         self.unet.enable_gradient_checkpointing()
