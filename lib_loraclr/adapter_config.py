@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .deltas import kind_of, loha, lokr, lora
 from .errors import LoraclrError
 from .layer_keys import TEXT_ENCODERS, is_text_encoder
 
@@ -24,44 +25,61 @@ _CONFIG = "adapter_config.json"
 
 
 def stated_alphas(
-    layers: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str], path: Path
+    layers: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str], path: Path, *, peft: bool
 ) -> dict[str, Tensor]:
-    """Layer key -> `alpha []` such that `alpha / r` is the scale, for LoRA layers without one of their own.
+    """Layer key -> `alpha []` such that `alpha / r` is the scale, for layers of factors without one of their own.
+
+    Args:
+        peft: whether the file's keys are those of PEFT, whose settings are beside it whatever the file is called
 
     Raises:
         LoraclrError: the settings are there and cannot be read
     """
-    settings = _settings(metadata, path)
+    ranks = {key: _rank(parameters) for key, parameters in layers.items() if "alpha" not in parameters}
+    ranks = {key: rank for key, rank in ranks.items() if rank}
+    settings, where = _settings(metadata, path, peft=peft) if ranks else ({}, "")
     found = {}
-    for key, parameters in layers.items():
-        down = parameters.get("lora_A.weight", parameters.get("lora_down.weight"))
-        if "alpha" in parameters or down is None or down.dim() == 0:
-            continue
+    for key, rank in ranks.items():
         own = {name[len(_model(key)) :]: value for name, value in settings.items() if name.startswith(_model(key))}
         own = own or {name: value for name, value in settings.items() if "." not in name}
-        if "lora_alpha" in own:
-            alpha, rank = _patterned(own, key), len(down)
+        try:
+            alpha = _alpha(own, key)
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            raise _unreadable(where, error) from error
+        if alpha is not None:
             found[key] = torch.tensor(alpha * math.sqrt(rank) if own.get("use_rslora") else alpha)
     return found
 
 
-def _settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+def _rank(parameters: Mapping[str, Tensor]) -> int | None:
+    """What `alpha` is divided by, where the layer is made of factors that tell."""
+    kind = kind_of(parameters)
+    try:
+        return kind.rank(parameters) if kind in (lora, loha, lokr) else None
+    except IndexError:  # shapes that fit no layer are refused where the delta is made
+        return None
+
+
+def _settings(metadata: Mapping[str, str], path: Path, *, peft: bool) -> tuple[dict[str, Any], str]:
+    """The settings, and where they stand."""
     beside = path.with_name(_CONFIG)
     where = f"{_METADATA} of {path}" if _METADATA in metadata else str(beside)
     try:
         if _METADATA in metadata:
             settings = json.loads(metadata[_METADATA])
-        elif path.name == "adapter_model.safetensors" and beside.is_file():
+        elif (peft or path.name == "adapter_model.safetensors") and beside.is_file():
             settings = json.loads(beside.read_text("utf-8"))
         else:
-            return {}
+            return {}, where
         if not isinstance(settings, dict):
             raise TypeError(f"it is {type(settings).__name__}, not an object")
     except (OSError, ValueError, TypeError) as error:
-        raise LoraclrError(
-            f"{where} cannot be read ({error}), and the LoRA's strength stands there: mend it."
-        ) from error
-    return settings
+        raise _unreadable(where, error) from error
+    return settings, where
+
+
+def _unreadable(where: str, error: Exception) -> LoraclrError:
+    return LoraclrError(f"{where} cannot be read ({error}), and the LoRA's strength stands there: mend it.")
 
 
 def _model(key: str) -> str:
@@ -70,9 +88,15 @@ def _model(key: str) -> str:
     return "text_encoder_2." if key.startswith(TEXT_ENCODERS[2]) else "text_encoder."
 
 
-def _patterned(settings: Mapping[str, Any], key: str) -> float:
-    """`lora_alpha`, unless `alpha_pattern` has one for the end of the layer's path."""
+def _alpha(settings: Mapping[str, Any], key: str) -> float | None:
+    """`lora_alpha` (of LoHa and LoKr `alpha`), unless `alpha_pattern` has one for the layer; None where nothing is said.
+
+    A pattern is a regular expression for the end of the layer's path (`peft.utils.other.get_pattern_key`); its dots match
+    what is "_" in a layer key.
+    """
+    path = re.sub(r"^lora_(unet|te\d?)_", "", key)
     for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
-        if re.search(rf"(^|_){re.escape(pattern.replace('.', '_'))}$", key):
+        if re.match(rf"(.*_)?({pattern.replace(chr(92) + '.', '_')})$", path):
             return float(alpha)
-    return float(settings["lora_alpha"])
+    name = next((name for name in ("lora_alpha", "alpha") if name in settings), None)
+    return None if name is None else float(settings[name])

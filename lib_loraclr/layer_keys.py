@@ -54,11 +54,14 @@ _DOTTED = {
     "text_encoders.clip_g.transformer.": _TE2,
     # PEFT saves one model at a time, and names only what is inside
     "text_model.": f"{_TE1}text_model_",
+    "encoder.layers.": f"{_TE1}{_LAYERS}",  # as transformers 5 names it
     **{
         f"{part}.": f"{UNET}{part}_"
-        for part in ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "time_embedding", "add_embedding")
+        for part in ("down_blocks", "mid_block", "up_blocks", "time_embedding", "add_embedding")
     },
 }
+#: modules of a UNet that are not inside another, as PEFT names them
+_TOP_MODULES = ("conv_in", "conv_out", "conv_norm_out")
 _WRAPPERS = ("base_model.model.", "base_model.")
 
 
@@ -115,6 +118,8 @@ def split_key(key: str) -> tuple[str, str] | None:
     for wrapper in _WRAPPERS:
         key = key.removeprefix(wrapper)
     prefix, match = _DOTTED_PREFIX.match(key), _PARAMETER.search(key)
+    if match is not None and key[: match.start()] in _TOP_MODULES:
+        return UNET + key[: match.start()], _parameter(match["parameter"])
     if prefix is None or match is None or match.start() <= prefix.end():
         return None
     path = key[prefix.end() : match.start()].replace(".processor", "")

@@ -126,7 +126,8 @@ def read_lora(path: Path | str) -> LoraFile:
     if not layers:
         shown = ", ".join(unknown[:3]) or "none at all"
         raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA for Stable Diffusion?")
-    for key, alpha in stated_alphas(layers, metadata, path).items():
+    peft = any(key.startswith("base_model.") for key in tensors)
+    for key, alpha in stated_alphas(layers, metadata, path, peft=peft).items():
         layers[key]["alpha"] = alpha
     return LoraFile(path, metadata, layers, embeddings, tuple(unknown))
 

@@ -68,7 +68,10 @@ def test_unet_layers_are_named_as_kohya_names_them(family: Family, name: str, ke
     ],
 )
 def test_text_encoder_layers_are_named_as_kohya_names_them(family: Family, name: str, key: str):
-    assert names_of(name, family, lambda converted, _: converted).key == key
+    found = names_of(name, family, lambda converted, _: converted)
+    assert found.key == key
+    # several programs number the only text encoder as the first of two
+    assert found.others == ((key.replace("lora_te_", "lora_te1_"),) if family in (SD1, SD2) else ())
 
 
 def test_a_key_that_the_webui_would_lead_elsewhere_is_not_written():

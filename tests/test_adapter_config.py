@@ -56,8 +56,44 @@ def test_pefts_folder_gives_alpha_in_a_file_of_its_own(tmp_path: Path) -> None:
     assert alphas(path) == {K_KEY: None}, "control: nothing says so yet"
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 16, "use_rslora": True}))
     assert alphas(path) == {K_KEY: 32.0}
-    elsewhere = write(tmp_path / "other.safetensors", f"base_model.model.{K}")
-    assert alphas(elsewhere) == {K_KEY: None}, "the settings are another file's"
+    renamed = write(tmp_path / "renamed.safetensors", f"base_model.model.{K}")
+    assert alphas(renamed) == {K_KEY: 32.0}, "it goes on being PEFT's"
+    other = write(tmp_path / "other.safetensors", f"unet.{K}")
+    assert alphas(other) == {K_KEY: None}, "the settings are another program's"
+
+
+@pytest.mark.parametrize("kind", ["hada", "lokr"])
+def test_pefts_loha_and_lokr_have_an_alpha_too(tmp_path: Path, kind: str) -> None:
+    factors = {
+        "hada": {"hada_w1_a": (6, 4), "hada_w1_b": (4, 8), "hada_w2_a": (6, 4), "hada_w2_b": (4, 8)},
+        "lokr": {"lokr_w1": (2, 2), "lokr_w2_a": (3, 4), "lokr_w2_b": (4, 4)},
+    }[kind]
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({f"base_model.model.{K}.{name}": torch.randn(shape) for name, shape in factors.items()}, path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "alpha": 16}))
+    assert alphas(path) == {K_KEY: 16.0}
+
+
+@pytest.mark.parametrize("pattern", ["mid_block.*to_k", "^mid_block.*to_k", r"attn1\.to_k", "to_[kq]"])
+def test_a_pattern_is_a_regular_expression_as_in_peft(tmp_path: Path, pattern: str) -> None:
+    settings = {"unet.lora_alpha": 8, "unet.alpha_pattern": {pattern: 3, "o_k": 5}}
+    path = write(tmp_path / "a.safetensors", f"unet.{K}", f"unet.{K.replace('to_k', 'to_v')}", settings=settings)
+    assert alphas(path) == {K_KEY: 3.0, K_KEY.replace("to_k", "to_v"): 8.0}
+
+
+@pytest.mark.parametrize("settings", [{"lora_alpha": None}, {"lora_alpha": 8, "alpha_pattern": ["to_k"]}])
+def test_settings_of_the_wrong_type_are_named(tmp_path: Path, settings: dict) -> None:
+    path = write(tmp_path / "adapter_model.safetensors", f"base_model.model.{K}")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(LoraclrError, match=r"adapter_config\.json cannot be read .*strength"):
+        read_lora(path)
+
+
+def test_settings_that_nothing_needs_are_not_read(tmp_path: Path) -> None:
+    tensors = {f"{K_KEY}.lora_down.weight": torch.ones(4, 8), f"{K_KEY}.lora_up.weight": torch.ones(8, 4)}
+    tensors[f"{K_KEY}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": "{"})
+    assert alphas(tmp_path / "a.safetensors") == {K_KEY: 1.0}
 
 
 def test_an_alpha_in_the_tensors_stands(tmp_path: Path) -> None:
@@ -68,8 +104,7 @@ def test_an_alpha_in_the_tensors_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", "1"])
 def test_settings_that_cannot_be_read_are_named(tmp_path: Path, text: str) -> None:
-    save_file(
-        {f"unet.{K}.lora_A.weight": torch.ones(4, 8)}, tmp_path / "a.safetensors", {"lora_adapter_metadata": text}
-    )
+    tensors = {f"unet.{K}.lora_A.weight": torch.ones(4, 8), f"unet.{K}.lora_B.weight": torch.ones(8, 4)}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": text})
     with pytest.raises(LoraclrError, match=r"lora_adapter_metadata of .*a\.safetensors cannot be read .*strength"):
         read_lora(tmp_path / "a.safetensors")

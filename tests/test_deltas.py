@@ -207,3 +207,24 @@ def test_a_delta_that_is_not_finite_is_refused() -> None:
     tensors["lora_up.weight"] = torch.zeros(D_OUT, RANK)
     with pytest.raises(LoraclrError, match="a: the delta of k is not finite on this checkpoint: leave this file out"):
         layer_delta("k", tensors, "a", torch.zeros(D_OUT, C_IN))
+
+
+@pytest.mark.parametrize("rank", [2, 8])
+@pytest.mark.parametrize("older", [True, False])
+def test_both_forms_of_glora_are_told_apart_at_ranks_above_the_channels(older: bool, rank: int) -> None:
+    """As of the first convolution, which LyCORIS adapts by default and which has four channels."""
+    weight = torch.randn(64, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    b_up, b_down = torch.randn(64, rank, 1, 1), torch.randn(rank, 4, 3, 3)
+    a_up, a_down = torch.randn(4, rank, 1, 1), torch.randn(rank, 4, 1, 1)
+    first, second = ("2", "1") if older else ("1", "2")
+    tensors = {
+        f"b{first}.weight": b_up,
+        f"b{second}.weight": b_down,
+        f"a{first}.weight": a_up,
+        f"a{second}.weight": a_down,
+    }
+    tensors["alpha"] = torch.tensor(float(rank) / 2)
+    changed = torch.einsum("orij,rckl->ockl", b_up, b_down)
+    changed = changed + torch.einsum("odkl,drij,rcij->ockl", weight, a_up, a_down)
+    found = layer_delta("conv_in", tensors, "file", weight).factors.dense().view_as(weight)
+    assert torch.allclose(found, changed * (1.0 if older else 0.5), atol=1e-3)

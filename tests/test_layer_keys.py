@@ -143,3 +143,20 @@ def test_no_two_layers_of_a_model_share_a_key(host: DiffusersHost) -> None:
     modules = [layer.module for layer in host.layers().values() if not layer.is_vector]
     every = [*host.text_encoders[0].model.modules(), *host.unet.modules()]
     assert len(modules) == sum(type(module).__name__.endswith(("Linear", "Conv2d")) for module in every)
+
+
+@pytest.mark.parametrize(
+    ("key", "layer", "parameter"),
+    [
+        ("base_model.model.conv_in.lora_A.weight", "lora_unet_conv_in", "lora_A.weight"),
+        ("conv_out.lora_B.weight", "lora_unet_conv_out", "lora_B.weight"),
+        ("base_model.model.conv_in.hada_w1_a", "lora_unet_conv_in", "hada_w1_a"),
+        (
+            "base_model.model.encoder.layers.0.self_attn.k_proj.lora_A.weight",
+            "lora_te1_text_model_encoder_layers_0_self_attn_k_proj",
+            "lora_A.weight",
+        ),
+    ],
+)
+def test_pefts_adapters_of_one_model_name_what_is_inside_it(key: str, layer: str, parameter: str) -> None:
+    assert split_key(key) == (layer, parameter)

@@ -55,7 +55,10 @@ def delta(tensors: Mapping[str, Tensor], weight: Tensor) -> Factors:
 
 
 def _is_older(tensors: Mapping[str, Tensor]) -> bool:
-    return tensors["a1.weight"].shape[0] < tensors["a1.weight"].shape[1]
+    """By which sides of both products are the rank; where the layer is square they all fit, and the rank is the smaller."""
+    a1, a2, b1, b2 = (tensors[f"{name}.weight"].shape for name in ("a1", "a2", "b1", "b2"))
+    older, newer = (a1[0], a2[1]) == (b1[0], b2[1]), (a1[1], a2[0]) == (b1[1], b2[0])
+    return older if older != newer else a1[0] < a1[1]
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -74,4 +74,6 @@ def _open_clip_names(name: str, number: str, prefix: str) -> Names | None:
         return None
     block, module = match.groups()
     module = _OPEN_CLIP.get(module) or re.sub("^attn_", "self_attn_", module)
-    return Names(f"{prefix}{_LAYERS}{block}_{module}")
+    path = f"{_LAYERS}{block}_{module}"
+    # several programs number the only text encoder as the first of two
+    return Names(prefix + path, () if number else (f"lora_te1_{path}",))
