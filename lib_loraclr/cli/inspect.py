@@ -59,7 +59,7 @@ def describe(file: LoraFile) -> dict[str, str]:
     if file.embeddings:
         facts["embeddings"] = ", ".join(sorted({key.split(".")[1] for key in file.embeddings}))
     if unused:
-        facts["not understood"] = f"{len(unused)} keys: {', '.join(unused[:3])}"
+        facts["not understood"] = f"{len(unused)} keys: {', '.join(unused)}"
     if "loraclr.request" in meta:
         facts["merged from"] = meta.get("modelspec.merged_from", "")
     return facts
