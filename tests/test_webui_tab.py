@@ -296,3 +296,21 @@ def test_a_finished_merge_is_not_thrown_away_for_its_picture(
     view, picture, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)
     assert "the merge is complete" in view and "Retention" in view
     assert picture["visible"] is False and decide["visible"] is True
+
+
+def test_replacing_without_a_picture_leaves_no_old_one(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    for picture in (True, False):
+        job_id = bound.merge("", json.dumps(TABLE), CHOSEN, "", picture, *values)[5]
+        write = bound.keep if picture else bound.replace
+        assert "Kept as pair" in write(job_id, "pair", "")[0]
+        assert (doors.folder / "pair.png").is_file() == picture
+
+
+def test_names_are_proposed_that_files_may_have_and_a_persons_own_stays(doors: Doors) -> None:  # noqa: F811
+    bound, _ = tab(doors)
+    doors.lora("what? a fox")
+    assert bound.select("", "", ["what? a fox"], "", "")[1] == "what_ a fox"
+    shown = json.dumps({"rows": [{"lora": "fox"}]})
+    assert bound.select(shown, "", ["fox", "penguin"], "fox-2", "")[1] == "fox-penguin"
+    assert bound.select(shown, "", ["fox", "penguin"], "fox-and-friends", "")[1] == "fox-and-friends"

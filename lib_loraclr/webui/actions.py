@@ -82,6 +82,7 @@ class Actions:
             return gr.update()
         try:
             request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(len(chosen)))
+            request.recording.check()
             host = pace.probe(request, wait=False)
             return _efforts(estimate.efforts(request, host, draw=True)) if host else gr.update()
         except LoraclrError:
@@ -144,6 +145,10 @@ class Actions:
 
     def replace(self, job_id: str, name: str, sub_folder: str) -> list[Any]:
         return self._keep(job_id, name, sub_folder, overwrite=True)
+
+    def another_name(self) -> Any:
+        """Another name was written: nobody has been asked whether that may be replaced."""
+        return gr.update(visible=False)
 
     def _keep(self, job_id: str, name: str, sub_folder: str, *, overwrite: bool) -> list[Any]:
         """Write the file.

@@ -218,6 +218,8 @@ def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora
     else:
         path = _lora_path(wanted, overwrite=overwrite)
         save_merge(held.merge, held.host, path, preview=held.preview, overwrite=overwrite)
+        if held.preview is None:  # one that was replaced showed another merge
+            path.with_suffix(".png").unlink(missing_ok=True)
         job.kept = a1111.announce(path)
     job.state, job.result = "kept", None
     return job.kept

@@ -214,11 +214,15 @@ def result(job_id: str, preview: bool = True) -> dict[str, Any]:
     }
 
 
-def _free_name(job: jobs.Job) -> str:
+def _free_name(job: jobs.Job) -> str | None:
+    """A name that is free; None where the sub-folder of the settings is none that a file may be in."""
     wanted = short_name(job.names)
-    if job.request.save_as == "checkpoint":
-        return free_checkpoint_name(wanted)
-    return free_name(wanted, settings.value("loraclr_sub_folder"))
+    try:
+        if job.request.save_as == "checkpoint":
+            return free_checkpoint_name(wanted)
+        return free_name(wanted, settings.value("loraclr_sub_folder"))
+    except LoraclrError:
+        return None
 
 
 def _encoded(picture: Any) -> str:

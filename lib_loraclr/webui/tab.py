@@ -200,6 +200,9 @@ class _Tab:
         kept = [self.log, self.decide, self.use, self.replace, self.kept, self.left.name]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):
             button.click(write, where, kept, show_progress="minimal").then(None, [self.kept], _js="loraclrKept")
+        for field in where[1:]:
+            # what may be replaced is the name that was refused, not one that is written after it
+            field.input(bound.another_name, outputs=[self.replace], show_progress=False)
         gone = [self.view, self.picture, self.decide, self.use, self.replace, self.log, self.job]
         self.discard.click(bound.discard, [self.job], gone, show_progress=False)
         self.send.click(None, [self.kept], _js="loraclrSend")
