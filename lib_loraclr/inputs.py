@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .deltas import layer_delta
 from .errors import LoraclrError
-from .hosts.base import INPAINTING_CHANNELS, Host
+from .hosts.base import FAMILIES, INPAINTING_CHANNELS, Host
 from .hosts.substitution import Layer
 from .layer_keys import bias_key, incomplete_attention, is_text_encoder
 from .lora_family import family_by_tensors, family_of
@@ -243,6 +243,8 @@ def _some(names: list[str]) -> str:
 
 def _remedy(file: LoraFile) -> str:
     family = family_of(file)
+    if family and family not in FAMILIES:
+        return f"It looks like a LoRA for {family}, which cannot be merged: leave it out."
     if family:
         return f"It looks like a LoRA for {family}: load such a checkpoint, or leave it out."
     return "It was made for another model: load that one, or leave it out."

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -124,12 +125,31 @@ def read_lora(path: Path | str) -> LoraFile:
         else:
             unknown.append(key)
     if not layers:
-        shown = ", ".join(unknown[:3]) or "none at all"
+        shown = ", ".join([*unknown, *embeddings][:3]) or "none at all"
         raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA for Stable Diffusion?")
+    _check_shapes(layers, path)
     peft = any(key.startswith("base_model.") for key in tensors)
     for key, alpha in stated_alphas(layers, metadata, path, peft=peft).items():
         layers[key]["alpha"] = alpha
     return LoraFile(path, metadata, layers, embeddings, tuple(unknown))
+
+
+def _check_shapes(layers: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+    """Refuse numbers that are not one number, and factors that are no matrices, whatever kind of network they are of.
+
+    Raises:
+        LoraclrError: one of them
+    """
+    for layer, parameters in layers.items():
+        for name, tensor in parameters.items():
+            single = name in ("alpha", "scale", "on_input")
+            factor = re.match("(lora_(up|down|mid|A|B)|hada|lokr)", name)
+            if (tensor.numel() != 1) if single else (tensor.numel() == 0 or (factor and tensor.dim() < 2)):
+                wanted = "one number" if single else "a matrix" if factor else "numbers"
+                raise LoraclrError(
+                    f"{path} holds {layer}.{name} with shape {list(tensor.shape)}, and {wanted} should stand there: the file is "
+                    "damaged, leave it out."
+                )
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -19,9 +19,9 @@ def rank(tensors: Mapping[str, Tensor]) -> None:
 
 def sides(tensors: Mapping[str, Tensor]) -> tuple[int, None]:
     """`(channels, none)`: a norm's weight has no inputs."""
-    return tensors["w_norm"].shape[0], None
+    return tensors["w_norm"].numel(), None
 
 
 def delta(tensors: Mapping[str, Tensor], weight: Tensor | None) -> Tensor:
-    """`[d]`."""
-    return tensors["w_norm"]
+    """`[d]`; files may have it as `[1, d]`, which the WebUI adds as well."""
+    return tensors["w_norm"].flatten()

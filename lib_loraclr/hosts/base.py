@@ -109,6 +109,8 @@ REFINER = Family(
     compvis_unet=True,
     open_clip="lora_te2_",
 )
+#: by name
+FAMILIES = {family.name: family for family in (SD1, SD2, SDXL, REFINER)}
 
 
 @dataclass(frozen=True)
