@@ -112,7 +112,8 @@ def _sides(layers: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, in
         if kind is not None:
             try:
                 yield key, *kind.sides(parameters)
-            except (IndexError, KeyError):  # shapes that fit no layer are refused where the delta is made
+            # shapes that fit no layer are refused where the delta is made; a header has no numbers to read (`on_input`)
+            except (IndexError, KeyError, RuntimeError):
                 continue
 
 

@@ -120,6 +120,15 @@ def test_a_header_tells_what_the_tensors_tell(tmp_path: Path, style: str) -> Non
         assert family_by_header(path) == told
 
 
+def test_a_header_alone_is_enough_for_a_file_that_scales_what_enters(tmp_path: Path) -> None:
+    """Which side is scaled is a number in the file, and no part of its header."""
+    context = f"lora_unet_mid_block_attentions_0_{BLOCK}"
+    save_file(
+        {f"{context}.weight": torch.ones(768), f"{context}.on_input": torch.tensor(1)}, tmp_path / "a.safetensors"
+    )
+    assert family_by_header(tmp_path / "a.safetensors") is None
+
+
 def test_a_damaged_file_has_no_header(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"nonsense")
     with pytest.raises(LoraclrError, match="damaged or incomplete"):
