@@ -18,18 +18,25 @@ from torch import Tensor
 
 from .deltas import kind_of, loha, lokr, lora
 from .errors import LoraclrError
-from .layer_keys import TEXT_ENCODERS, is_text_encoder
+from .layer_keys import TEXT_ENCODERS, is_text_encoder, module_path
 
 _METADATA = "lora_adapter_metadata"
 _CONFIG = "adapter_config.json"
 
 
 def stated_alphas(
-    layers: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str], path: Path, *, peft: bool
+    layers: Mapping[str, Mapping[str, Tensor]],
+    names: Mapping[str, str],
+    metadata: Mapping[str, str],
+    path: Path,
+    *,
+    peft: bool,
 ) -> dict[str, Tensor]:
     """Layer key -> `alpha []` such that `alpha / r` is the scale, for layers of factors without one of their own.
 
     Args:
+        layers: layer key -> parameter name -> tensor
+        names: layer key -> one of the names that the file has for its tensors
         peft: whether the file's keys are those of PEFT, whose settings are beside it whatever the file is called
 
     Raises:
@@ -43,7 +50,7 @@ def stated_alphas(
         own = {name[len(_model(key)) :]: value for name, value in settings.items() if name.startswith(_model(key))}
         own = own or {name: value for name, value in settings.items() if "." not in name}
         try:
-            alpha = _alpha(own, key)
+            alpha = _alpha(own, module_path(names[key]))
         except (TypeError, ValueError, AttributeError, re.error) as error:
             raise _unreadable(where, error) from error
         if alpha is not None:
@@ -88,15 +95,17 @@ def _model(key: str) -> str:
     return "text_encoder_2." if key.startswith(TEXT_ENCODERS[2]) else "text_encoder."
 
 
-def _alpha(settings: Mapping[str, Any], key: str) -> float | None:
-    """`lora_alpha` (of LoHa and LoKr `alpha`), unless `alpha_pattern` has one for the layer; None where nothing is said.
+def _alpha(settings: Mapping[str, Any], module: str | None) -> float | None:
+    """`lora_alpha` (of LoHa and LoKr `alpha`), unless `alpha_pattern` has one for the module; None where nothing is said.
 
-    A pattern is a regular expression for the end of the layer's path (`peft.utils.other.get_pattern_key`); its dots match
-    what is "_" in a layer key.
+    Args:
+        module: its dotted path in its model, None where the file does not tell
     """
-    path = re.sub(r"^lora_(unet|te\d?)_", "", key)
+    # a text encoder's path began with `text_model.` until transformers 5, whichever wrote the file
+    paths = () if module is None else (module, module.removeprefix("text_model."))
     for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*_)?({pattern.replace(chr(92) + '.', '_')})$", path):
+        # `peft.utils.other.get_pattern_key`: a regular expression for whole names at the end of the path
+        if any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):
             return float(alpha)
     name = next((name for name in ("lora_alpha", "alpha") if name in settings), None)
     return None if name is None else float(settings[name])

@@ -129,6 +129,20 @@ def split_key(key: str) -> tuple[str, str] | None:
     return _normal(layer + path.replace(".", "_")), _parameter(match["parameter"])
 
 
+def module_path(key: str) -> str | None:
+    """The path of the module that a dotted key names, in its model: `unet.x.y.alpha` -> `x.y`; None for every other style."""
+    for wrapper in _WRAPPERS:
+        key = key.removeprefix(wrapper)
+    match = _PARAMETER.search(key)
+    if match is None or _UNDERSCORED_PREFIX.match(key.partition(".")[0]):
+        return None
+    path = key[: match.start()].replace(".processor", "")
+    # a prefix that is a part of the path (`down_blocks.`) is no model's name
+    prefix = _DOTTED_PREFIX.match(path)
+    of_model = prefix is not None and _DOTTED[prefix[0]] in (UNET, *TEXT_ENCODERS)
+    return path[prefix.end() :] if of_model else path
+
+
 def _parameter(name: str) -> str:
     for pattern, replacement in _RENAMED:
         if pattern.fullmatch(name):

@@ -111,7 +111,7 @@ def read_lora(path: Path | str) -> LoraFile:
     path = Path(path)
     tensors, metadata = read_tensors(path)
     layers: dict[str, dict[str, Tensor]] = {}
-    embeddings, unknown = {}, []
+    embeddings, unknown, names = {}, [], {}
     for key, tensor in tensors.items():
         if not _is_finite(tensor):
             raise LoraclrError(
@@ -122,6 +122,7 @@ def read_lora(path: Path | str) -> LoraFile:
         # a parameter that a file holds twice, in two styles, is read once
         elif (parts := split_key(key)) is not None and parts[1] not in layers.get(parts[0], {}):
             layers.setdefault(parts[0], {})[parts[1]] = tensor
+            names[parts[0]] = key
         else:
             unknown.append(key)
     if not layers:
@@ -129,7 +130,7 @@ def read_lora(path: Path | str) -> LoraFile:
         raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA for Stable Diffusion?")
     _check_shapes(layers, path)
     peft = any(key.startswith("base_model.") for key in tensors)
-    for key, alpha in stated_alphas(layers, metadata, path, peft=peft).items():
+    for key, alpha in stated_alphas(layers, names, metadata, path, peft=peft).items():
         layers[key]["alpha"] = alpha
     return LoraFile(path, metadata, layers, embeddings, tuple(unknown))
 

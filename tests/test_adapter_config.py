@@ -96,6 +96,39 @@ def test_settings_that_nothing_needs_are_not_read(tmp_path: Path) -> None:
     assert alphas(tmp_path / "a.safetensors") == {K_KEY: 1.0}
 
 
+TIME = "mid_block.resnets.0.time_emb_proj"
+
+
+@pytest.mark.parametrize("module", [K, TIME])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "to_k",
+        "k",
+        "attn1.to_k",
+        "tn1.to_k",
+        "proj",
+        "attn1",
+        r"^mid_block.*to_k",
+        r"^attentions.*to_k",
+        r"mid_block[.].*to_k",
+    ]
+    + [r"attentions\.\d+\..*\.(to_k|to_q)", r".*\.[a-z]+_proj", "attn1_to_k"],
+)
+def test_patterns_are_matched_as_peft_does(tmp_path: Path, pattern: str, module: str) -> None:
+    other = pytest.importorskip("peft.utils.other")
+    alpha = 3 if other.get_pattern_key([pattern], module) == pattern else 8
+    settings = {"unet.lora_alpha": 8, "unet.alpha_pattern": {pattern: 3}}
+    path = write(tmp_path / "a.safetensors", f"unet.{module}", settings=settings)
+    assert list(alphas(path).values()) == [alpha]
+
+
+@pytest.mark.parametrize("level", ["", "text_model."])
+def test_a_text_encoders_patterns_are_of_either_transformers(tmp_path: Path, level: str) -> None:
+    settings = {"text_encoder.lora_alpha": 8, "text_encoder.alpha_pattern": {f"^{level}encoder.layers.0.mlp.fc1": 3}}
+    assert alphas(write(tmp_path / "a.safetensors", f"text_encoder.{FC1}", settings=settings)) == {FC1_KEY: 3.0}
+
+
 def test_an_alpha_in_the_tensors_stands(tmp_path: Path) -> None:
     tensors = {f"{K_KEY}.lora_down.weight": torch.ones(4, 8), f"{K_KEY}.alpha": torch.tensor(1.0)}
     save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": '{"unet.lora_alpha": 8}'})
