@@ -24,7 +24,7 @@ from torch import Tensor
 from .adapter_config import stated_alphas
 from .errors import LoraclrError
 from .layer_keys import split_key
-from .tensor_files import HEADER_LENGTH, NewTensor, write_tensors
+from .tensor_files import DTYPE_NAMES, HEADER_LENGTH, NewTensor, write_tensors
 
 _PICKLES = {".pt", ".ckpt", ".bin", ".pth"}
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -106,7 +106,7 @@ def read_lora(path: Path | str) -> LoraFile:
     """Read a LoRA file.
 
     Raises:
-        LoraclrError: it cannot be read, holds no layer, or holds NaN or infinity
+        LoraclrError: it cannot be read, holds no layer, NaN or infinity, or an embedding of a type that cannot be written
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
@@ -118,6 +118,11 @@ def read_lora(path: Path | str) -> LoraFile:
                 f"{path} holds NaN or infinity in {key}: the training that made it went wrong; use an earlier epoch."
             )
         if key.startswith("bundle_emb."):
+            if tensor.dtype not in DTYPE_NAMES:
+                raise LoraclrError(
+                    f"{path} bundles the embedding {key} as {tensor.dtype}, which a merge cannot pass on: "
+                    "leave this file out, or take the embedding out of it."
+                )
             embeddings[key] = tensor
         # a parameter that a file holds twice, in two styles, is read once
         elif (parts := split_key(key)) is not None and parts[1] not in layers.get(parts[0], {}):

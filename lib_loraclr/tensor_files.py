@@ -32,6 +32,8 @@ DTYPE_NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    # since torch 2.3
+    **{getattr(torch, f"uint{bits}"): f"U{bits}" for bits in (16, 32, 64) if hasattr(torch, f"uint{bits}")},
 }
 HEADER_LENGTH = struct.Struct("<Q")
 #: the digest that stands in the header until all tensors are written

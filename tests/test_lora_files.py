@@ -53,6 +53,7 @@ DTYPES = (
     torch.int8,
     torch.uint8,
     torch.bool,
+    *(getattr(torch, name) for name in ("uint16", "uint32", "uint64") if hasattr(torch, name)),
 )
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -300,6 +301,24 @@ def test_a_lora_of_a_rare_precision_is_read_and_checked(
     assert read_lora(lora).layers["lora_unet_x"]["lora_up.weight"].dtype == dtype
     write(torch.full((4, 2), float("nan")))
     with pytest.raises(LoraclrError, match="NaN or infinity in lora_unet_x.lora_up.weight"):
+        read_lora(lora)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_embedding_of_any_precision_is_read_as_it_can_be_written(
+    lora: Path, write_lora: Callable[..., Path], dtype: torch.dtype
+) -> None:
+    write_lora(lora, {"lora_unet_x": (4, 3)}, extra={"bundle_emb.sks.clip_l": torch.ones(2, 3).to(dtype)})
+    embeddings = read_lora(lora).embeddings
+    blob = serialize(embeddings, {})
+    assert safetensors.torch.load(blob)["bundle_emb.sks.clip_l"].dtype == dtype
+
+
+def test_an_embedding_that_could_not_be_written_is_refused_when_it_is_read(
+    lora: Path, write_lora: Callable[..., Path]
+) -> None:
+    write_lora(lora, {"lora_unet_x": (4, 3)}, extra={"bundle_emb.sks.clip_l": torch.ones(2, dtype=torch.complex64)})
+    with pytest.raises(LoraclrError, match=r"fox.*sks\.clip_l as torch\.complex64, .*: .*take the embedding out of it"):
         read_lora(lora)
 
 
