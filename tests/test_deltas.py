@@ -113,6 +113,40 @@ def test_dyn_uses_the_first_ranks_of_a_lora_at_the_scale_of_all() -> None:
     )
 
 
+GLORA_SIZES = {
+    "conv_in": (32, 4, 8),
+    "conv_out": (4, 32, 8),
+    "square, rank above": (6, 6, 9),
+    "square, rank below": (6, 6, 2),
+    "rank of the outputs": (8, 4, 8),
+    "rank of the inputs": (4, 8, 8),
+}
+
+
+@pytest.mark.parametrize("older", [True, False])
+@pytest.mark.parametrize(("d_out", "c_in", "rank"), GLORA_SIZES.values(), ids=GLORA_SIZES)
+def test_gloras_forms_are_told_apart_at_any_rank(d_out: int, c_in: int, rank: int, older: bool) -> None:
+    factors = [(d_out, rank), (rank, c_in), (c_in, rank), (rank, c_in)]
+    up, down, a_up, a_down = (draw(*shape, seed=i) / 3 for i, shape in enumerate(factors))
+    names = ("b2", "b1", "a2", "a1") if older else ("b1", "b2", "a1", "a2")
+    tensors = dict(zip([f"{name}.weight" for name in names], (up, down, a_up, a_down), strict=True))
+    tensors["alpha"] = torch.tensor(0.3)
+    weight = draw(d_out, c_in, seed=9)
+    scale = 1 if older else 0.3 / rank
+    expected = (up @ down + weight @ a_up @ a_down) * scale
+    assert error(layer_delta("k", tensors, "a", weight).factors.dense(), expected) < SINGLE
+    if d_out != c_in:
+        assert kind_of(tensors).sides(tensors) == (d_out, c_in)
+
+
+def test_a_norms_delta_may_be_a_row() -> None:
+    row = {name: tensor[None] for name, tensor in SAMPLES["norm"].tensors.items()}
+    found, expected = delta_of(SAMPLES["norm"], **row), delta_of(SAMPLES["norm"])
+    assert torch.equal(found.factors.dense(), expected.factors.dense()), "and no [1, d]"
+    assert torch.equal(found.bias.dense(), expected.bias.dense())
+    assert kind_of(row).sides(row) == (D_OUT, None)
+
+
 @pytest.mark.parametrize("form", ["1x1", "3x3", "3x3 tucker"])
 def test_a_convolutions_delta_does_what_the_network_does_on_a_picture(form: str) -> None:
     """The network runs its factors one after the other; the merged layer runs one convolution with `ΔW`."""

@@ -62,11 +62,11 @@ def unused_parameters(kind: ModuleType, parameters: Mapping[str, Tensor]) -> tup
     return tuple(sorted(set(parameters) - required - kind.OPTIONAL))
 
 
-def scale_of(kind: ModuleType, parameters: Mapping[str, Tensor]) -> float:
+def scale_of(kind: ModuleType, parameters: Mapping[str, Tensor], weight: Tensor) -> float:
     """What the delta is multiplied by: `scale`, else `alpha / r` (the WebUI's `NetworkModule.calc_scale`)."""
     if "scale" in parameters and "scale" in kind.OPTIONAL:
         return float(parameters["scale"])
-    rank = kind.rank(parameters)
+    rank = kind.rank(parameters, weight)
     return float(parameters["alpha"]) / rank if rank is not None and "alpha" in parameters else 1.0
 
 
@@ -127,7 +127,7 @@ def _delta(kind: ModuleType, parameters: Mapping[str, Tensor], weight: Tensor, d
     delta = kind.delta(parameters, weight)
     if dyn and kind is lora and "lora_mid.weight" not in parameters:
         delta = Factors(delta.up[:, :dyn], delta.down[:dyn])
-    scale = scale_of(kind, parameters)
+    scale = scale_of(kind, parameters, weight)
     if isinstance(delta, Factors) and not ("bias" in parameters or _magnitude(parameters)):
         exact = delta if delta.rank <= min(delta.shape) else whole(delta.dense())
         return exact.scaled(scale)

@@ -16,7 +16,7 @@ BIAS = None
 NEEDS_WEIGHT = True
 
 
-def rank(tensors: Mapping[str, Tensor]) -> None:
+def rank(tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> None:
     """It has none."""
 
 

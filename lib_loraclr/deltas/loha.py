@@ -19,7 +19,7 @@ BIAS = None
 NEEDS_WEIGHT = False
 
 
-def rank(tensors: Mapping[str, Tensor]) -> int:
+def rank(tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> int:
     """What `alpha` is divided by."""
     return tensors["hada_w1_b"].shape[0]
 

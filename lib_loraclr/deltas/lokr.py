@@ -23,7 +23,7 @@ BIAS = None
 NEEDS_WEIGHT = False
 
 
-def rank(tensors: Mapping[str, Tensor]) -> int | None:
+def rank(tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> int | None:
     """What `alpha` is divided by; None where both matrices are whole, and `alpha` means nothing."""
     for name in ("lokr_w2_b", "lokr_w1_b"):
         if name in tensors:

@@ -24,7 +24,7 @@ BIAS = None
 NEEDS_WEIGHT = False
 
 
-def rank(tensors: Mapping[str, Tensor]) -> int:
+def rank(tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> int:
     """What `alpha` is divided by."""
     return _pair(tensors)[1].shape[0]
 

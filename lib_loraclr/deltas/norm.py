@@ -13,7 +13,7 @@ BIAS = "b_norm"
 NEEDS_WEIGHT = False
 
 
-def rank(tensors: Mapping[str, Tensor]) -> None:
+def rank(tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> None:
     """It has none."""
 
 

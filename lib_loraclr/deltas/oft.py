@@ -25,7 +25,7 @@ NEEDS_WEIGHT = True
 _TINY = 1e-8
 
 
-def rank(tensors: Mapping[str, Tensor]) -> None:
+def rank(tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> None:
     """None that `alpha` would be divided by: it bounds the turn instead."""
 
 
