@@ -58,6 +58,17 @@ def stated_alphas(
     return found
 
 
+def assumed(layers: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """What to tell of a file of PEFT's whose layers still have no `alpha`; None where there is nothing to tell."""
+    count = sum("alpha" not in parameters and bool(_rank(parameters)) for parameters in layers.values())
+    if not count:
+        return None
+    return (
+        f"nothing states the strength of {count} of its layers, so alpha = rank is assumed; PEFT keeps it in "
+        f"{_CONFIG}: put that beside the file."
+    )
+
+
 def _rank(parameters: Mapping[str, Tensor]) -> int | None:
     """What `alpha` is divided by, where the layer is made of factors that tell."""
     kind = kind_of(parameters)

@@ -153,6 +153,7 @@ def load_input(concept: Concept, host: Host, *, shapes_only: bool = False) -> In
             foreign.append(f"{bias_key(key)} (the layer has none that a LoRA can change)")
     concept, warnings = _called(concept, file)
     warnings = [
+        *(f"{concept.label}: {warning}" for warning in file.warnings),
         *_warnings(concept.label, unknown, foreign, losses),
         *_unlike_a_prompt(concept, file, deltas, host),
         *warnings,

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .adapter_config import stated_alphas
+from .adapter_config import assumed, stated_alphas
 from .errors import LoraclrError
 from .layer_keys import split_key
 from .tensor_files import DTYPE_NAMES, HEADER_LENGTH, NewTensor, write_tensors
@@ -40,6 +40,7 @@ class LoraFile:
         layers: layer key -> {parameter name: tensor}, e.g. {"lora_up.weight": `[d_out, r]`, ...}
         embeddings: tensors of bundled embeddings (`bundle_emb.…`), passed through by a merge
         unknown: keys that are not of a form we know
+        warnings: what had to be assumed
     """
 
     path: Path
@@ -47,6 +48,7 @@ class LoraFile:
     layers: Mapping[str, Mapping[str, Tensor]]
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -137,7 +139,8 @@ def read_lora(path: Path | str) -> LoraFile:
     peft = any(key.startswith("base_model.") for key in tensors)
     for key, alpha in stated_alphas(layers, names, metadata, path, peft=peft).items():
         layers[key]["alpha"] = alpha
-    return LoraFile(path, metadata, layers, embeddings, tuple(unknown))
+    warning = assumed(layers) if peft else None
+    return LoraFile(path, metadata, layers, embeddings, tuple(unknown), (warning,) if warning else ())
 
 
 def _check_shapes(layers: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:

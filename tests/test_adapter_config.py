@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from lib_loraclr.errors import LoraclrError
+from lib_loraclr.hosts.diffusers import DiffusersHost
+from lib_loraclr.inputs import load_input
 from lib_loraclr.lora_files import read_lora
+from lib_loraclr.request import Concept
 
 K, FC1 = "mid_block.attentions.0.transformer_blocks.0.attn1.to_k", "text_model.encoder.layers.0.mlp.fc1"
 K_KEY, FC1_KEY = "lora_unet_" + K.replace(".", "_"), "lora_te1_" + FC1.replace(".", "_")
@@ -94,6 +97,28 @@ def test_settings_that_nothing_needs_are_not_read(tmp_path: Path) -> None:
     tensors[f"{K_KEY}.alpha"] = torch.tensor(1.0)
     save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": "{"})
     assert alphas(tmp_path / "a.safetensors") == {K_KEY: 1.0}
+
+
+def test_a_file_of_pefts_without_settings_tells_what_is_assumed(tmp_path: Path) -> None:
+    path = write(tmp_path / "fox.safetensors", f"base_model.model.{K}", f"base_model.model.{TIME}")
+    (warning,) = read_lora(path).warnings
+    assert warning.startswith("nothing states the strength of 2 of its layers, so alpha = rank is assumed")
+    assert warning.endswith("adapter_config.json: put that beside the file.")
+    assert read_lora(write(tmp_path / "a.safetensors", f"unet.{K}")).warnings == (), (
+        "diffusers' files are often without"
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16}))
+    assert read_lora(path).warnings == ()
+
+
+def test_what_is_assumed_is_shown_with_the_loras_name(tmp_path: Path, host: DiffusersHost) -> None:
+    layer = host.layers()[K_KEY]
+    d_out, d_in = layer.shape
+    factors = {"lora_A": torch.ones(2, d_in), "lora_B": torch.ones(d_out, 2)}
+    path = tmp_path / "fox.safetensors"
+    save_file({f"base_model.model.{K}.{name}.weight": tensor for name, tensor in factors.items()}, path)
+    warnings = load_input(Concept(str(path), trigger="sks"), host).warnings
+    assert any(warning.startswith("fox: nothing states the strength of 1 of its layers") for warning in warnings)
 
 
 TIME = "mid_block.resnets.0.time_emb_proj"
