@@ -10,7 +10,7 @@ import torch
 
 from .checkpoint_layers import Place, find_places
 from .errors import LoraclrError
-from .hosts.base import INPAINTING_CHANNELS, LATENT_CHANNELS
+from .hosts.substitution import INPAINTING_CHANNELS, LATENT_CHANNELS
 from .inputs import InputLora
 from .lora_files import PRECISIONS, require_safetensors
 from .low_rank import Factors

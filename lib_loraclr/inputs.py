@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .deltas import layer_delta
 from .errors import LoraclrError
-from .hosts.base import FAMILIES, INPAINTING_CHANNELS, Host
-from .hosts.substitution import Layer
+from .hosts.base import FAMILIES, Host
+from .hosts.substitution import INPAINTING_CHANNELS, Layer
 from .layer_keys import bias_key, incomplete_attention, is_text_encoder
 from .lora_family import family_by_tensors, family_of
 from .lora_files import LoraFile, read_lora

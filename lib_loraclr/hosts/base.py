@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..low_rank import Deltas
-from .substitution import INPAINTING_CHANNELS, LATENT_CHANNELS, Layer  # noqa: F401  (whose rooms ask for them here)
+from .substitution import Layer
 
 if TYPE_CHECKING:
     from PIL.Image import Image

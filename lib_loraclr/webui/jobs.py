@@ -278,7 +278,9 @@ def _merge(job: Job, host: Host) -> Result:
     steps = merge.report.refinement.get("steps")
     preview, warnings = _preview(job, merge, host) if job.draw else (None, ())
     job.progress.finish()
-    pace.learn(key, estimate.work(job.request, host, draw=job.draw, refined_steps=steps), job.progress.seconds)
+    # from a picture that was cut short there is nothing to learn
+    done = estimate.work(job.request, host, draw=preview is not None, refined_steps=steps)
+    pace.learn(key, done, job.progress.seconds)
     report = replace(merge.report, warnings=(*merge.report.warnings, *warnings))
     return Result(_light(replace(merge, report=report)), _facade(host, merge.factors), preview, file_size(merge, host))
 

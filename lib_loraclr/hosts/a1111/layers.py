@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import LoraclrError
 from .. import base
-from ..substitution import Layer, adaptable_layers, always_one
+from ..substitution import INPAINTING_CHANNELS, LATENT_CHANNELS, Layer, adaptable_layers, always_one
 from . import webui
 from .names import names_of
 
@@ -33,7 +33,7 @@ def family_of(model: nn.Module) -> base.Family:
         raise LoraclrError(
             f"{title} is Stable unCLIP: load a checkpoint that only reads prompts, or one for inpainting."
         )
-    if channels not in (base.LATENT_CHANNELS, base.INPAINTING_CHANNELS):
+    if channels not in (LATENT_CHANNELS, INPAINTING_CHANNELS):
         name = base.OTHER_CHANNELS.get(channels, f"a model that reads {channels} channels")
         raise LoraclrError(f"{title} is {name}: load a checkpoint that only reads prompts, or one for inpainting.")
     if model.is_sdxl:
@@ -43,7 +43,7 @@ def family_of(model: nn.Module) -> base.Family:
 
 def is_inpainting(model: nn.Module) -> bool:
     """Whether the UNet also reads a mask and what it leaves of a picture."""
-    return model.model.diffusion_model.in_channels == base.INPAINTING_CHANNELS
+    return model.model.diffusion_model.in_channels == INPAINTING_CHANNELS
 
 
 def _text_embedders(model: nn.Module) -> list[nn.Module]:

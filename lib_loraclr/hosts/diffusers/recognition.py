@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import LoraclrError
 from .. import base
+from ..substitution import INPAINTING_CHANNELS, LATENT_CHANNELS
 
 UNET_PREFIX = "model.diffusion_model."
 SUPPORTED = "Stable Diffusion 1.x, 2.x or XL (base, refiner or for inpainting)"
@@ -111,9 +112,9 @@ def recognise_models(unet: Mapping[str, Tensor], text_encoders: int, source: str
 
 
 def _inpainting(channels: int, source: str) -> bool:
-    if channels not in (base.LATENT_CHANNELS, base.INPAINTING_CHANNELS):
+    if channels not in (LATENT_CHANNELS, INPAINTING_CHANNELS):
         raise _refusal(source, base.OTHER_CHANNELS.get(channels, f"a model that reads {channels} channels"))
-    return channels == base.INPAINTING_CHANNELS
+    return channels == INPAINTING_CHANNELS
 
 
 def _refusal(source: str, name: str) -> LoraclrError:
