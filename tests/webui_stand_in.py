@@ -209,6 +209,39 @@ class _State(SimpleNamespace):
         self.job = ""
 
 
+def _devices() -> SimpleNamespace:
+    """`modules/devices.py`."""
+    cpu = torch.device("cpu")
+    return SimpleNamespace(
+        device=cpu,
+        cpu=cpu,
+        dtype=torch.float32,
+        dtype_unet=torch.float32,
+        fp8=False,
+        unet_needs_upcast=False,
+        NansException=ArithmeticError,
+        autocast=nullcontext,
+        torch_gc=lambda: None,
+    )
+
+
+def _processing() -> SimpleNamespace:
+    """`modules/processing.py`."""
+    cached = SimpleNamespace(cached_c=["key", "stale"], cached_uc=["key", "stale"])
+    return SimpleNamespace(
+        opt_f=8,
+        decode_latent_batch=lambda model, latents, **_: list(
+            latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
+        ),
+        # drawn from the VAE's distribution, like the WebUI's
+        txt2img_image_conditioning=lambda model, x, width, height: torch.cat(
+            [torch.ones_like(x[:, :1]), torch.randn_like(x)], dim=1
+        ),
+        StableDiffusionProcessing=cached,
+        StableDiffusionProcessingTxt2Img=cached,
+    )
+
+
 class StandIn:
     """The WebUI, as far as the adapter knows it. Its parts are attributes by the names of the WebUI's modules."""
 
@@ -221,7 +254,6 @@ class StandIn:
         """
         torch.manual_seed(0)
         self.model = Model(kind, channels)
-        cpu = torch.device("cpu")
         #: the checkpoint at the top left where the last picture left another one loaded; whether it was a tiled one
         self.chosen: nn.Module | None = None
         self.tiling = False
@@ -239,17 +271,7 @@ class StandIn:
             ),
             loaded_hypernetworks=["some hypernetwork"],
         )
-        self.devices = SimpleNamespace(
-            device=cpu,
-            cpu=cpu,
-            dtype=torch.float32,
-            dtype_unet=torch.float32,
-            fp8=False,
-            unet_needs_upcast=False,
-            NansException=ArithmeticError,
-            autocast=nullcontext,
-            torch_gc=lambda: None,
-        )
+        self.devices = _devices()
         self.call_queue = SimpleNamespace(queue_lock=Lock())
         self.paths_internal = SimpleNamespace(roboto_ttf_file=str(folder / "no-font.ttf"))
         stores = self._stores = {}
@@ -270,19 +292,7 @@ class StandIn:
             list_models=self._list_models,
             reload_model_weights=self._reload_model_weights,
         )
-        cached = SimpleNamespace(cached_c=["key", "stale"], cached_uc=["key", "stale"])
-        self.processing = SimpleNamespace(
-            opt_f=8,
-            decode_latent_batch=lambda model, latents, **_: list(
-                latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
-            ),
-            # drawn from the VAE's distribution, like the WebUI's
-            txt2img_image_conditioning=lambda model, x, width, height: torch.cat(
-                [torch.ones_like(x[:, :1]), torch.randn_like(x)], dim=1
-            ),
-            StableDiffusionProcessing=cached,
-            StableDiffusionProcessingTxt2Img=cached,
-        )
+        self.processing = _processing()
         self.extra_networks = SimpleNamespace(parse_prompt=lambda prompt: (prompt.replace("<lora:x:1>", ""), {}))
         self.prompt_parser = SimpleNamespace(
             SdConditioning=_Prompts,
