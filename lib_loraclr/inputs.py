@@ -164,7 +164,9 @@ def load_input(concept: Concept, host: Host, *, shapes_only: bool = False) -> In
 
 def _called(concept: Concept, file: LoraFile) -> tuple[Concept, list[str]]:
     """The concept with its trigger words, and a warning where only its name was left to take them from."""
-    trigger = concept.trigger or ("" if concept.prompts else find_trigger(file.path, file.metadata))
+    trigger = concept.trigger or ""
+    if not trigger and (concept.kind == "subject" or concept.trigger is None):
+        trigger = "" if concept.prompts else find_trigger(file.path, file.metadata)
     if concept.kind == "subject" and not trigger and not concept.prompts:
         warning = f"{concept.label} names no trigger words: its file name is taken for them."
         return replace(concept, trigger=concept.label), [warning]

@@ -149,7 +149,8 @@ def concept_prompts(concept, options: PromptOptions) -> tuple[str, ...]:
     elif concept.kind == "style":
         prompts = [f"{prompt}, {concept.trigger}" if concept.trigger else prompt for prompt in options.plain]
     else:
-        prompts = [template.replace("{trigger}", concept.trigger) for template in options.templates]
+        # where prompts are only counted nobody has looked for the words yet
+        prompts = [template.replace("{trigger}", concept.trigger or "") for template in options.templates]
     return tuple(options.with_quality(prompt) for prompt in prompts)
 
 

@@ -33,7 +33,7 @@ class Concept:
     Attributes:
         lora: path of the file, or the name the WebUI knows it by
         te_weight, unet_weight: strength, exactly as in `<lora:name:te:unet>`
-        trigger: the words that call it; empty for a style that needs none
+        trigger: the words that call it; None for those of its card, its metadata or its name; empty for a style that needs none
         kind: "subject" or "style"
         importance: how much its errors count; not the weight
         prompts: prompts to record in place of the templates
@@ -43,7 +43,7 @@ class Concept:
     lora: str
     te_weight: float = 1.0
     unet_weight: float = 1.0
-    trigger: str = ""
+    trigger: str | None = None
     kind: str = "subject"
     importance: float = 1.0
     prompts: tuple[str, ...] = ()
@@ -243,7 +243,7 @@ def _convert(item: dataclasses.Field, value: Any, problem: str) -> Any:
     default = item.default
     if isinstance(default, int | float):
         return parse_number(value, problem, whole=isinstance(default, int))
-    if item.type == "str" and not isinstance(value, str):
+    if item.type.startswith("str") and not (isinstance(value, str) or (value is None and default is None)):
         raise LoraclrError(f"{problem}: give text.")
     if isinstance(default, tuple):
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small import PROMPTS
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from lib_loraclr.inputs import load_input, load_inputs
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import merge_loras
 from lib_loraclr.merged_tensors import lora_tensors
+from lib_loraclr.prompts import is_background
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
 from tests import tiny_checkpoints as tiny
 from tests.tiny_hosts import Open, predict
@@ -159,8 +160,6 @@ def test_dyn_and_weight_act_on_a_file(host: DiffusersHost, written) -> None:
 
 
 def test_what_is_not_understood_is_listed(host: DiffusersHost, written, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     tensors = load_file(written[0][0])
     odd = {
         f"{TO_K}.scalar": torch.ones(1),
@@ -177,8 +176,6 @@ def test_what_is_not_understood_is_listed(host: DiffusersHost, written, tmp_path
 
 
 def test_one_layer_under_two_names_is_refused(host: DiffusersHost, written, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     from lib_loraclr.errors import LoraclrError
 
     tensors = load_file(written[0][0])
@@ -238,3 +235,24 @@ def test_a_look_before_a_merge_finds_the_same_shapes_without_factoring(
         assert all(look.deltas[key].rank >= factors.rank for key, factors in given.deltas.items())
         dense |= {key for key, factors in given.deltas.items() if look.deltas[key].rank > factors.rank}
     assert dense, "control: some were factored to a lower rank"
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "found"),
+    [
+        ("style", None, "clay style"),
+        ("style", "", ""),
+        ("style", "a clay", "a clay"),
+        ("subject", None, "clay style"),
+        ("subject", "", "clay style"),
+    ],
+)
+def test_a_style_may_have_no_trigger_although_its_file_names_one(
+    host: DiffusersHost, demo: Path, tmp_path: Path, kind: str, asked: str | None, found: str
+) -> None:
+    """Emptied by a person, it acts on everything; a subject that nothing calls would be an error."""
+    tensors = load_file(demo / "loras" / "style-clay.safetensors")
+    save_file(tensors, tmp_path / "clay.safetensors", {"modelspec.trigger_phrase": "clay style"})
+    given = load_input(Concept(str(tmp_path / "clay.safetensors"), trigger=asked, kind=kind), host)
+    assert given.concept.trigger == found
+    assert is_background(given.concept) == (found == "")

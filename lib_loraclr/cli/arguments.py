@@ -30,7 +30,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=WORDS",
-        help="its trigger words (default: from its card or metadata)",
+        help="its trigger words (default: from its card or metadata); NAME= for a style that needs none",
     )
     group.add_argument(
         "--kind", action="append", default=[], metavar="NAME=KIND", help=f"{' or '.join(KINDS)} (default: subject)"

@@ -45,7 +45,7 @@ class Row:
 
     def __getitem__(self, name: str) -> Any:
         """What stands in a field."""
-        return self.typed.get(name, "" if name == "prompts" else _FIELDS[name])
+        return self.typed.get(name, "" if name in ("prompts", "trigger") else _FIELDS[name])
 
     def concept(self, lora: InstalledLora) -> Concept:
         """Raises:
