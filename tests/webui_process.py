@@ -58,6 +58,8 @@ class WebUI:
         self.folder, self._asked = folder, 0
         self.mailbox = folder / "mailbox"
         self.mailbox.mkdir(parents=True, exist_ok=True)
+        for old in self.mailbox.iterdir():  # an answer of the process before would be taken for this one's
+            old.unlink()
         hook = folder / "extensions" / "loraclr-checks" / "scripts" / "hook.py"
         hook.parent.mkdir(parents=True, exist_ok=True)
         folders = [str(ROOT), str(Path(__file__).parent)]
