@@ -33,6 +33,21 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class RefinementOptions:
+    """Attributes:
+    terms: of the objective
+    steps: at most
+    batch_size: predictions compared in each step
+    learning_rate: AdamW's, at its highest
+    """
+
+    terms: Terms
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class _Group:
     """One recording in coordinates of the column space.
 

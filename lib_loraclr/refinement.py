@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import LoraclrError
 from .low_rank import Factors, balanced, concatenate
-from .objective import Terms, output_terms
+from .objective import RefinementOptions, Terms, output_terms
 from .retention import Retention, measure
 from .teachers import Classroom, Examples
 
@@ -30,21 +30,6 @@ NEGATIVE_SHARE = 0.25
 CHECKS = 6
 #: checks without a better retention after which the run stops
 PATIENCE = 3
-
-
-@dataclass(frozen=True)
-class RefinementOptions:
-    """Attributes:
-    terms: of the objective
-    steps: at most
-    batch_size: predictions compared in each step
-    learning_rate: AdamW's, at its highest
-    """
-
-    terms: Terms
-    steps: int
-    batch_size: int
-    learning_rate: float
 
 
 @dataclass(frozen=True)

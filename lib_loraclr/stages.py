@@ -18,10 +18,11 @@ from .lora_files import PRECISIONS
 from .low_rank import Deltas, Factors, Truncation, exact, truncate
 from .memory import MemoryPlan, plan_memory
 from .methods import LayerResult, Method
+from .objective import RefinementOptions
 from .progress import Progress
 from .prompts import is_background
 from .recording import record_inputs, shared_inputs
-from .refinement import Refined, RefinementOptions, refine
+from .refinement import Refined, refine
 from .request import MergeRequest
 from .retention import Retention, drift_of_singles, measure
 from .sampling import BATCH

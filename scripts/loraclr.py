@@ -2,9 +2,9 @@
 
 from modules import script_callbacks
 
-from lib_loraclr.webui import jobs, routes, settings, tab
+from lib_loraclr.webui import settings, start, tab
 
 script_callbacks.on_ui_settings(settings.add)
 script_callbacks.on_ui_tabs(tab.create)
-script_callbacks.on_app_started(routes.add)
-script_callbacks.on_script_unloaded(jobs.unload)
+script_callbacks.on_app_started(start.add_routes)
+script_callbacks.on_script_unloaded(start.unload)

@@ -146,6 +146,34 @@ def test_what_a_door_needs_to_show_a_form_imports_no_torch_not_even_through_othe
         assert names <= set(sys.stdlib_module_names), module
 
 
+def test_the_webui_does_not_wait_for_the_engine_when_it_starts() -> None:
+    """What its script imports is little: under 0.2 s of a start that nobody may notice."""
+    reached, waiting = set(), ["lib_loraclr.webui.settings", "lib_loraclr.webui.start", "lib_loraclr.webui.tab"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += GRAPH[module]
+    engine = {
+        "merge",
+        "stages",
+        "refinement",
+        "teachers",
+        "output",
+        "baking",
+        "inputs",
+        "lora_files",
+        "preview",
+        "deltas",
+    }
+    doors = {"actions", "jobs", "check", "routes", "estimate", "pace"}
+    late = {f"lib_loraclr.{name}" for name in engine} | {f"lib_loraclr.webui.{name}" for name in doors}
+    assert late <= set(MODULES), "control: the modules are called so"
+    assert not late & reached
+    script = (ROOT / "scripts" / "loraclr.py").read_text("utf-8")
+    assert "from lib_loraclr.webui import settings, start, tab\n" in script
+
+
 def test_a_request_is_checked_where_torch_is_not_installed() -> None:
     """The same, as Python sees it."""
     code = "import sys; sys.modules['torch'] = None\n" + "\n".join(

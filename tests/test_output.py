@@ -20,7 +20,8 @@ from lib_loraclr.lora_files import PRECISIONS, read_lora, read_tensors
 from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import Merge
 from lib_loraclr.merged_tensors import lora_tensors
-from lib_loraclr.output import file_size, lora_metadata, output_path, read_recipe, save_merge, user_card
+from lib_loraclr.output import file_size, lora_metadata, read_recipe, save_merge, user_card
+from lib_loraclr.output_names import output_path
 from lib_loraclr.prompts import find_trigger, tag_frequency
 
 MakeMerge = Callable[..., Merge]

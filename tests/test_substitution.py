@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from lib_loraclr.hosts.base import Host
 from lib_loraclr.hosts.substitution import Layer, substituted
 from lib_loraclr.low_rank import Factors, concatenate
-from lib_loraclr.objective import Terms
+from lib_loraclr.objective import RefinementOptions, Terms
 from lib_loraclr.progress import Progress
-from lib_loraclr.refinement import RefinementOptions, refine
+from lib_loraclr.refinement import refine
 from lib_loraclr.request import RecordingOptions
 from lib_loraclr.teachers import Classroom, Examples, Teacher
 

@@ -208,4 +208,4 @@ def test_no_estimate_while_the_model_is_busy(doors: Doors) -> None:  # noqa: F81
 
 @pytest.mark.parametrize(("seconds", "text"), [(3, "a few seconds"), (44, "40 s"), (130, "2 min"), (5400, "1.5 h")])
 def test_durations(doors: Doors, seconds: float, text: str) -> None:  # noqa: F811
-    assert doors.module("estimate").duration(seconds) == text
+    assert doors.module("views").duration(seconds) == text

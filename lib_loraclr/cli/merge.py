@@ -11,7 +11,8 @@ from ..inputs import load_inputs
 from ..merge import merge_loras
 from ..methods import find_method
 from ..options import parse_options
-from ..output import check_destination, output_path, save_merge
+from ..output import check_destination, save_merge
+from ..output_names import output_path
 from ..preview import PreviewOptions, preview_grid
 from ..prompts import check_prompts, concept_prompts
 from ..request import MergeRequest

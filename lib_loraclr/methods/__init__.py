@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ..errors import unknown_name
 from ..layer_problem import LayerProblem
 from ..low_rank import Factors
-from ..refinement import RefinementOptions
+from ..objective import RefinementOptions
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import torch
 
 from ..layer_problem import LayerProblem
 from ..low_rank import Factors
-from ..objective import LayerObjective, Terms
+from ..objective import LayerObjective, RefinementOptions, Terms
 from ..options import option
-from ..refinement import RefinementOptions
 from ..solvers import minimize
 from . import LayerResult, merge_method
 from .ridge import closed_form

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-from modules import errors, shared, util
+from modules import errors, util
 
 from ..errors import Interrupted, LoraclrError
 from ..hosts.a1111 import free_name
@@ -17,7 +17,7 @@ from ..methods import METHODS
 from ..methods.contrastive import EFFORTS
 from ..options import schema
 from ..prompts import PromptOptions
-from . import catalogue, estimate, form, jobs, pace, rows, views
+from . import catalogue, estimate, form, jobs, pace, rows, settings, views
 from .check import check as checked
 from .form import EFFORT
 from .rows import Table
@@ -177,7 +177,7 @@ class Actions:
 
     def open_folder(self, job_id: str) -> None:
         job = jobs.find(job_id)
-        if job and job.kept and may_open_folders():
+        if job and job.kept and settings.may_open_folders():
             util.open_folder(str(job.kept.path.parent))
 
     def _fields(self, values: Sequence[Any]) -> dict[str, Any]:
@@ -187,12 +187,6 @@ class Actions:
 def _complete(table: str, chosen: list[str] | None) -> Table:
     """The rows, and one for every LoRA that was chosen so quickly that the browser has not drawn its row yet."""
     return rows.selected([catalogue.name_of(item) for item in chosen or ()], Table.parse(table), Table())
-
-
-def may_open_folders() -> bool:
-    """Whether who looks at the tab may be at the computer that the WebUI runs on, and folders are not hidden from them."""
-    options = shared.cmd_opts
-    return not (options.webui_is_non_local or options.hide_ui_dir_config)
 
 
 def _listing(chosen: list[str] | None, *, rescan: bool) -> list[Any]:
@@ -211,7 +205,7 @@ def _first(line: str, lines: str) -> str:
 
 def _efforts(seconds: dict[str, float]) -> Any:
     return gr.update(
-        choices=[(f"{name.capitalize()} (est. {estimate.duration(seconds[name])})", name) for name in EFFORTS]
+        choices=[(f"{name.capitalize()} (est. {views.duration(seconds[name])})", name) for name in EFFORTS]
     )
 
 

@@ -106,14 +106,3 @@ def _own(request: MergeRequest) -> Mapping[str, object]:
 def placeholder(number: int) -> tuple[Concept, ...]:
     """Concepts to count with before their names are known."""
     return tuple(Concept(f"concept {i}", trigger=f"concept {i}") for i in range(max(1, number)))
-
-
-def duration(seconds: float) -> str:
-    """In words, no more precise than it is."""
-    if seconds < 10:
-        return "a few seconds"
-    if seconds < 90:
-        return f"{round(seconds / 10) * 10} s"
-    if seconds < 3600:
-        return f"{max(2, round(seconds / 60))} min"
-    return f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from ..errors import LoraclrError
 from ..hosts.a1111 import find_lora
 from ..methods import METHODS, find_method
 from ..options import parse_number, parse_options, schema
-from ..output import clean_name
+from ..output_names import clean_name
 from ..prompts import PromptOptions
 from ..request import MergeRequest, RecordingOptions
 from .catalogue import obstacle

@@ -19,7 +19,8 @@ from ..hosts import a1111
 from ..hosts.base import Host
 from ..low_rank import Factors
 from ..merge import Merge, merge_loras
-from ..output import file_size, output_path, save_merge
+from ..output import file_size, save_merge
+from ..output_names import output_path
 from ..preview import PreviewOptions, preview_grid
 from ..request import MergeRequest
 from . import estimate, pace

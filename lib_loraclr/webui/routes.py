@@ -58,11 +58,9 @@ class KeepBody(BaseModel):
     overwrite: bool = Field(False, description="Replace a LoRA of that name; a checkpoint takes the next free name.")
 
 
-def add(_: Any, app: FastAPI) -> None:
-    """For `script_callbacks.on_app_started`: the routes, with `--api` (which `--nowebui` is too)."""
+def add(app: FastAPI) -> None:
+    """Add the routes to the WebUI's server."""
     options = shared.cmd_opts
-    if not (options.api or options.nowebui):
-        return
     guarded = [Depends(_authenticate)] if options.api_auth else []
     router = APIRouter(prefix="/loraclr/v1", tags=["LoRACLR"], dependencies=guarded)
     router.add_api_route("/loras", _answer(loras), methods=["GET"])

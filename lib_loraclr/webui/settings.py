@@ -46,3 +46,9 @@ def value(key: str):
     found = getattr(shared.opts, key, default)
     choices = arguments.get("choices")
     return default if found is None or (choices and found not in choices) else found
+
+
+def may_open_folders() -> bool:
+    """Whether who looks at the tab may be at the computer that the WebUI runs on, and folders are not hidden from them."""
+    options = shared.cmd_opts
+    return not (options.webui_is_non_local or options.hide_ui_dir_config)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import gradio as gr
 from modules.call_queue import wrap_gradio_gpu_call
 from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolButton
 
 from ..errors import LoraclrError
 from ..hosts import a1111
-from . import actions, views
+from . import settings, views
 from .fields import Fields
 from .form import EFFORT
 from .rows import Table, render
@@ -26,6 +29,22 @@ def create() -> list[tuple[gr.Blocks, str, str]]:
         # what a person chose for one merge is no default for the next, nor may it outlive a change of defaults here
         block.do_not_save_to_config = True
     return [(tab, "LoRACLR", "loraclr")]
+
+
+class _Actions:
+    """`actions.Actions`, imported when the first is wanted: the engine behind them takes longer to import than the WebUI's start
+    may take for a tab that nobody has opened."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def act(*values: Any) -> Any:
+            from .actions import Actions
+
+            return getattr(Actions(self._names), name)(*values)
+
+        return act
 
 
 class _Tab:
@@ -135,7 +154,7 @@ class _Tab:
                 self.folder = gr.Button(
                     "Open folder",
                     elem_id="loraclr_folder",
-                    visible=actions.may_open_folders(),
+                    visible=settings.may_open_folders(),
                     tooltip="Where the new LoRA is, on the computer that the WebUI runs on",
                 )
             self.log = gr.HTML("", elem_id="loraclr_log")
@@ -143,7 +162,7 @@ class _Tab:
     def _connect(self) -> None:
         """The events; functions of javascript/loraclr.js put the task id and the table into the first inputs."""
         left, fields = self.left, list(self.left.fields.values())
-        bound = actions.Actions(list(left.fields))
+        bound = _Actions(list(left.fields))
         listing = {"outputs": [self.picker, self.message], "show_progress": False}
         self.opened.click(bound.open, [self.picker], **listing).then(
             bound.restore, [self.job], [self.view, self.picture, self.decide, self.use, self.job], show_progress=False
@@ -195,7 +214,7 @@ class _Tab:
         self._connect_result()
 
     def _connect_result(self) -> None:
-        bound = actions.Actions(list(self.left.fields))
+        bound = _Actions(list(self.left.fields))
         where = [self.job, self.left.name, self.left.sub_folder]
         kept = [self.log, self.decide, self.use, self.replace, self.kept, self.left.name]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):

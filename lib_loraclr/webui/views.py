@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..hosts.a1111 import InstalledCheckpoint
 from ..methods import METHODS
 from ..report import ConceptReport, MergeReport, figure
-from .check import Check, Finding
-from .estimate import duration
-from .jobs import Job
+
+if TYPE_CHECKING:
+    from .check import Check, Finding
+    from .jobs import Job
 
 WELCOME = (
     "<div class='loraclr-welcome'><p>The result appears here, before anything is written.</p>"
@@ -172,6 +174,17 @@ def tag(job: Job) -> str:
 def triggers(job: Job) -> str:
     concepts = job.request.concepts
     return ", ".join(dict.fromkeys(concept.trigger for concept in concepts if concept.trigger))
+
+
+def duration(seconds: float) -> str:
+    """In words, no more precise than it is."""
+    if seconds < 10:
+        return "a few seconds"
+    if seconds < 90:
+        return f"{round(seconds / 10) * 10} s"
+    if seconds < 3600:
+        return f"{max(2, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _facts(facts: Sequence[tuple[str, str, str]]) -> str:

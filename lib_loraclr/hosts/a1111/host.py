@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...errors import LoraclrError
 from ...low_rank import Deltas
@@ -126,6 +125,9 @@ class A1111Host:
 
 @contextmanager
 def _recomputed(block: nn.Module) -> Iterator[None]:
+    # here, as it brings torch's testing tools with it, and the WebUI's start need not wait for them
+    from torch.utils.checkpoint import checkpoint
+
     forward = block.forward
     before = block.__dict__.get("forward")
 

@@ -9,8 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import LoraclrError, unknown_name
-from ...lora_family import family_by_header
-from ...output import output_path
+from ...output_names import output_path
 from ...prompts import find_trigger
 from ..base import REFINER
 from . import webui
@@ -135,6 +134,9 @@ def _family_by_tensors(path: Path) -> str | None:
     """What its header tells, remembered until the file changes, as the WebUI remembers its metadata."""
 
     def read() -> dict[str, str | None]:
+        # here, as it brings every kind of network with it, and the WebUI's start need not wait for them
+        from ...lora_family import family_by_header
+
         try:
             return {"family": family_by_header(path)}
         except LoraclrError:  # said by name when somebody wants to merge it
