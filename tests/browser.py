@@ -39,7 +39,7 @@ def install_link(folder: Path) -> None:
 
 @contextmanager
 def started(
-    folder: Path, *flags: str, settings: dict[str, Any] | None = None, ready: str = "ready"
+    folder: Path, *flags: str, settings: dict[str, Any] | None = None, ready: str = "ready", api: bool = True
 ) -> Iterator[tuple[WebUI, str]]:
     """A WebUI on a data folder that has all it needs, and its address; no traceback in its log goes through us.
 
@@ -49,7 +49,7 @@ def started(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    webui = WebUI(folder, "--port", str(port), *flags, settings=settings)
+    webui = WebUI(folder, "--port", str(port), *flags, settings=settings, api=api)
     try:
         webui.ask(ready)
         yield webui, f"http://127.0.0.1:{port}/"

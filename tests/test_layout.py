@@ -172,6 +172,9 @@ def test_the_webui_does_not_wait_for_the_engine_when_it_starts() -> None:
     assert not late & reached
     script = (ROOT / "scripts" / "loraclr.py").read_text("utf-8")
     assert "from lib_loraclr.webui import settings, start, tab\n" in script
+    registered = script.count("script_callbacks.on_")
+    assert registered == 3, "each of them takes as long as ten modules"
+    assert "if start.has_routes():\n    script_callbacks.on_app_started(start.add_routes)\n" in script
 
 
 def test_a_request_is_checked_where_torch_is_not_installed() -> None:

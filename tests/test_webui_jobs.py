@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,15 @@ def test_no_estimate_while_the_model_is_busy(doors: Doors) -> None:  # noqa: F81
 @pytest.mark.parametrize(("seconds", "text"), [(3, "a few seconds"), (44, "40 s"), (130, "2 min"), (5400, "1.5 h")])
 def test_durations(doors: Doors, seconds: float, text: str) -> None:  # noqa: F811
     assert doors.module("views").duration(seconds) == text
+
+
+def test_a_tab_that_is_made_anew_ends_what_ran_before(doors: Doors) -> None:  # noqa: F811
+    """Reload UI runs the script again and keeps its modules."""
+    start = doors.module("start")
+    start.end_former()  # nothing ran yet, and nothing is imported for it
+    assert "lib_loraclr.webui.jobs" not in sys.modules
+    jobs = doors.module("jobs")
+    merge = job(doors, "fox", "penguin")
+    jobs.run(merge, lock_held=False)
+    start.end_former()
+    assert merge.stop and merge.result is None and jobs.find(merge.id) is None

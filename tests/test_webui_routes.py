@@ -43,7 +43,9 @@ class Client:
         self.doors.lora("big", ss_base_model_version="sdxl_base_v1-0")
         self.webui = FastAPI()
         self.doors.webui.shared.OptionInfo = None
-        self.doors.module("start").add_routes(None, self.webui)
+        start = self.doors.module("start")
+        if start.has_routes():  # as scripts/loraclr.py
+            start.add_routes(None, self.webui)
         self._client = TestClient(self.webui)
 
     def ask(self, method: str, path: str, body: Any = None, **named: Any) -> tuple[int, Any]:

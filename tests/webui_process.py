@@ -49,11 +49,12 @@ class Failed(Exception):
 class WebUI:
     """A running WebUI."""
 
-    def __init__(self, folder: Path, *flags: str, settings: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, *flags: str, settings: dict[str, Any] | None = None, api: bool = True) -> None:
         """
         Args:
             folder: its data folder, with models in it; one that was closed may be started anew
             flags: of the command line, besides those for a run on the CPU
+            api: whether `--api` is one of them
         """
         self.folder, self._asked = folder, 0
         self.mailbox = folder / "mailbox"
@@ -70,7 +71,11 @@ class WebUI:
         self.log = folder / f"log-{len(list(folder.glob('log-*.txt')))}.txt"
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
-                self._command(flags), cwd=webui_dir(), env=self.environment(), stdout=log, stderr=log
+                self._command((*flags, *(("--api",) if api else ()))),
+                cwd=webui_dir(),
+                env=self.environment(),
+                stdout=log,
+                stderr=log,
             )
 
     def _command(self, flags: tuple[str, ...]) -> list[str]:
@@ -79,7 +84,7 @@ class WebUI:
             port = str(free.getsockname()[1])
         cpu = ["--use-cpu", "all", "--no-half", "--precision", "full", "--skip-torch-cuda-test"]
         offline = ["--skip-prepare-environment", "--skip-version-check", "--no-download-sd-model"]
-        own = ["--api", "--port", port, "--data-dir", str(self.folder)]
+        own = ["--port", port, "--data-dir", str(self.folder)]
         return [webui_python(), "-u", "launch.py", *cpu, *offline, *own, *flags]
 
     @staticmethod

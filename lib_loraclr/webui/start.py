@@ -1,23 +1,46 @@
-"""What the WebUI calls when it has started and when it unloads its scripts; imports what is behind it only then."""
+"""What the WebUI's script names without importing the engine, which is imported when somebody comes through a door.
+
+Registering a callback costs the WebUI's start as much time as importing ten modules (`script_callbacks.add_callback` reads the
+sources of the whole stack), so the script registers as few as will do.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from modules import shared
 
+if TYPE_CHECKING:
+    from .actions import Actions
+
+
+def has_routes() -> bool:
+    """Whether the WebUI was started with `--api`, which `--nowebui` is too."""
+    return bool(shared.cmd_opts.api or shared.cmd_opts.nowebui)
+
 
 def add_routes(demo: Any, app: Any) -> None:
-    """For `script_callbacks.on_app_started`: the HTTP routes, with `--api` (which `--nowebui` is too)."""
-    if shared.cmd_opts.api or shared.cmd_opts.nowebui:
-        from . import routes
+    """For `script_callbacks.on_app_started`: the HTTP routes."""
+    from . import routes
 
-        routes.add(app)
+    routes.add(app)
 
 
-def unload() -> None:
-    """For `script_callbacks.on_script_unloaded`: stop what runs and let go of everything, if anything ever ran."""
+def actions(names: Sequence[str]) -> Actions:
+    """What the tab's components do.
+
+    Args:
+        names: of the tab's fields, in the order their values arrive
+    """
+    from .actions import Actions
+
+    return Actions(names)
+
+
+def end_former() -> None:
+    """Stop what runs, and let go of everything, of the scripts that were loaded before; "Reload UI" keeps their modules."""
     jobs = sys.modules.get(f"{__package__}.jobs")
     if jobs is not None:
         jobs.unload()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import gradio as gr
@@ -11,7 +12,7 @@ from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolB
 
 from ..errors import LoraclrError
 from ..hosts import a1111
-from . import settings, views
+from . import settings, start, views
 from .fields import Fields
 from .form import EFFORT
 from .rows import Table, render
@@ -19,6 +20,7 @@ from .rows import Table, render
 
 def create() -> list[tuple[gr.Blocks, str, str]]:
     """For `script_callbacks.on_ui_tabs`. Looks at no file: the list is filled when the tab is opened."""
+    start.end_former()
     with gr.Blocks(analytics_enabled=False) as tab:
         try:
             a1111.refuse_forge()
@@ -38,11 +40,13 @@ class _Actions:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
 
+    @cached_property
+    def _actions(self) -> Any:
+        return start.actions(self._names)
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def act(*values: Any) -> Any:
-            from .actions import Actions
-
-            return getattr(Actions(self._names), name)(*values)
+            return getattr(self._actions, name)(*values)
 
         return act
 
@@ -211,10 +215,9 @@ class _Tab:
         )
         for button in (self.interrupt, self.interrupting):
             button.click(bound.interrupt, [self.task], _js="loraclrTask", show_progress=False)
-        self._connect_result()
+        self._connect_result(bound)
 
-    def _connect_result(self) -> None:
-        bound = _Actions(list(self.left.fields))
+    def _connect_result(self, bound: _Actions) -> None:
         where = [self.job, self.left.name, self.left.sub_folder]
         kept = [self.log, self.decide, self.use, self.replace, self.kept, self.left.name]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):
