@@ -57,7 +57,7 @@ def test_install_from_url_restart_reload(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     demo_models(folder)
     before = packages()
-    with started(folder) as (webui, url):
+    with started(folder, api=False) as (webui, url):
         seen = go(url, "vanilla", known=RELOADING)
         assert seen["tab"] == 0, "control: it is not there before"
         without, alone = webui.log.read_text("utf-8"), [line for line in seen["console"] if "404" in line]
