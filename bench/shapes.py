@@ -194,6 +194,9 @@ class ShapesHost:
                     shared[same[key]] = given = torch.randn(batch, 1, columns).expand(batch, positions, columns)
                 module(given)
 
+    def knowing(self, embeddings):
+        return nullcontext(())
+
     def refinement_obstacle(self) -> None:
         return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import embeddings
 from .deltas import layer_delta
 from .errors import LoraclrError
 from .hosts.base import FAMILIES, Host
@@ -92,18 +93,13 @@ def bundled_embeddings(inputs: Sequence[InputLora]) -> dict[str, Tensor]:
 
 def lost_embeddings(request: MergeRequest, inputs: Sequence[InputLora]) -> list[str]:
     """A warning where the inputs bundle embeddings and what is saved cannot."""
-    names = sorted({_embedding_name(key) for given in inputs for key in given.file.embeddings})
+    names = sorted({embeddings.name_of(key) for given in inputs for key in given.file.embeddings})
     if not names or request.save_as != "checkpoint":
         return []
     return [
         f"A checkpoint cannot hold the bundled embeddings ({', '.join(names)}): put them into the folder embeddings by "
         "themselves, or save the merge as a LoRA."
     ]
-
-
-def _embedding_name(key: str) -> str:
-    """`bundle_emb.NAME.…` -> NAME"""
-    return key.split(".")[1]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -155,7 +151,7 @@ def load_input(concept: Concept, host: Host, *, shapes_only: bool = False) -> In
     warnings = [
         *(f"{concept.label}: {warning}" for warning in file.warnings),
         *_warnings(concept.label, unknown, foreign, losses),
-        *_unlike_a_prompt(concept, file, deltas, host),
+        *_unlike_a_prompt(concept, deltas, host),
         *warnings,
     ]
     loss = max(losses.values(), default=0.0)
@@ -179,22 +175,15 @@ def _of_all_channels(factors: Factors, layer: Layer) -> bool:
     return bool(layer.channels) and factors.shape == (d_out, d_in // layer.channels * INPAINTING_CHANNELS)
 
 
-def _unlike_a_prompt(concept: Concept, file: LoraFile, deltas: Mapping[str, Factors], host: Host) -> list[str]:
+def _unlike_a_prompt(concept: Concept, deltas: Mapping[str, Factors], host: Host) -> list[str]:
     """Where a merge and a prompt in the WebUI read the file differently."""
-    warnings = []
-    names = sorted(set(map(_embedding_name, file.embeddings)))
-    if names:
-        warnings.append(
-            f"{concept.label} bundles an embedding ({', '.join(names)}). It is carried over as it is; the prompts are recorded "
-            "without it."
-        )
     incomplete = incomplete_attention(deltas, host.family.open_clip)
-    if incomplete:
-        warnings.append(
-            f"{concept.label}: in a prompt the WebUI leaves out {len(incomplete)} attention layers of OpenCLIP's text encoder, "
-            f"as the file does not have all of q, k, v and out there ({incomplete[0]}, …). The merge applies them."
-        )
-    return warnings
+    if not incomplete:
+        return []
+    return [
+        f"{concept.label}: in a prompt the WebUI leaves out {len(incomplete)} attention layers of OpenCLIP's text encoder, "
+        f"as the file does not have all of q, k, v and out there ({incomplete[0]}, …). The merge applies them."
+    ]
 
 
 def _in_the_model(file: LoraFile, concept: Concept, host: Host) -> tuple[dict[str, Mapping[str, Tensor]], list[str]]:

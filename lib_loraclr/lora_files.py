@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import embeddings
 from .adapter_config import assumed, stated_alphas
 from .errors import LoraclrError
 from .layer_keys import split_key
@@ -108,24 +109,24 @@ def read_lora(path: Path | str) -> LoraFile:
     """Read a LoRA file.
 
     Raises:
-        LoraclrError: it cannot be read, holds no layer, NaN or infinity, or an embedding of a type that cannot be written
+        LoraclrError: it cannot be read, holds no layer, NaN or infinity, or an embedding that could not be passed on
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
     layers: dict[str, dict[str, Tensor]] = {}
-    embeddings, unknown, names = {}, [], {}
+    bundled, unknown, names = {}, [], {}
     for key, tensor in tensors.items():
         if not _is_finite(tensor):
             raise LoraclrError(
                 f"{path} holds NaN or infinity in {key}: the training that made it went wrong; use an earlier epoch."
             )
-        if key.startswith("bundle_emb."):
+        if key.startswith(embeddings.PREFIX):
             if tensor.dtype not in DTYPE_NAMES:
                 raise LoraclrError(
                     f"{path} bundles the embedding {key} as {tensor.dtype}, which a merge cannot pass on: "
                     "leave this file out, or take the embedding out of it."
                 )
-            embeddings[key] = tensor
+            bundled[key] = tensor
         # a parameter that a file holds twice, in two styles, is read once
         elif (parts := split_key(key)) is not None and parts[1] not in layers.get(parts[0], {}):
             layers.setdefault(parts[0], {})[parts[1]] = tensor
@@ -133,14 +134,27 @@ def read_lora(path: Path | str) -> LoraFile:
         else:
             unknown.append(key)
     if not layers:
-        shown = ", ".join([*unknown, *embeddings][:3]) or "none at all"
+        shown = ", ".join([*unknown, *bundled][:3]) or "none at all"
         raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA for Stable Diffusion?")
     _check_shapes(layers, path)
+    _check_embeddings(bundled, path)
     peft = any(key.startswith("base_model.") for key in tensors)
     for key, alpha in stated_alphas(layers, names, metadata, path, peft=peft).items():
         layers[key]["alpha"] = alpha
     warning = assumed(layers) if peft else None
-    return LoraFile(path, metadata, layers, embeddings, tuple(unknown), (warning,) if warning else ())
+    return LoraFile(path, metadata, layers, bundled, tuple(unknown), (warning,) if warning else ())
+
+
+def _check_embeddings(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse what the WebUI would load neither here nor out of the merged file.
+
+    Raises:
+        LoraclrError: an embedding of an unknown form
+    """
+    try:
+        embeddings.by_name(tensors)
+    except LoraclrError as error:
+        raise LoraclrError(f"{path}: {error}") from error
 
 
 def _check_shapes(layers: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:

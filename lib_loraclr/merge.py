@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .baking import require_copyable, require_places
 from .errors import LoraclrError
 from .hosts.base import Host
-from .inputs import InputLora, load_input, load_inputs
+from .inputs import InputLora, bundled_embeddings, load_input, load_inputs
 from .low_rank import Factors
 from .methods import Method, find_method
 from .options import parse_options
@@ -62,16 +62,19 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
         require_places(host.checkpoint_path, inputs)
     request = replace(request, concepts=tuple(given.concept for given in inputs))
     check_prompts(request.concepts, request.prompts)
-    # Sorted by content, so that the order in which the LoRAs were named changes nothing.
-    job = Job(request, sorted(inputs, key=lambda given: given.order), host, progress, records=method.records)
     refinement = method.refinement(options, len(inputs))
     if refinement and (obstacle := host.refinement_obstacle()):
         raise LoraclrError(obstacle)
-    lessons = job.learn_to_merge() if method.records else []
-    layers = job.solve(method, options, lessons)
-    refined = job.refine(layers, lessons, refinement) if refinement else None
-    factors = job.rounded(refined.factors if refined else {key: layer.factors for key, layer in layers.items()})
-    before, after = job.measure(factors)
+    with host.knowing(bundled_embeddings(inputs)) as unknown:
+        # Sorted by content, so that the order in which the LoRAs were named changes nothing.
+        ordered = sorted(inputs, key=lambda given: given.order)
+        job = Job(request, ordered, host, progress, records=method.records)
+        job.warnings += unknown
+        lessons = job.learn_to_merge() if method.records else []
+        layers = job.solve(method, options, lessons)
+        refined = job.refine(layers, lessons, refinement) if refinement else None
+        factors = job.rounded(refined.factors if refined else {key: layer.factors for key, layer in layers.items()})
+        before, after = job.measure(factors)
     report = _report(request, job, method, layers, refined, (before, after))
     return Merge(request, factors, tuple(inputs), report)
 
@@ -95,8 +98,10 @@ def measure_loras(
     request = replace(request, concepts=tuple(given.concept for given in inputs))
     check_prompts(request.concepts, request.prompts)
     result = load_input(parse_lora_argument(merged), host).deltas if merged else None
-    job = Job(request, inputs, host, progress or Progress(), records=False)
-    before, after = job.measure(result)
+    with host.knowing(bundled_embeddings(inputs)) as unknown:
+        job = Job(request, inputs, host, progress or Progress(), records=False)
+        job.warnings += unknown
+        before, after = job.measure(result)
     return MergeReport(
         method=merged or "all tags",
         source="docs/method.md",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from .hosts.base import Host
+from .inputs import bundled_embeddings
 from .low_rank import Factors, concatenate
 from .merge import Merge
 from .progress import Progress
@@ -71,14 +72,15 @@ def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Pr
             )
         return host.decode(latents)
 
-    base, together, merged = (draw(d, prompts, options.seed) for d in ({}, everyone, merge.factors))
-    alone = [draw(given.deltas, [prompts[i]], options.seed + i)[0] for i, given in enumerate(merge.inputs)]
-    rows = [([base[i], alone[i], together[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
-    if doubles:
+    base = draw({}, prompts, options.seed)
+    with host.knowing(bundled_embeddings(merge.inputs)):
+        together, merged = (draw(deltas, prompts, options.seed) for deltas in (everyone, merge.factors))
+        alone = [draw(given.deltas, [prompts[i]], options.seed + i)[0] for i, given in enumerate(merge.inputs)]
         seed = options.seed + len(prompts)
-        both = [draw(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors)]
-        for k, (a, b) in enumerate(pairs):
-            rows.append(([both[0][k], both[1][k]], f"{concepts[a].label} + {concepts[b].label}"))
+        both = [draw(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors) if doubles]
+    rows = [([base[i], alone[i], together[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
+    for k, (a, b) in enumerate(pairs):
+        rows.append(([both[0][k], both[1][k]], f"{concepts[a].label} + {concepts[b].label}"))
     return _lay_out(rows, options.font)
 
 

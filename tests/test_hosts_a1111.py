@@ -332,3 +332,35 @@ def test_sparing_memory_on_a_card_is_an_obstacle_to_the_refinement(host: a1111.A
     assert host.refinement_obstacle() is None
     host.model.lowvram, host.device = True, torch.device("cuda")
     assert "--medvram" in host.refinement_obstacle()
+
+
+# -- embeddings that LoRAs bundle
+
+
+def test_bundled_embeddings_are_registered_for_a_while(webui: StandIn, host: a1111.A1111Host):
+    database = webui.sd_hijack.model_hijack.embedding_db
+    database.word_embeddings["sks"] = installed = object()
+    vectors = {
+        "bundle_emb.sks.string_to_param.*": torch.zeros(2, WIDTH),
+        "bundle_emb.fox.string_to_param.*": torch.ones(2, WIDTH),
+        "bundle_emb.wide.string_to_param.*": torch.ones(2, WIDTH + 1),
+    }
+    with pytest.raises(RuntimeError, match="on purpose"), host.knowing(vectors) as warnings:
+        assert set(database.word_embeddings) == {"sks", "fox"}
+        [own] = database.word_embeddings["fox"].vec.values()
+        assert torch.equal(own, torch.ones(2, WIDTH)), "not another's"
+        raise RuntimeError("on purpose")
+    assert database.word_embeddings == {"sks": installed}, "the installed one stays, whatever happened"
+    assert "An embedding sks is installed" in warnings[0]
+    assert "wide was made for other text encoders than those of tiny.safetensors" in warnings[1]
+
+
+def test_xls_embeddings_have_vectors_for_both_text_encoders(xl: a1111.A1111Host):
+    database = sys.modules["modules.sd_hijack"].model_hijack.embedding_db
+    both = {f"bundle_emb.fox.{part}": torch.ones(2, WIDTH) for part in ("clip_l", "clip_g")}
+    with xl.knowing(both) as warnings:
+        assert set(database.word_embeddings["fox"].vec) == {"clip_l", "clip_g"}
+    assert warnings == () and database.word_embeddings == {}
+    with xl.knowing({"bundle_emb.fox.clip_l": torch.ones(2, WIDTH)}) as warnings:
+        assert database.word_embeddings == {}
+    assert "fox was made for other text encoders" in warnings[0]

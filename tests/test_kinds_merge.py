@@ -168,8 +168,7 @@ def test_what_is_not_understood_is_listed(host: DiffusersHost, written, tmp_path
     }
     save_file({**tensors, **odd}, tmp_path / "odd.safetensors")
     given = load_input(Concept(str(tmp_path / "odd.safetensors"), trigger="odd"), host)
-    unknown, foreign, bundled = given.warnings
-    assert "kohya-lora" not in bundled and "bundles an embedding (sks)" in bundled
+    unknown, foreign = given.warnings
     assert "2 keys are not understood and left out (optimizer, " in unknown and f"{TO_K}.scalar" in unknown
     assert "1 layers are not in the model and left out (lora_unet_nowhere)" in foreign
     assert given.left_out == ("optimizer", f"{TO_K}.scalar", "lora_unet_nowhere"), "all of them, for the report"

@@ -18,6 +18,7 @@ from webui_process import WebUI, demo_models, sdxl_loras, sdxl_models
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge import merge_loras
 from lib_loraclr.request import MergeRequest
+from tests.tiny_checkpoints import CLIP_WIDTH, OPEN_CLIP_WIDTH
 
 OUTCOMES = {"merge": "merged", "refine": "refined in 2 steps", "interrupt": "interrupted", "error": "on purpose"}
 #: the WebUI's attention optimisations that run on the CPU, by the titles its settings show
@@ -189,6 +190,16 @@ def test_bundled_embeddings_are_carried_over(sd1: WebUI):
     assert sd1.ask("picture_distance", first=merged, second=control) >= 50
 
 
+def test_a_bundled_embedding_is_known_as_while_its_lora_is_active(sd1: WebUI):
+    loras = sd1.folder / "models" / "Lora"
+    vectors = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
+    tensors = {**load_file(loras / "penguin.safetensors"), "bundle_emb.glimmer.string_to_param.*": vectors}
+    save_file(tensors, loras / "knowing.safetensors")
+    found = sd1.ask("embeddings_like_the_webui", name="knowing", prompt="a photo of a (glimmer:1.2) on a road")
+    assert found["error"] < 1e-5 and found["forgotten"] and found["warnings"] == []
+    assert found["effect"] > 0.05, "control: without it the words mean something else"
+
+
 def test_an_overwritten_lora_shows_its_new_picture(sd1: WebUI):
     first, second = ([[a, "ohwx bird"], ["pizza", "vbk food"]] for a in ("penguin", "fox-face"))
     prompt = "a ohwx bird <lora:{}:1>"
@@ -291,6 +302,18 @@ def test_sdxl_weighted_sum_is_both_tags(sdxl: WebUI):
     assert apart <= 1
     for name in ("one", "two"):
         assert sdxl.ask("picture_distance", first="a cat <lora:sum:1>", second=f"a cat <lora:{name}:1>") >= 50
+
+
+def test_an_sdxl_embedding_reaches_both_text_encoders(sdxl: WebUI):
+    loras, generator = sdxl.folder / "models" / "Lora", torch.Generator().manual_seed(1)
+    vectors = {
+        f"bundle_emb.glimmer.{part}": torch.randn(2, width, generator=generator)
+        for part, width in (("clip_l", CLIP_WIDTH), ("clip_g", OPEN_CLIP_WIDTH))
+    }
+    save_file({**load_file(loras / "one.safetensors"), **vectors}, loras / "knowing.safetensors")
+    found = sdxl.ask("embeddings_like_the_webui", name="knowing", prompt="a photo of a glimmer on a road")
+    assert found["error"] < 1e-5 and found["forgotten"] and found["warnings"] == []
+    assert found["effect"] > 0.05, "control: without it the words mean something else"
 
 
 def test_sdxl_contrastive_keeps_more_than_the_average(sdxl: WebUI):

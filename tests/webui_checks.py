@@ -169,6 +169,30 @@ def alone_like_the_webui(name: str, te: float = 1.0, unet: float = 1.0, function
         }
 
 
+@torch.no_grad()
+def embeddings_like_the_webui(name: str, prompt: str) -> dict[str, Any]:
+    """Conditioning of a prompt with a LoRA and what it bundles, ours and the WebUI's, and what is known afterwards."""
+    from modules import sd_hijack
+
+    database = sd_hijack.model_hijack.embedding_db
+    with a1111.session() as host:
+        given = load_input(Concept(str(a1111.find_lora(name).path)), host)
+        before = sorted(database.word_embeddings), sorted(database.ids_lookup)
+        with host.apply(given.deltas):
+            without = host.encode([prompt]).tensors["context"]
+            with host.knowing(given.file.embeddings) as warnings:
+                ours = host.encode([prompt]).tensors["context"]
+        after = sorted(database.word_embeddings), sorted(database.ids_lookup)
+        with webui_loaded([name], [1.0], [1.0]):
+            theirs = host.encode([prompt]).tensors["context"]
+        return {
+            "error": float((ours - theirs).norm() / theirs.norm()),
+            "effect": float((without - theirs).norm() / theirs.norm()),
+            "forgotten": before == after,
+            "warnings": warnings,
+        }
+
+
 def sampler_prediction(prompt: str, **options: Any) -> float:
     """Our encode and denoise against what the WebUI's own sampler computes: largest difference."""
     from modules import devices, processing, prompt_parser, shared

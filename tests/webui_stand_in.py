@@ -242,6 +242,27 @@ def _processing() -> SimpleNamespace:
     )
 
 
+class _EmbeddingDatabase:
+    """`modules/textual_inversion/textual_inversion.py`."""
+
+    def __init__(self, expected_shape: int) -> None:
+        self.expected_shape = expected_shape
+        self.word_embeddings: dict[str, Any] = {}
+
+    def register_embedding(self, embedding: Any, model: nn.Module) -> None:
+        self.register_embedding_by_name(embedding, model, embedding.name)
+
+    def register_embedding_by_name(self, embedding: Any, model: nn.Module, name: str) -> None:
+        if embedding is None:
+            del self.word_embeddings[name]
+        else:
+            self.word_embeddings[name] = embedding
+
+
+def _embedding(data: dict[str, Tensor], name: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, vec=data, shape=sum(tensor.shape[-1] for tensor in data.values()))
+
+
 class StandIn:
     """The WebUI, as far as the adapter knows it. Its parts are attributes by the names of the WebUI's modules."""
 
@@ -280,9 +301,14 @@ class StandIn:
         self.lowvram = SimpleNamespace(is_enabled=lambda model: model.lowvram, send_everything_to_cpu=lambda: None)
         self.sd_hijack = SimpleNamespace(
             model_hijack=SimpleNamespace(
-                comments=["a comment"], extra_generation_params={}, fixes=None, apply_circular=self._apply_circular
+                comments=["a comment"],
+                extra_generation_params={},
+                fixes=None,
+                apply_circular=self._apply_circular,
+                embedding_db=_EmbeddingDatabase(2 * WIDTH if self.model.is_sdxl else WIDTH),
             )
         )
+        self.textual_inversion = SimpleNamespace(create_embedding_from_data=_embedding)
         checkpoints = folder.parent / "checkpoints"
         self.model.sd_checkpoint_info.filename = str(checkpoints / "tiny.safetensors")
         self.sd_models = SimpleNamespace(
@@ -339,6 +365,7 @@ class StandIn:
         for name, part in vars(self).items():
             if name not in ("model", "networks"):
                 patch.setitem(sys.modules, f"modules.{name}", part)
+        patch.setitem(sys.modules, "modules.textual_inversion.textual_inversion", self.textual_inversion)
         patch.setitem(sys.modules, "networks", self.networks if lora else None)
         return self
 

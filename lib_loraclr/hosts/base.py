@@ -170,6 +170,17 @@ class Host(Protocol):
         """The model with these deltas added to its weights. Factors that require gradients get them."""
         ...
 
+    def knowing(self, embeddings: Mapping[str, Tensor]) -> AbstractContextManager[tuple[str, ...]]:
+        """Inside, prompts can call these embeddings by their names, as in the WebUI where a LoRA that bundles them is active.
+
+        Args:
+            embeddings: by their keys in a LoRA file (`embeddings.py`)
+
+        Returns:
+            a warning for each that prompts do without
+        """
+        ...
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of `b` prompts, differentiable where factors of a text encoder require gradients."""
         ...

@@ -16,6 +16,7 @@ from ...low_rank import Deltas
 from .. import base
 from ..substitution import Layer, substituted
 from . import conditioning, webui
+from .embeddings import known
 from .layers import family_of, is_inpainting, model_layers
 
 #: blocks of ldm's and sgm's UNets whose activations are worth recomputing
@@ -77,6 +78,9 @@ class A1111Host:
         Those change nothing as long as `networks.loaded_networks` is empty, whatever `lora_functional` says.
         """
         return substituted(self._layers, deltas)
+
+    def knowing(self, embeddings: Mapping[str, Tensor]) -> AbstractContextManager[tuple[str, ...]]:
+        return known(self.model, embeddings, self.checkpoint)
 
     def encode(self, prompts: Sequence[str]) -> base.Conditioning:
         return conditioning.encode(self.model, prompts)

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
+from ...embeddings import by_name, misfit, per_encoder
 from ...layer_keys import other_names
 from ...low_rank import Deltas
 from .. import base
@@ -81,6 +82,18 @@ class DiffusersHost:
 
     def apply(self, deltas: Deltas) -> AbstractContextManager[None]:
         return substituted(self._layers, deltas)
+
+    @contextmanager
+    def knowing(self, embeddings: Mapping[str, Tensor]) -> Iterator[tuple[str, ...]]:
+        widths = [encoder.table.weight.shape[1] for encoder in self.text_encoders]
+        fitting = {name: per_encoder(parts, widths) for name, parts in by_name(embeddings).items()}
+        try:
+            for place, encoder in enumerate(self.text_encoders):
+                encoder.vectors.update((name, own[place].to(self.device)) for name, own in fitting.items() if own)
+            yield tuple(misfit(name, self.checkpoint) for name, own in fitting.items() if own is None)
+        finally:
+            for encoder in self.text_encoders:
+                encoder.vectors.clear()
 
     def encode(self, prompts: Sequence[str]) -> base.Conditioning:
         encoded = [encoder(prompts) for encoder in self.text_encoders]

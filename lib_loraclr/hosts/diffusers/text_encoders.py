@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from .embeddings import in_place, tokenized
 
 #: CLIP's vocabulary, the same for every family; "!" is its token 0
 _TOKENIZER = Path(__file__).parent / "tokenizer"
@@ -44,18 +47,24 @@ class TextEncoder:
         tokenizer: its tokenizer
         penultimate: whether the context is what leaves the last layer but one, not normalised, instead of what leaves the
             last layer, normalised
+        vectors: name -> `[n, d]`, the embeddings that prompts can call
     """
 
     model: nn.Module
     tokenizer: CLIPTokenizer
     penultimate: bool
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def table(self) -> nn.Module:
+        """The vectors of its vocabulary, `[v, d]` as `weight`."""
+        return self.model.get_input_embeddings()
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Context `[b, 77, d]`, and the projected pooled output `[b, p]` where the model has a projection."""
-        padded = {"padding": "max_length", "max_length": _LENGTH, "truncation": True, "return_tensors": "pt"}
-        tokens = self.tokenizer(list(prompts), **padded).input_ids
-        device = next(self.model.parameters()).device
-        output = self.model(tokens.to(device), output_hidden_states=True)
+        tokens, places = tokenized(self.tokenizer, prompts, self.vectors, _LENGTH)
+        with in_place(self.table, places) if places else nullcontext():
+            output = self.model(tokens.to(self.table.weight.device), output_hidden_states=True)
         context = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
         return context, getattr(output, "text_embeds", None)
 
