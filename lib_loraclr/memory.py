@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from .errors import LoraclrError
 
 MEGABYTE = 1 << 20
@@ -57,3 +59,14 @@ def plan_memory(
         )
     rows = int(budget * ROWS_SHARE / row) if row else MOST_ROWS
     return MemoryPlan(min(MOST_ROWS, rows), min(steps, int(budget * POINTS_SHARE / point)))
+
+
+def free_on_card(device: torch.device) -> int | None:
+    """Bytes that can still be had on a graphics card, those that torch holds for this process and does not use included.
+
+    None for RAM, which has a budget instead.
+    """
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .hosts.base import Conditioning, Host
 from .low_rank import Factors
+from .memory import free_on_card
 from .progress import Progress
 from .prompts import PromptOptions, concept_prompts, is_background
 from .request import Concept, RecordingOptions
@@ -159,9 +160,8 @@ class Classroom:
 
     def activation_budget(self) -> int:
         """Bytes that activations may take: most of what is free on a graphics card, the memory budget in RAM."""
-        if self.host.device.type == "cuda":
-            return int(0.7 * torch.cuda.mem_get_info(self.host.device)[0])
-        return self.memory
+        free = free_on_card(self.host.device)
+        return self.memory if free is None else int(0.7 * free)
 
     def together(self, active: Sequence[int]) -> dict[str, tuple[Factors, ...]]:
         """The deltas of the active concepts; `Host.apply` adds them."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.memory import HALF, LEAST_ROWS, MEGABYTE, MOST_ROWS, TENSORS_PER_POINT, plan_memory
+from lib_loraclr.memory import HALF, LEAST_ROWS, MEGABYTE, MOST_ROWS, TENSORS_PER_POINT, free_on_card, plan_memory
 
 #: from a merge of two on a small model to one of twelve at SD1.5's sizes
 JOBS = {
@@ -90,3 +91,11 @@ def test_memory_does_not_grow_with_the_number_of_steps(job: dict) -> None:
     plans = [plan_memory(budget, **{**job, "steps": steps}) for steps in (100, 1000)]
     assert spent(plans[1], job) <= budget * MEGABYTE
     assert plans[0].rows == plans[1].rows
+
+
+def test_free_on_a_card_is_what_the_driver_has_and_what_torch_keeps_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"mem_get_info": (700, 1000), "memory_reserved": 250, "memory_allocated": 200}
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    assert free_on_card(torch.device("cuda")) == 750
+    assert free_on_card(torch.device("cpu")) is None

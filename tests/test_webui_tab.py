@@ -164,6 +164,24 @@ def test_check_reads_the_file_that_merge_would_refuse(doors: Doors) -> None:  # 
     assert "fox cannot be read as safetensors" in view and str(doors.folder) not in view
 
 
+@pytest.mark.parametrize(("rank", "possible"), [("auto", True), ("4", False)])
+def test_check_says_where_the_card_is_too_small(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    rank: str,
+    possible: bool,
+) -> None:
+    check = doors.module("check")
+    monkeypatch.setattr(check, "_sizes", lambda *_, **__: (1.0, 700.5, 1.0))
+    bound, values = tab(doors, method="contrastive", rank=rank, effort="balanced")
+    for free, short in ((700 << 20, True), (701 << 20, False), (None, False)):
+        monkeypatch.setattr(check, "free_on_card", lambda _, free=free: free)
+        view = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
+        told = "The graphics card has 700 MB free, and this merge may need 701 MB" in view and "effort Fast" in view
+        assert told is short
+        assert ("Ready to merge" in view) is (possible or not short)
+
+
 def test_from_prompt_takes_tags_weights_and_the_other_words(doors: Doors) -> None:  # noqa: F811
     bound, _ = tab(doors)
     prompt = "sks animal, a castle, <lora:fox:0.7>, <lora:nobody:1> at night"
@@ -278,6 +296,21 @@ def test_an_error_nobody_foresaw_is_said_and_leaves_no_old_result_to_keep(
     assert "RuntimeError: CUDA error: an illegal memory access" in view and "Nothing was kept" in view
     assert picture["visible"] is False and decide["visible"] is False
     assert doors.reported == ["LoRACLR: the merge failed"]
+
+
+def test_where_the_cards_memory_runs_out_the_remedy_is_said(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bound, values = tab(doors)
+
+    def fail(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(doors.module("jobs"), "merge_loras", fail)
+    view, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
+    assert "The graphics memory ran out" in view and "effort Fast" in view and "GiB" not in view
+    assert doors.reported == []
 
 
 @pytest.mark.parametrize("error", [LoraclrError("NaNs in VAE"), Interrupted(), torch.cuda.OutOfMemoryError("out")])

@@ -13,11 +13,11 @@ from ..hosts import a1111
 from ..hosts.base import Host
 from ..inputs import InputLora, bundled_embeddings, load_input, lost_embeddings
 from ..lora_files import PRECISIONS
+from ..memory import MEGABYTE, free_on_card
 from ..prompts import check_prompts
 from ..request import MergeRequest
 from . import estimate, pace
 
-_MEGABYTE = 1 << 20
 #: copies of the factors that the refinement keeps in fp32: themselves, gradients, AdamW's two, the anchor and the best
 _REFINED_COPIES = 6
 
@@ -83,7 +83,12 @@ def check(request: MergeRequest, names: Sequence[str], *, draw: bool) -> Check:
         inputs += found[1:]
     problems, warnings = _together(request, inputs, host, names)
     seconds = estimate.stages(request, host, draw=draw)
-    ram, device, file = _sizes(request, inputs, host, refining="refining" in seconds)
+    refining = "refining" in seconds
+    ram, device, file = _sizes(request, inputs, host, refining=refining)
+    shortage = _shortage(device, host, refining=refining)
+    if shortage:
+        # what rank auto will choose, and so whether it will fit, is not known beforehand
+        (warnings if request.rank == "auto" else problems).append(shortage)
     return Check(
         tuple(findings),
         tuple(problems),
@@ -140,6 +145,18 @@ def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, na
     return problems, warnings
 
 
+def _shortage(needed_mb: float, host: Host, *, refining: bool) -> str | None:
+    """What to do where the merge's factors and all that belongs to them are more than the card has room for."""
+    free = free_on_card(host.device)
+    if free is None or needed_mb * MEGABYTE <= free:
+        return None
+    remedy = "choose effort Fast, which needs less, a lower rank" if refining else "choose a lower rank"
+    return (
+        f"The graphics card has {free // MEGABYTE} MB free, and this merge may need {math.ceil(needed_mb)} MB and what a picture "
+        f"needs: {remedy}, or merge fewer LoRAs at a time."
+    )
+
+
 def _licences(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
@@ -161,12 +178,12 @@ def _sizes(request: MergeRequest, inputs: Sequence[InputLora], host: Host, *, re
     numbers = sum(min(rank, most, limit or rank) * both for rank, both, most in columns.values())
     bundled = sum(t.numel() * t.element_size() for given in inputs for t in given.file.embeddings.values())
     itemsize = PRECISIONS[request.precision].itemsize
-    file = (numbers * itemsize + bundled) / _MEGABYTE
+    file = (numbers * itemsize + bundled) / MEGABYTE
     saved = file
     if request.save_as == "full":
-        saved = sum(math.prod(host.layers()[key].shape) for key in columns) * itemsize / _MEGABYTE
+        saved = sum(math.prod(host.layers()[key].shape) for key in columns) * itemsize / MEGABYTE
     elif request.save_as == "checkpoint" and host.checkpoint_path.is_file():
-        saved = host.checkpoint_path.stat().st_size / _MEGABYTE
-    working = 4 * (inside * 2 + numbers * (_REFINED_COPIES if refining else 2)) / _MEGABYTE
+        saved = host.checkpoint_path.stat().st_size / MEGABYTE
+    working = 4 * (inside * 2 + numbers * (_REFINED_COPIES if refining else 2)) / MEGABYTE
     on_card = host.device.type != "cpu"
     return request.memory_mb + file * 2 + (0 if on_card else working), working if on_card else 0.0, saved

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 OVER = ("finished", "failed", "interrupted", "kept", "discarded")
 #: jobs that are remembered, and results among them that are held in memory
 _REMEMBERED, _HELD = 16, 2
+_NO_MEMORY = (
+    "The graphics memory ran out, and nothing was kept: choose effort Fast, merge fewer LoRAs at a time, or record smaller "
+    "pictures (width and height under Advanced)."
+)
 
 
 @dataclass
@@ -146,6 +150,9 @@ def run(job: Job, *, lock_held: bool) -> None:
         raise
     except LoraclrError as error:
         job.state, job.error = "failed", shown(error, job)
+        raise LoraclrError(job.error) from error
+    except torch.cuda.OutOfMemoryError as error:
+        job.state, job.error = "failed", _NO_MEMORY
         raise LoraclrError(job.error) from error
     except Exception as error:
         job.state, job.error = "failed", f"{type(error).__name__}: {error}"
