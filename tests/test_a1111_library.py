@@ -16,6 +16,7 @@ from webui_stand_in import StandIn
 from lib_loraclr import lora_family
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts import a1111
+from lib_loraclr.hosts.a1111 import library
 
 
 @pytest.fixture
@@ -170,3 +171,23 @@ def test_a_lora_outside_the_folders_is_not_announced(webui: StandIn, tmp_path: P
     outside.write_bytes(b"")
     with pytest.raises(LoraclrError, match="does not list"):
         a1111.announce(outside)
+
+
+def test_a_list_reads_only_what_it_shows(
+    webui: StandIn, lora_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    """Cards and pictures of hundreds of LoRAs would be thousands of looks at the disk."""
+    monkeypatch.setattr(library, "_family_by_tensors", lambda path: "SD1")
+    lora_file("fox", {"modelspec.trigger_phrase": "sks"}, card={"activation text": "sks animal"})
+    asked = []
+
+    def look(path: Path, *_: object) -> str | None:
+        asked.append(path.stem)
+        return None
+
+    for name in ("find_trigger", "_preview", "_card"):
+        monkeypatch.setattr(library, name, look)
+    [fox] = a1111.installed_loras(rescan=True)
+    assert (fox.name, fox.folder, fox.obstacle("SD1"), asked) == ("fox", "", None, [])
+    assert (fox.trigger, fox.trigger_is_guess, fox.preview) == ("fox", True, None)
+    assert asked == ["fox", "fox"], "control, and each once"

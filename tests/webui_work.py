@@ -200,7 +200,7 @@ def saved_ways(names: Sequence[Sequence[str]], prompt: str, **changes: Any) -> d
 
 def library() -> list[dict[str, Any]]:
     return [
-        {**asdict(lora), "path": str(lora.path), "preview": str(lora.preview), "folder": lora.folder}
+        {name: str(getattr(lora, name)) for name in ("name", "trigger", "family", "folder", "preview")}
         for lora in a1111.installed_loras()
     ]
 

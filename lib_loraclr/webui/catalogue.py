@@ -17,17 +17,17 @@ _TAG = re.compile(r"<(?:lora|lyco):([^>]+)>", re.IGNORECASE)
 
 
 def obstacle(lora: InstalledLora) -> str | None:
-    """Why a LoRA cannot be merged on the loaded checkpoint, as far as its card and metadata tell; None where it can."""
+    """Why a LoRA cannot be merged on the loaded checkpoint, as far as the look at its file tells; None where it can."""
     family = loaded_family()
     return lora.obstacle(family.name if family else lora.family)
 
 
-def choice(lora: InstalledLora) -> str:
+def choice(lora: InstalledLora, *, fits: bool) -> str:
     """What the picker lists a LoRA as: folder and name, its alias, and a mark where it does not fit the checkpoint."""
     parts = [f"{lora.folder}/{lora.name}" if lora.folder else lora.name]
     if lora.alias != lora.name:
         parts.append(lora.alias)
-    if obstacle(lora):
+    if not fits:
         parts.append(_WARNING + (lora.family if lora.path.suffix.lower() == ".safetensors" else lora.path.suffix))
     return _BETWEEN.join(parts)
 
@@ -44,7 +44,8 @@ def choices(*, rescan: bool = False) -> list[str]:
         LoraclrError: the built-in extension Lora is switched off
     """
     loras = installed_loras(rescan=rescan)
-    return [choice(lora) for lora in sorted(loras, key=lambda lora: obstacle(lora) is not None)]
+    fitting = [(lora, obstacle(lora) is None) for lora in loras]
+    return [choice(lora, fits=fits) for lora, fits in sorted(fitting, key=lambda item: not item[1])]
 
 
 def still_there(chosen: Sequence[str], listed: Sequence[str]) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,17 +23,16 @@ SIDE_CARS = (".safetensors", ".json", ".png")
 
 @dataclass(frozen=True)
 class InstalledLora:
-    """Attributes:
+    """One of hundreds that the picker lists; what only the chosen ones are asked for is read when it is.
+
+    Attributes:
     name: what the WebUI lists it by, the file's name without folder and extension
     alias: what the WebUI writes into a prompt
     path: the file
     family: by its tensors (`lora_family`); where those leave it open SD1, SD2, SDXL or Unknown as the Lora tab has it, or
         SDXL refiner, which that does not know
     family_is_certain: whether its tensors told it
-    trigger: of its card, its metadata, or its name
-    trigger_is_guess: whether only its name was left to take the trigger from
-    preview: its picture, or None
-    licence: as its metadata names it, or empty
+    metadata: of the file, as the WebUI has them
     """
 
     name: str
@@ -39,10 +40,36 @@ class InstalledLora:
     path: Path
     family: str
     family_is_certain: bool
-    trigger: str
-    trigger_is_guess: bool
-    preview: Path | None
-    licence: str
+    metadata: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def trigger(self) -> str:
+        """Of its card, its metadata, or its name."""
+        return self._found_trigger or self.name
+
+    @property
+    def trigger_is_guess(self) -> bool:
+        """Whether only its name was left to take the trigger from."""
+        return not self._found_trigger
+
+    @cached_property
+    def _found_trigger(self) -> str:
+        return find_trigger(self.path, self._strings)
+
+    @cached_property
+    def preview(self) -> Path | None:
+        """Its picture."""
+        return _preview(self.path)
+
+    @property
+    def licence(self) -> str:
+        """As its metadata names it, or empty."""
+        return self._strings.get("modelspec.license", "").strip()
+
+    @cached_property
+    def _strings(self) -> dict[str, str]:
+        """The metadata as files have them: the WebUI parses values that look like JSON objects."""
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.metadata.items()}
 
     @property
     def folder(self) -> str:
@@ -105,9 +132,6 @@ def _entry(networks: ModuleType, name: str) -> Any:
 
 def _describe(entry: Any) -> InstalledLora:
     path = Path(entry.filename)
-    # the WebUI parses values that look like JSON objects; the core reads metadata as files have it
-    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in entry.metadata.items()}
-    trigger = find_trigger(path, metadata)
     by_tensors = _family_by_tensors(path)
     return InstalledLora(
         name=entry.name,
@@ -115,10 +139,7 @@ def _describe(entry: Any) -> InstalledLora:
         path=path,
         family=by_tensors or _listed_family(entry, path),
         family_is_certain=by_tensors is not None,
-        trigger=trigger or entry.name,
-        trigger_is_guess=not trigger,
-        preview=_preview(path),
-        licence=metadata.get("modelspec.license", "").strip(),
+        metadata=entry.metadata,
     )
 
 
