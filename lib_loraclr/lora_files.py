@@ -166,7 +166,7 @@ def _check_shapes(layers: Mapping[str, Mapping[str, Tensor]], path: Path) -> Non
     for layer, parameters in layers.items():
         for name, tensor in parameters.items():
             single = name in ("alpha", "scale", "on_input")
-            factor = re.match("(lora_(up|down|mid|A|B)|hada|lokr)", name)
+            factor = re.match(r"(lora_(up|down|mid|A|B)|hada|lokr|[ab][12]\.weight)", name)
             if (tensor.numel() != 1) if single else (tensor.numel() == 0 or (factor and tensor.dim() < 2)):
                 wanted = "one number" if single else "a matrix" if factor else "numbers"
                 raise LoraclrError(

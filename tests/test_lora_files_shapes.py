@@ -21,6 +21,7 @@ from lib_loraclr.lora_files import read_lora
         ("lora_up.weight", (), "a matrix"),
         ("lora_down.weight", (0, 4), "a matrix"),
         ("hada_w1_b", (0, 4), "a matrix"),
+        ("b1.weight", (4,), "a matrix"),
         ("w_norm", (0,), "numbers"),
     ],
 )
