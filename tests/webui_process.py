@@ -151,7 +151,8 @@ _ADAPTED = re.compile(r"lora_te|_attn[12]_to_|_ff_net_|_proj_(in|out)$")
 def tiny_loras(webui: WebUI, names: Sequence[str], metadata: Mapping[str, str]) -> None:
     """Give a WebUI with a tiny checkpoint loaded random LoRAs for it; one named `…three` has the UNet's other names."""
     known = webui.ask("describe")
-    others = {key: other for other, key in known["aliases"].items()}
+    # the WebUI itself does not read the other names that we know for text encoders
+    others = {key: other for other, key in known["aliases"].items() if other.startswith("lora_unet_")}
     layers = {
         key: shape
         for key, shape in known["layers"].items()
