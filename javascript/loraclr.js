@@ -52,6 +52,8 @@ function loraclrShow(button) {
 }
 
 let loraclrWatched = null;
+// The task that went on while the page was loaded anew, once it is over.
+let loraclrOver = "";
 
 // First input: the task that is watched.
 function loraclrTask() {
@@ -63,11 +65,28 @@ function loraclrWatch(id, patience) {
     loraclrWatched = id;
     loraclrShow("interrupt");
     requestProgress(id, gradioApp().getElementById("loraclr_bar_anchor"), null, () => {
+        if (loraclrWatched !== id) return;
         loraclrShow(null);
         localRemove("loraclr_task_id");
         loraclrWatched = null;
-        if (!patience) gradioApp().getElementById("loraclr_opened").click();
+        if (patience) return;
+        loraclrOver = id;
+        gradioApp().getElementById("loraclr_opened").click();
     }, null, patience);
+}
+
+// Second input: the task whose end this page has not been told.
+function loraclrLost(...inputs) {
+    inputs[1] = loraclrOver;
+    loraclrOver = "";
+    return inputs;
+}
+
+// Ask again where an answer is for another selection than the picker has by now.
+function loraclrSettle(chosen, answered) {
+    if (answered && JSON.stringify(JSON.parse(answered)) !== JSON.stringify(chosen || [])) {
+        gradioApp().getElementById("loraclr_again").click();
+    }
 }
 
 function loraclrSubmit(...inputs) {
@@ -91,11 +110,22 @@ function loraclrKept(kept) {
     }
 }
 
+// Whether a prompt has these words in it, as words of their own.
+function loraclrHas(prompt, words) {
+    const literal = words.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    return new RegExp("(^|[^\\p{L}\\p{N}_])" + literal + "($|[^\\p{L}\\p{N}_])", "iu").test(prompt);
+}
+
+// What was merged would act twice beside the merge: its tags make room.
 function loraclrSend(kept) {
-    const {tag, triggers} = JSON.parse(kept);
+    const {tag, triggers, inputs} = JSON.parse(kept);
     const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
-    const words = prompt.value.trim();
-    const missing = [triggers, tag].filter((part) => part && !words.includes(part));
+    const merged = (whole, name) => tag && inputs.includes(name.trim()) ? "" : whole;
+    const cleared = prompt.value.replace(/<(?:lora|lyco):([^:>]+)[^>]*>/gi, merged);
+    const parts = cleared.split(",").map((part) => part.trim()).filter(Boolean);
+    const words = cleared === prompt.value ? cleared.trim().replace(/,$/, "") : parts.join(", ");
+    const missing = triggers.filter((trigger) => !loraclrHas(words, trigger));
+    if (tag && !words.includes(tag)) missing.push(tag);
     prompt.value = [words, ...missing].filter(Boolean).join(", ");
     updateInput(prompt);
     switch_to_txt2img();
@@ -103,13 +133,13 @@ function loraclrSend(kept) {
 
 function loraclrCopy(kept) {
     const {tag, triggers} = JSON.parse(kept);
-    const text = tag || triggers;
+    const text = tag || triggers.join(", ");
     const button = gradioApp().getElementById("loraclr_copy");
-    const label = button.textContent;
+    button.dataset.label = button.dataset.label || button.textContent;
     const done = () => {
         button.textContent = "Copied";
         setTimeout(() => {
-            button.textContent = label;
+            button.textContent = button.dataset.label;
         }, 1200);
     };
     if (navigator.clipboard) {
@@ -140,6 +170,18 @@ onUiLoaded(function() {
             field.value = event.target.value;
         });
     });
+    // gradio's picker takes Enter for a choice whatever is held down with it, and the WebUI takes Esc for Interrupt although it
+    // closes a list. Before either hears of them, hence "capture".
+    tab.addEventListener("keydown", (event) => {
+        const picker = event.target.closest("#loraclr_loras");
+        const merges = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+        const closes = event.key === "Escape" && picker && picker.querySelector("ul.options");
+        if (!event.isTrusted || !picker || !(merges || closes)) return;
+        event.stopPropagation();
+        event.preventDefault();
+        event.target.blur();
+        if (merges) tab.dispatchEvent(new KeyboardEvent("keydown", event));
+    }, true);
     gradioApp().getElementById("loraclr_interrupt").addEventListener("click", () => loraclrShow("interrupting"));
     // Merging again would discard a result that nobody decided on. Before gradio hears of the click, hence "capture".
     tab.addEventListener("click", (event) => {
@@ -153,9 +195,23 @@ onUiLoaded(function() {
     }, true);
 });
 
-onUiTabChange(function() {
+function loraclrIsShown() {
     const shown = get_uiCurrentTabContent();
-    if (shown && shown.id === "tab_loraclr" && loraclrHere()) {
+    return shown && shown.id === "tab_loraclr" && loraclrHere();
+}
+
+// Another checkpoint was chosen above the tabs: other LoRAs fit, and it is as fast as it is.
+let loraclrCheckpoint = null;
+onOptionsChanged(function() {
+    const before = loraclrCheckpoint;
+    loraclrCheckpoint = opts.sd_checkpoint_hash;
+    if (before !== null && before !== loraclrCheckpoint && loraclrIsShown()) {
+        gradioApp().getElementById("loraclr_opened").click();
+    }
+});
+
+onUiTabChange(function() {
+    if (loraclrIsShown()) {
         gradioApp().getElementById("loraclr_opened").click();
         // The page was loaded anew while a merge went on: show how far it is, then its result.
         const id = localGet("loraclr_task_id");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,3 +180,20 @@ def check_prompts(concepts: Sequence, options: PromptOptions) -> None:
                 "could call one without the other: give at least one of them other trigger words or prompts."
             )
         callers[heard] = concept.label
+
+
+def plain_prompts_that_call(concepts: Sequence, options: PromptOptions) -> list[str]:
+    """A warning for each prompt that is meant to call no concept and has one's trigger words in it."""
+    warnings = []
+    for concept in concepts:
+        called = [prompt for prompt in options.plain if concept.trigger and _contains(prompt, concept.trigger)]
+        if called and not is_background(concept):
+            warnings.append(
+                f"The prompt {called[0]!r} calls {concept.label} ({concept.trigger}), and is recorded as what the base model "
+                "makes of it: take it out of the prompts without concepts, or give the concept other trigger words."
+            )
+    return warnings
+
+
+def _contains(prompt: str, words: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE) is not None

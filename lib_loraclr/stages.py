@@ -20,7 +20,7 @@ from .memory import MemoryPlan, plan_memory
 from .methods import LayerResult, Method
 from .objective import RefinementOptions
 from .progress import Progress
-from .prompts import is_background
+from .prompts import is_background, plain_prompts_that_call
 from .recording import record_inputs, shared_inputs
 from .refinement import Refined, refine
 from .request import MergeRequest
@@ -81,6 +81,7 @@ class Job:
         self.warnings = tuple(warning for given in inputs for warning in given.warnings)
         self.warnings += tuple(base_model_warnings(inputs, host))
         self.warnings += tuple(lost_embeddings(request, inputs))
+        self.warnings += tuple(plain_prompts_that_call(concepts, request.prompts))
         self.teachers = make_teachers(concepts, request.prompts)
         self.subjects = [i for i, concept in enumerate(concepts) if concept.kind == "subject"]
         self.room = Classroom(

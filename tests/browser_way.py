@@ -187,6 +187,46 @@ def keyboard(way: Way) -> dict[str, Any]:
     return seen
 
 
+def hasty(way: Way) -> dict[str, Any]:
+    """Three LoRAs chosen before the first is answered; Ctrl+Enter and Esc in the picker; sent beside the tags it was made of."""
+    page = way.page
+    page.locator("#txt2img_prompt textarea").fill(
+        "a castle, <lora:penguin:0.7>, sks animals <lora:pizza:1> <lora:style-clay:1>"
+    )
+    way.open()
+    box = page.locator("#loraclr_loras input")
+    box.click()
+    page.eval_on_selector_all(
+        "#loraclr_loras li",
+        """(items, names) => names.forEach((name) => {
+            const item = items.find((i) => i.dataset.value === name);
+            item.dispatchEvent(new MouseEvent("mousedown", {bubbles: true, cancelable: true}));
+        })""",
+        ["fox-face", "penguin", "pizza"],
+    )
+    tokens = page.locator("#loraclr_loras .token")
+    seen: dict[str, Any] = {"chosen": tokens.count()}
+    page.wait_for_function("document.querySelectorAll('.loraclr-concept').length === 3", timeout=MINUTES)
+    seen["name"] = page.locator("#loraclr_name input").input_value()
+    way.quick(picture=False)
+    box.click()
+    box.fill("guitar")
+    page.keyboard.press("Control+Enter")
+    way.wait_for_the_bar()
+    seen["after Ctrl+Enter"] = tokens.count()
+    box.click()
+    page.wait_for_selector("#loraclr_loras ul.options", timeout=MINUTES)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#loraclr_loras ul.options", state="detached", timeout=MINUTES)
+    seen["interrupted"] = page.locator("#loraclr_interrupting").is_visible()
+    way.wait_for_the_result(picture=False)
+    way.keep()
+    page.click("#loraclr_send")
+    page.wait_for_selector("#txt2img_generate", state="visible", timeout=MINUTES)
+    seen["prompt"] = page.locator("#txt2img_prompt textarea").input_value()
+    return seen
+
+
 def looks(way: Way) -> dict[str, Any]:
     """The tab as it is, narrow or light; nothing is merged."""
     way.open()
@@ -269,7 +309,21 @@ def bare(way: Way) -> dict[str, Any]:
 WAYS = {
     **{
         way.__name__: way
-        for way in (whole, overwrite, many, family, keyboard, looks, install, reload, vanilla, off, bare, settings)
+        for way in (
+            whole,
+            overwrite,
+            many,
+            family,
+            keyboard,
+            hasty,
+            looks,
+            install,
+            reload,
+            vanilla,
+            off,
+            bare,
+            settings,
+        )
     },
     "narrow": looks,
 }

@@ -71,6 +71,15 @@ def test_from_prompt_keyboard_interrupt_restore_discard(url: str) -> None:
     assert "Nothing was written" in seen["discarded"]
 
 
+def test_what_is_done_in_haste_is_done_right(url: str) -> None:
+    seen = go(url, "hasty")
+    assert seen["chosen"] == 3 and seen["name"] == "fox-face-penguin-pizza"
+    assert seen["after Ctrl+Enter"] == 3, "Enter merges, and chooses nothing"
+    assert not seen["interrupted"], "Esc closes the list, and interrupts nothing"
+    tag = "<lora:fox-face-penguin-pizza:1>"
+    assert seen["prompt"] == f"a castle, sks animals <lora:style-clay:1>, sks animal, ohwx bird, vbk food, {tag}"
+
+
 @pytest.mark.parametrize("theme", ["dark", "light"])
 @pytest.mark.parametrize("way", ["looks", "narrow"])
 def test_wide_and_narrow_light_and_dark(url: str, way: str, theme: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 
+from lib_loraclr.errors import LoraclrError
 from lib_loraclr.request import MergeRequest
 
 KEY = ("tiny.safetensors", 64, 64)
@@ -104,3 +106,31 @@ def test_a_refinement_that_ended_early_is_counted_as_it_was(doors: Doors) -> Non
     whole = estimate.work(asked, host, draw=False)["refining"]
     early = estimate.work(asked, host, draw=False, refined_steps=40)["refining"]
     assert whole[0] == early[0] == "backward" and whole[1] - early[1] == 60 * 8
+
+
+def test_times_beside_the_efforts_do_not_wait_for_the_model_again(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each choice of a LoRA asks for them."""
+    pace = doors.module("pace")
+    clock = Clock(monkeypatch, pace)
+    seen = iter([0.5, 2.0])
+    monkeypatch.setattr(pace, "_seconds_per_sample", lambda *_: next(seen))
+    key = pace.key_of(request(), pace.probe(request(), wait=False))
+    clock.now += 1000
+    pace.probe(request(), wait=False)
+    assert pace.seconds_per_unit(key)["evaluation"] == 0.5
+    pace.probe(request(), wait=True)
+    assert pace.seconds_per_unit(key)["evaluation"] == 2.0, "control: Check measures anew"
+
+
+def test_a_card_too_small_to_measure_is_said(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    pace = doors.module("pace")
+
+    def fail(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pace, "_seconds_per_sample", fail)
+    with pytest.raises(LoraclrError, match="graphics memory is too small .* record smaller ones"):
+        pace.probe(request(), wait=True)

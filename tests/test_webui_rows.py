@@ -37,6 +37,21 @@ def test_from_prompt_takes_weights_and_names_what_is_not_there(doors: Doors) -> 
     assert len(unknown) == 1 and "nobody" in unknown[0]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "trigger", "rest"),
+    [
+        ("sks animal, a castle", "sks animal", "a castle"),
+        ("(hatsune miku:1.2), aqua hair, twin tails, night", "hatsune miku, twin tails, aqua hair", "night"),
+        ("a photo of Sks Animal at night", "sks animal", "a photo of at night"),
+        ("((sks)), [sks], (sks, red:1.1), (blue, sks:1.1), a", "sks", "(red:1.1), (blue:1.1), a"),
+        ("caterpillar, cat", "cat", "caterpillar"),
+        ("(red:1.2), blue", "sks", "(red:1.2), blue"),
+    ],
+)
+def test_a_concepts_own_words_are_no_other_words(doors: Doors, prompt: str, trigger: str, rest: str) -> None:  # noqa: F811
+    assert doors.module("catalogue").without(prompt, [trigger]) == rest
+
+
 def test_a_new_row_has_the_files_trigger_words_and_edits_stay(doors: Doors) -> None:  # noqa: F811
     rows = doors.module("rows")
     first = rows.selected(["fox", "penguin"], rows.Table(), rows.Table())

@@ -157,6 +157,23 @@ def test_check_finds_the_same_trigger_and_the_same_file(doors: Doors) -> None:  
     assert "have the same prompts" in view and "copy is the same file as fox" in view
 
 
+def test_check_says_of_every_lora_why_it_cannot_be_merged_and_what_of_the_others(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    rows = [{"lora": "big"}, {"lora": "fox", "trigger": "sks animal"}, {"lora": "penguin", "te_weight": "x"}]
+    view = bound.check("", json.dumps({"rows": rows}), [row["lora"] for row in rows], "", False, *values)[0]
+    assert "cannot be merged as it is" in view and "MIT (fox)" in view
+    assert "big cannot be merged: made for SDXL" in view and "text encoder weight of penguin" in view
+    assert "Only one LoRA" not in view
+
+
+def test_check_doubts_a_trigger_that_is_only_a_name_and_prompts_that_call_it(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors, plain="a photo of a penguin\na photo of penguins")
+    rows = [{"lora": "penguin", "trigger": "penguin"}, {"lora": "fox", "trigger": "sks animal"}]
+    view = bound.check("", json.dumps({"rows": rows}), [row["lora"] for row in rows], "", False, *values)[0]
+    assert "penguin names no trigger words" in view and "fox names no trigger" not in view
+    assert "a photo of a penguin&#x27; calls penguin" in view and "of penguins&#x27;" not in view
+
+
 def test_check_reads_the_file_that_merge_would_refuse(doors: Doors) -> None:  # noqa: F811
     (doors.folder / "fox.safetensors").write_bytes(b"no such thing")
     bound, values = tab(doors)
@@ -194,24 +211,96 @@ def test_from_prompt_takes_tags_weights_and_the_other_words(doors: Doors) -> Non
     assert bound.take("<lora:fox:1>", "{}", "as is", "too")[3:] == ["as is", "too"]
 
 
+def test_from_prompt_again_takes_weights_and_swaps_the_other_words(doors: Doors) -> None:  # noqa: F811
+    bound, _ = tab(doors)
+    _, taken, _, templates, plain = bound.take("a castle <lora:fox:0.7>", "{}", "{trigger}", "a cat")
+    shown = json.dumps({"rows": [{"lora": "fox", "te_weight": "1", "trigger": "mended", "kind": "style"}]})
+    _, taken, message, templates, plain = bound.take("at night <lora:fox:0.3>", taken, templates, plain)
+    assert templates == "{trigger}, at night\n{trigger}" and plain == "at night\na cat"
+    rows = doors.module("rows")
+    [row] = rows.selected(["fox"], rows.Table.parse(shown), rows.Table.parse(taken)).rows
+    assert (row["te_weight"], row["trigger"], row["kind"]) == (0.3, "mended", "style"), "only weights are the prompt's"
+    _, _, _, templates, plain = bound.take("<lora:fox:1>", taken, templates, plain)
+    assert templates == "{trigger}" and plain == "a cat", "no other words"
+
+
+def test_an_answer_says_which_selection_it_is_for(doors: Doors) -> None:  # noqa: F811
+    """gradio drops what changes while it waits; the browser asks again where they differ."""
+    bound, values = tab(doors)
+    chosen = ["fox", "animals/penguin  ·  pingu"]
+    assert json.loads(bound.select("{}", "{}", chosen, "", "")[2]) == chosen
+    efforts, timed = bound.times(chosen, *values)
+    assert json.loads(timed) == chosen and len(efforts["choices"]) == 3
+    assert [json.loads(answer) for answer in (bound.select("{}", "{}", None, "", "")[2], bound.times([])[1])] == [
+        [],
+        [],
+    ]
+    doors.webui.shared.state.job = "txt2img"
+    doors.module("pace")._measured.clear()
+    efforts, timed = bound.times(chosen, *values)
+    assert json.loads(timed) == chosen and "choices" not in efforts, "nothing to say is an answer, too"
+
+
+def test_after_a_merge_the_name_is_free_again(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    job_id = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[5]
+    name = bound.keep(job_id, "fox-penguin", "")[-1]
+    assert name == "fox-penguin" and bound.another(json.dumps(TABLE), name, "") == "fox-penguin-2"
+    assert bound.another(json.dumps(TABLE), "my own", "") == "my own"
+
+
+@pytest.mark.parametrize(("error", "told"), [(LoraclrError("too big"), "too big"), (Interrupted(), "Interrupted")])
+def test_a_merge_that_ended_while_the_page_was_loaded_anew_is_told_of(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: str,
+) -> None:
+    bound, values = tab(doors)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(doors.module("jobs"), "merge_loras", fail)
+    bound.merge("task(1)", json.dumps(TABLE), CHOSEN, "", False, *values)
+    view, picture, decide, use, _, job_id = bound.restore("", "task(1)")
+    assert told in view and job_id == "" and not (picture["visible"] or decide["visible"] or use["visible"])
+    assert "value" not in bound.restore("", "")[0], "once, and only to the page that waited for it"
+
+
+def test_what_was_decided_on_in_another_page_is_not_asked_for_any_more(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    job_id = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[5]
+    assert "visible" not in bound.restore(job_id, "")[2], "control: it is still to be decided"
+    bound.keep(job_id, "pair", "")
+    assert bound.restore(job_id, "")[2]["visible"] is False
+
+
+def test_a_list_made_anew_leaves_what_is_chosen_meanwhile(doors: Doors) -> None:  # noqa: F811
+    bound, _ = tab(doors)
+    assert "value" not in bound.refresh(["fox"])[0]
+    assert bound.refresh(["fox", "gone"])[0]["value"] == ["fox"]
+
+
 def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
     view, picture, decide, use, replaced, job_id, log = bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)
     assert "Retention" in view and "Base drift" in view and "fox" in view and log == ""
     assert picture["visible"] and picture["value"].width > 100
     assert decide["visible"] and not use["visible"] and not replaced["visible"]
-    assert bound.restore("")[-1] == job_id  # the page was loaded anew
+    assert bound.restore("", "")[-1] == job_id  # the page was loaded anew
     message, decide, use, replaced, known, name = bound.keep(job_id, "fox", "")
     assert "exists already" in message and replaced["visible"] and known == ""
     message, decide, use, replaced, known, name = bound.keep(job_id, "pair", "made")
     assert "&lt;lora:pair:1&gt;" in message and not decide["visible"] and use["visible"] and name == "pair"
     assert {k: v for k, v in json.loads(known).items() if k != "fresh"} == {
         "tag": "<lora:pair:1>",
-        "triggers": "sks animal, bird",
+        "triggers": ["sks animal", "bird"],
+        "inputs": ["fox", "penguin", "pingu"],
     }
     bound.open_folder(job_id)
     assert doors.reported == [str(doors.folder / "made")]
-    assert bound.restore("")[-1] == ""
+    assert bound.restore("", "")[-1] == ""
 
 
 @pytest.mark.parametrize("flag", ["hide_ui_dir_config", "webui_is_non_local"])

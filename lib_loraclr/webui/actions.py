@@ -22,6 +22,8 @@ from .check import check as checked
 from .form import EFFORT
 from .rows import Table
 
+_INTERRUPTED = views.note("Interrupted. Nothing was kept, and everything is as it was.")
+
 
 class Actions:
     """The tab's actions; each takes and returns what gradio hands over, in the order of the tab's events."""
@@ -52,36 +54,45 @@ class Actions:
         if not concepts:
             text = unknown[0] if unknown else "There are no <lora:…> tags in txt2img's prompt: write some there first."
             return [gr.update(), taken, views.error(text), templates, plain]
-        table = Table(tuple(map(rows.of_prompt, concepts)), secrets.token_hex(4))
+        found = tuple(map(rows.of_prompt, concepts))
+        rest = catalogue.without(words, [row["trigger"] for row in found if row["trigger"]])
+        table, before = Table(found, secrets.token_hex(4), rest), Table.parse(taken).words
         message = "".join(views.error(text) for text in unknown)
-        rest = catalogue.without(words, [row["trigger"] for row in table.rows if row["trigger"]])
         if rest:
             message += views.note(f"The other words ({rest}) were added to the prompts that are recorded.")
-            templates, plain = _first(f"{{trigger}}, {rest}", templates), _first(rest, plain)
+        templates, plain = _instead(before, rest, templates, "{trigger}, "), _instead(before, rest, plain)
         chosen = catalogue.still_there([c.lora for c in concepts], listed)
         return [gr.update(choices=listed, value=chosen), table.dump(), message, templates, plain]
 
     def select(self, shown: str, taken: str, chosen: list[str] | None, name: str, sub_folder: str) -> list[Any]:
-        """The selection changed: rows for it, and a free name unless the person wrote one."""
+        """The selection changed: rows for it, and a free name unless the person wrote one.
+
+        Returns:
+            rows, name, and for which selection they are: gradio drops what changes while it waits for an answer
+        """
         before = Table.parse(shown)
         names = [catalogue.name_of(item) for item in chosen or ()]
         table = rows.selected(names, before, Table.parse(taken))
         html = rows.render(table, rows.found(table.rows))
         own = bool(name) and not (before.rows and form.is_proposed(name, before))
-        proposed = form.proposed_name(table)
-        if own or not proposed:
-            return [html, name if own else ""]
-        try:
-            return [html, free_name(proposed, sub_folder.strip()).rsplit("/", 1)[-1]]
-        except LoraclrError:
-            return [html, proposed]
+        return [html, name if own else _free(table, sub_folder), json.dumps(chosen or [])]
 
-    def times(self, chosen: list[str] | None, *values: Any) -> Any:
-        """The expected time beside each effort, once something is chosen and the model is not busy."""
-        if not chosen:
-            return gr.update()
+    def another(self, shown: str, name: str, sub_folder: str) -> str:
+        """A merge ended: a free name again, where the one that was proposed has been used."""
+        table = Table.parse(shown)
+        return _free(table, sub_folder) if form.is_proposed(name, table) else name
+
+    def times(self, chosen: list[str] | None, *values: Any) -> list[Any]:
+        """The expected time beside each effort, once something is chosen and the model is not busy.
+
+        Returns:
+            the efforts, and for which selection they are
+        """
+        return [self._times(len(chosen), values) if chosen else gr.update(), json.dumps(chosen or [])]
+
+    def _times(self, number: int, values: Sequence[Any]) -> Any:
         try:
-            request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(len(chosen)))
+            request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(number))
             request.recording.check()
             host = pace.probe(request, wait=False)
             return _efforts(estimate.efforts(request, host, draw=True)) if host else gr.update()
@@ -101,8 +112,11 @@ class Actions:
 
     def check(self, _: str, table: str, chosen: list[str] | None, __: str, draw: bool, *values: Any) -> list[Any]:
         try:
-            request, names = form.build(_complete(table, chosen), self._fields(values))
-            found = checked(request, names, draw=draw)
+            concepts, refused = form.sort_out(_complete(table, chosen))
+            if not concepts:
+                return ["".join(map(views.error, refused.values())), gr.update()]
+            request = form.complete(concepts, self._fields(values))
+            found = checked(request, tuple(concepts), refused=refused, draw=draw)
         except LoraclrError as error:
             return [views.error(str(error)), gr.update()]
         return [views.check_view(found), _efforts(found.efforts)]
@@ -116,12 +130,12 @@ class Actions:
             request, names = form.build(_complete(table, chosen), self._fields(values))
             if before and before.result:  # the browser has asked
                 jobs.discard(before)
-            job = jobs.Job(request, names, draw)
+            job = jobs.Job(request, names, draw, task)
             jobs.run(job, lock_held=True)
         except LoraclrError as error:
             return [views.error(str(error)), *_nothing(), ""]
         except Interrupted:
-            return [views.note("Interrupted. Nothing was kept, and everything is as it was."), *_nothing(), ""]
+            return [_INTERRUPTED, *_nothing(), ""]
         except Exception as error:  # noqa: BLE001  (what was shown before is gone, and the tab must say so)
             errors.report("LoRACLR: the merge failed", exc_info=True)
             text = f"{type(error).__name__}: {error}. Nothing was kept; the WebUI's log has the details."
@@ -131,12 +145,31 @@ class Actions:
     def interrupt(self, task: str) -> None:
         jobs.interrupt_task(task)
 
-    def restore(self, job_id: str) -> list[Any]:
-        """After the page was loaded anew: the result that waits for a decision."""
-        job, shown = jobs.waiting(), jobs.find(job_id)
-        if job is None or (shown and shown.state == "finished"):
-            return [gr.update()] * 4 + [job_id]
-        return [*_result(job), job.id]
+    def restore(self, job_id: str, task: str) -> list[Any]:
+        """After the page was loaded anew, or the result was decided on in another one: what there is to show.
+
+        Args:
+            job_id: of the result that is shown
+            task: that the page was waiting for when it was loaded anew; empty for none
+
+        Returns:
+            view, picture, decision row, use row, message, job
+        """
+        waiting, shown, lost = jobs.waiting(), jobs.find(job_id), jobs.of_task(task)
+        if waiting and not (shown and shown.state == "finished"):
+            return [*_result(waiting), "", waiting.id]
+        if lost and lost.state == "failed":
+            return [views.error(lost.error), *_nothing()[:3], "", ""]
+        if lost and lost.state == "interrupted":
+            return [_INTERRUPTED, *_nothing()[:3], "", ""]
+        undecided = shown is not None and shown.state == "finished"
+        return [
+            gr.update(),
+            gr.update(),
+            gr.update() if undecided else gr.update(visible=False),
+            *[gr.update()] * 2,
+            job_id,
+        ]
 
     # -- keeping
 
@@ -164,7 +197,14 @@ class Actions:
             return [views.error(str(error)), gr.update(), gr.update(), gr.update(visible=True), "", gr.update()]
         except LoraclrError as error:
             return [views.error(str(error)), gr.update(), gr.update(), gr.update(visible=False), "", gr.update()]
-        known = json.dumps({"tag": views.tag(job), "triggers": views.triggers(job), "fresh": secrets.token_hex(4)})
+        known = json.dumps(
+            {
+                "tag": views.tag(job),
+                "triggers": views.triggers(job),
+                "inputs": catalogue.known_as(job.names),
+                "fresh": secrets.token_hex(4),
+            }
+        )
         hidden, visible = gr.update(visible=False), gr.update(visible=True)
         return [views.kept_view(job), hidden, visible, hidden, known, job.kept.name]
 
@@ -189,18 +229,31 @@ def _complete(table: str, chosen: list[str] | None) -> Table:
     return rows.selected([catalogue.name_of(item) for item in chosen or ()], Table.parse(table), Table())
 
 
+def _free(table: Table, sub_folder: str) -> str:
+    """A name for what is chosen that no LoRA has yet."""
+    proposed = form.proposed_name(table)
+    try:
+        return free_name(proposed, sub_folder.strip()).rsplit("/", 1)[-1] if proposed else ""
+    except LoraclrError:
+        return proposed
+
+
 def _listing(chosen: list[str] | None, *, rescan: bool) -> list[Any]:
     try:
         listed = catalogue.choices(rescan=rescan)
     except LoraclrError as error:
         return [gr.update(choices=[]), views.error(str(error))]
     message = "" if listed else views.note("No LoRAs are installed yet: put .safetensors files into models/Lora.")
-    return [gr.update(choices=listed, value=catalogue.still_there(chosen or [], listed)), message]
+    kept = catalogue.still_there(chosen or [], listed)
+    # a value that has not changed would undo what was chosen meanwhile
+    value = {} if kept == (chosen or []) else {"value": kept}
+    return [gr.update(choices=listed, **value), message]
 
 
-def _first(line: str, lines: str) -> str:
-    """The line before the others, once."""
-    return "\n".join([line, *(other for other in lines.splitlines() if other != line)])
+def _instead(before: str, words: str, lines: str, prefix: str = "") -> str:
+    """Lines that begin with one of the words from a prompt, in place of that with the words from the prompt before."""
+    others = [line for line in lines.splitlines() if line not in (prefix + before, prefix + words)]
+    return "\n".join([prefix + words, *others] if words else others)
 
 
 def _efforts(seconds: dict[str, float]) -> Any:

@@ -13,6 +13,8 @@ from ..request import Concept, parse_lora_argument
 #: between the parts of a choice; gradio 3.41 has no labels for a dropdown's values, so the label is the value
 _BETWEEN = "  ·  "
 _WARNING = "⚠ "
+#: emphasis of nothing: `(:1.2)`, `()`, `[]`
+_EMPTY_BRACKETS = re.compile(r"[(\[]\s*(?::\s*[\d.]+\s*)?[)\]]")
 _TAG = re.compile(r"<(?:lora|lyco):([^>]+)>", re.IGNORECASE)
 
 
@@ -20,6 +22,17 @@ def obstacle(lora: InstalledLora) -> str | None:
     """Why a LoRA cannot be merged on the loaded checkpoint, as far as the look at its file tells; None where it can."""
     family = loaded_family()
     return lora.obstacle(family.name if family else lora.family)
+
+
+def require_fitting(lora: InstalledLora) -> None:
+    """Raises:
+    LoraclrError: it cannot be merged on the loaded checkpoint
+    """
+    reason = obstacle(lora)
+    if reason:
+        raise LoraclrError(
+            f"{lora.name} cannot be merged: {reason}. Leave it out, or load a checkpoint it was made for."
+        )
 
 
 def choice(lora: InstalledLora, *, fits: bool) -> str:
@@ -62,6 +75,17 @@ def preview_url(lora: InstalledLora) -> str | None:
     return f"./sd_extra_networks/thumb?filename={path}&mtime={int(lora.preview.stat().st_mtime)}"
 
 
+def known_as(names: Sequence[str]) -> list[str]:
+    """What prompts may call these LoRAs: names and aliases."""
+    known = list(names)
+    for name in names:
+        try:
+            known.append(find_lora(name).alias)
+        except LoraclrError:  # deleted while the merge waited
+            continue
+    return list(dict.fromkeys(known))
+
+
 def from_prompt(prompt: str) -> tuple[list[Concept], str, list[str]]:
     """What a prompt names.
 
@@ -86,7 +110,13 @@ def from_prompt(prompt: str) -> tuple[list[Concept], str, list[str]]:
 
 
 def without(words: str, triggers: Sequence[str]) -> str:
-    """A prompt without some words, and without the commas that are left over."""
-    for trigger in triggers:
-        words = re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)", "", words, flags=re.IGNORECASE)
+    """A prompt without some trigger words, as a whole or one by one, and without the brackets and commas that are left over."""
+    phrases = {part.strip() for trigger in triggers for part in (trigger, *trigger.split(","))} - {""}
+    for phrase in sorted(phrases, key=len, reverse=True):
+        words = re.sub(rf"(?<!\w){re.escape(phrase)}(?!\w)", "", words, flags=re.IGNORECASE)
+    before = None
+    while before != words:  # one pair of brackets may stand in another
+        before, words = words, _EMPTY_BRACKETS.sub("", words)
+        words = re.sub(r"([(\[])[\s,]+", r"\1", words)
+        words = re.sub(r"[\s,]+([)\]]|:\s*[\d.]+\s*\))", r"\1", words)
     return ", ".join(part for part in (" ".join(part.split()) for part in words.split(",")) if part)

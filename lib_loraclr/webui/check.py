@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..baking import require_copyable, require_places
@@ -14,7 +14,7 @@ from ..hosts.base import Host
 from ..inputs import InputLora, bundled_embeddings, load_input, lost_embeddings
 from ..lora_files import PRECISIONS
 from ..memory import MEGABYTE, free_on_card
-from ..prompts import check_prompts
+from ..prompts import check_prompts, plain_prompts_that_call
 from ..request import MergeRequest
 from . import estimate, pace
 
@@ -64,12 +64,15 @@ class Check:
         return not self.problems and not any(finding.problem for finding in self.findings)
 
 
-def check(request: MergeRequest, names: Sequence[str], *, draw: bool) -> Check:
+def check(
+    request: MergeRequest, names: Sequence[str], *, refused: Mapping[str, str] | None = None, draw: bool
+) -> Check:
     """Read the inputs as the merge would, one at a time, and say what it finds.
 
     Args:
         request: `lora` of each concept is a path
         names: the LoRAs' names
+        refused: name -> reason, of LoRAs that were chosen too and are not in the request
         draw: whether a picture would be drawn
 
     Raises:
@@ -81,7 +84,10 @@ def check(request: MergeRequest, names: Sequence[str], *, draw: bool) -> Check:
         found = _finding(concept, name, host)
         findings.append(found[0])
         inputs += found[1:]
-    problems, warnings = _together(request, inputs, host, names)
+    findings += [Finding(name, "", "", 0, 0, reason) for name, reason in (refused or {}).items()]
+    problems, warnings = _together(request, inputs, host)
+    if len(findings) == 1:
+        warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
     seconds = estimate.stages(request, host, draw=draw)
     refining = "refining" in seconds
     ram, device, file = _sizes(request, inputs, host, refining=refining)
@@ -111,21 +117,25 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
         text = str(error).replace(concept.lora, name)
         return (Finding(name, concept.trigger, concept.kind, 0, 0, text),)
     rank = max((factors.rank for factors in given.deltas.values()), default=0)
-    found = given.concept
+    found, lora, warnings = given.concept, a1111.find_lora(name), given.warnings
+    if lora.trigger_is_guess and found.trigger == lora.trigger and not found.prompts:
+        warnings += (f"{name} names no trigger words, so its file name is taken for them: correct them if need be.",)
     light = replace(given, file=given.file.without_layers())
-    return Finding(name, found.trigger, found.kind, rank, len(given.deltas), warnings=given.warnings), light
+    return Finding(name, found.trigger, found.kind, rank, len(given.deltas), warnings=warnings), light
 
 
-def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, names: Sequence[str]):
+def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host):
     """What no concept shows alone: the same file twice, prompts that call two, effort that the card cannot do."""
     problems, seen = [], {}
+    concepts = [given.concept for given in inputs]
     warnings = [*base_model_warnings(inputs, host), *lost_embeddings(request, inputs)]
+    warnings += plain_prompts_that_call(concepts, request.prompts)
     for given in inputs:
         other = seen.setdefault(given.file.hash, given.concept.label)
         if other != given.concept.label:
             problems.append(f"{given.concept.label} is the same file as {other}: choose one of them.")
     try:
-        check_prompts([given.concept for given in inputs], request.prompts)
+        check_prompts(concepts, request.prompts)
     except LoraclrError as error:
         problems.append(str(error).replace(" (trigger=…)", "").replace(" (kind=style)", " (its kind)"))
     if inputs and not any(given.deltas for given in inputs):
@@ -137,8 +147,6 @@ def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host, na
             require_places(host.checkpoint_path, inputs)
     except LoraclrError as error:
         problems.append(str(error).replace(str(host.checkpoint_path), host.checkpoint))
-    if len(names) == 1:
-        warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
     obstacle = host.refinement_obstacle()
     if obstacle and request.method == "contrastive" and request.options.get("effort") != "fast":
         problems.append(obstacle)

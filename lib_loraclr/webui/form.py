@@ -13,8 +13,8 @@ from ..methods import METHODS, find_method
 from ..options import parse_number, parse_options, schema
 from ..output_names import clean_name
 from ..prompts import PromptOptions
-from ..request import MergeRequest, RecordingOptions
-from .catalogue import obstacle
+from ..request import Concept, MergeRequest, RecordingOptions
+from .catalogue import require_fitting
 from .rows import Table
 
 #: the option that has its own place in the tab
@@ -34,22 +34,42 @@ def build(table: Table, fields: Mapping[str, Any]) -> tuple[MergeRequest, tuple[
     Raises:
         LoraclrError: anything in it that a person can mend
     """
+    concepts, refused = sort_out(table)
+    for reason in refused.values():
+        raise LoraclrError(reason)
+    return complete(concepts, fields), tuple(concepts)
+
+
+def sort_out(table: Table) -> tuple[dict[str, Concept], dict[str, str]]:
+    """LoRA -> concept, of the rows that can be merged as they are, and LoRA -> reason, of those that cannot.
+
+    Raises:
+        LoraclrError: there are no rows
+    """
     if not table.rows:
         raise LoraclrError("There is nothing to merge: choose at least one LoRA at the top.")
-    concepts = []
+    concepts, refused = {}, {}
     for row in table.rows:
-        lora = find_lora(row.lora)
-        reason = obstacle(lora)
-        if reason:
-            raise LoraclrError(
-                f"{row.lora} cannot be merged: {reason}. Leave it out, or load a checkpoint it was made for."
-            )
-        concepts.append(row.concept(lora))
-    request = replace(settings(fields), concepts=tuple(concepts))
+        try:
+            lora = find_lora(row.lora)
+            require_fitting(lora)
+            concepts[row.lora] = row.concept(lora)
+        except LoraclrError as error:
+            refused[row.lora] = str(error)
+    return concepts, refused
+
+
+def complete(concepts: Mapping[str, Concept], fields: Mapping[str, Any]) -> MergeRequest:
+    """The request for these concepts.
+
+    Raises:
+        LoraclrError: anything in it that a person can mend
+    """
+    request = replace(settings(fields), concepts=tuple(concepts.values()))
     request.check()
     method = find_method(request.method)
     parse_options(method.options, request.options, f"method {method.name}")
-    return request, tuple(row.lora for row in table.rows)
+    return request
 
 
 def settings(fields: Mapping[str, Any]) -> MergeRequest:

@@ -61,6 +61,7 @@ class Job:
     request: what was asked; `lora` of each concept is a path
     names: the LoRAs as the WebUI names them
     draw: whether a picture is drawn
+    task: of the tab, that the WebUI shows the progress of; empty for HTTP
     id: what it is asked for by
     state: queued, running, or one of `OVER`
     error: what went wrong, for the person who asked
@@ -71,6 +72,7 @@ class Job:
     request: MergeRequest
     names: tuple[str, ...]
     draw: bool = True
+    task: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     state: str = "queued"
     error: str = ""
@@ -128,6 +130,10 @@ def find(job_id: str) -> Job | None:
 def waiting() -> Job | None:
     """The latest job whose result is neither kept nor discarded."""
     return next((job for job in reversed(list(_jobs.values())) if job.state == "finished"), None)
+
+
+def of_task(task: str) -> Job | None:
+    return next((job for job in _jobs.values() if task and job.task == task), None)
 
 
 def run(job: Job, *, lock_held: bool) -> None:
@@ -261,11 +267,11 @@ def discard(job: Job) -> None:
 
 
 def unload() -> None:
-    """Stop what runs and let go of everything; the scripts are unloaded."""
-    for job in _jobs.values():
-        job.stop = True
-        job.result = None
-    _jobs.clear()
+    """Stop what runs; the scripts are unloaded. Results wait on: the tab that is made anew shows them."""
+    for job in list(_jobs.values()):
+        if job.state != "finished":
+            job.stop = True
+            del _jobs[job.id]
     _stopped.clear()
 
 

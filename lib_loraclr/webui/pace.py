@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from modules import cache, shared
 
+from ..errors import LoraclrError
 from ..hosts import a1111
 from ..hosts.base import Host
 from ..request import MergeRequest
@@ -128,16 +129,23 @@ def probe(request: MergeRequest, *, wait: bool) -> Host | None:
     """The loaded checkpoint, its pace measured; None if there is nothing to say yet and the model is busy.
 
     Args:
-        wait: for the model, if its pace was never measured; else what was measured before has to do
+        wait: for the model, and measure it now; else, and while a picture is made, what was measured before has to do
 
     Raises:
-        LoraclrError: as `a1111.session`
+        LoraclrError: as `a1111.session`, or the graphics card has not enough memory left to measure it
     """
     host = a1111.peek()
-    if host is not None and (fresh(key_of(request, host)) or (shared.state.job and known(key_of(request, host)))):
+    key = key_of(request, host) if host is not None else None
+    if key and known(key) and (fresh(key) or shared.state.job or not wait):
         return host
     if not wait and (shared.state.job or host is None):
         return None
     with a1111.session(job="LoRACLR estimate") as host:
-        measure(host, key_of(request, host))
+        try:
+            measure(host, key_of(request, host))
+        except torch.cuda.OutOfMemoryError as error:
+            raise LoraclrError(
+                "The graphics memory is too small to run the checkpoint on four pictures at a time: record smaller ones "
+                "(width and height under Advanced), or close what else uses the card."
+            ) from error
         return host

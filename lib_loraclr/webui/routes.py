@@ -31,7 +31,7 @@ from ..options import parse_options, schema
 from ..request import MergeRequest
 from . import check as checking
 from . import jobs, settings
-from .catalogue import obstacle
+from .catalogue import obstacle, require_fitting
 from .form import short_name
 
 _EXAMPLE = {
@@ -157,17 +157,16 @@ def _job(body: MergeBody) -> jobs.Job:
     request = MergeRequest.from_dict({"memory_mb": int(settings.value("loraclr_memory")), **body.request})
     found = [find_lora(concept.lora) for concept in request.concepts]
     for lora in found:
-        reason = obstacle(lora)
-        if reason:
-            raise LoraclrError(
-                f"{lora.name} cannot be merged: {reason}. Leave it out, or load a checkpoint it was made for."
-            )
+        require_fitting(lora)
     concepts = [replace(c, lora=str(lora.path)) for c, lora in zip(request.concepts, found, strict=True)]
-    request = replace(request, concepts=tuple(concepts))
-    request.check()
-    parse_options(find_method(request.method).options, request.options, f"method {request.method}")
     draw = settings.value("loraclr_preview") if body.preview is None else body.preview
-    return jobs.Job(request, tuple(lora.name for lora in found), draw)
+    job = jobs.Job(replace(request, concepts=tuple(concepts)), tuple(lora.name for lora in found), draw)
+    try:
+        job.request.check()
+    except LoraclrError as error:
+        raise LoraclrError(jobs.shown(error, job)) from error
+    parse_options(find_method(request.method).options, request.options, f"method {request.method}")
+    return job
 
 
 def _find(job_id: str) -> jobs.Job:

@@ -47,6 +47,10 @@ class Row:
         """What stands in a field."""
         return self.typed.get(name, "" if name in ("prompts", "trigger") else _FIELDS[name])
 
+    def weighted(self, other: Row) -> Row:
+        """With the weights of another row."""
+        return Row(self.lora, {**self.typed, **{name: other[name] for name in ("te_weight", "unet_weight")}})
+
     def concept(self, lora: InstalledLora) -> Concept:
         """Raises:
         LoraclrError: a number that is none
@@ -60,10 +64,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows, and which take-over from a prompt they have seen (empty for none)."""
+    """Attributes:
+    rows: in their order
+    taken: which take-over from a prompt they have seen; empty for none
+    words: the other words of that prompt
+    """
 
     rows: tuple[Row, ...] = ()
     taken: str = ""
+    words: str = ""
 
     @classmethod
     def parse(cls, text: str | None) -> Table:
@@ -73,10 +82,11 @@ class Table:
             rows = tuple(_parsed(row) for row in values.get("rows", ()))
         except (ValueError, TypeError, AttributeError, KeyError):
             return cls()
-        return cls(rows, str(values.get("taken", "")))
+        return cls(rows, str(values.get("taken", "")), str(values.get("words", "")))
 
     def dump(self) -> str:
-        return json.dumps({"taken": self.taken, "rows": [{"lora": row.lora, **row.typed} for row in self.rows]})
+        rows = [{"lora": row.lora, **row.typed} for row in self.rows]
+        return json.dumps({"taken": self.taken, "words": self.words, "rows": rows})
 
 
 def _parsed(values: Mapping[str, Any]) -> Row:
@@ -88,10 +98,14 @@ def _parsed(values: Mapping[str, Any]) -> Row:
 
 
 def selected(names: Sequence[str], shown: Table, taken: Table) -> Table:
-    """The rows for a selection: what the person typed stays, what was taken over from a prompt comes once, others are new."""
+    """The rows for a selection: what the person typed stays, what was taken over from a prompt comes once, others are new.
+
+    Of a LoRA that has a row already a prompt's weights are taken over, and nothing else.
+    """
     known = {row.lora: row for row in shown.rows}
     if taken.taken != shown.taken:
-        known.update({row.lora: row for row in taken.rows})
+        for row in taken.rows:
+            known[row.lora] = known.get(row.lora, row).weighted(row)
     return Table(tuple(known.get(name) or _new(name) for name in names), taken.taken)
 
 
@@ -192,7 +206,9 @@ def _number_input(row: Row, name: str) -> str:
 
 
 def _kind(row: Row) -> str:
-    options = "".join(f"<option{' selected' if kind == row['kind'] else ''}>{kind}</option>" for kind in KINDS)
+    options = "".join(
+        f"<option value='{kind}'{' selected' if kind == row['kind'] else ''}>{kind}</option>" for kind in KINDS
+    )
     return f"<select data-field='kind' aria-label='Kind of {_text(row.lora)}' title='{_text(_TIPS['kind'])}'>{options}</select>"
 
 

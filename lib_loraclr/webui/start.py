@@ -40,7 +40,7 @@ def actions(names: Sequence[str]) -> Actions:
 
 
 def end_former() -> None:
-    """Stop what runs, and let go of everything, of the scripts that were loaded before; "Reload UI" keeps their modules."""
+    """Stop what runs of the scripts that were loaded before; "Reload UI" keeps their modules."""
     jobs = sys.modules.get(f"{__package__}.jobs")
     if jobs is not None:
         jobs.unload()

@@ -70,7 +70,7 @@ class _Tab:
         self._connect()
 
     def _hidden(self) -> None:
-        """What the browser hands over: task id, rows as JSON, txt2img's prompt; and what Python hands back."""
+        """What the browser hands over: task ids, rows as JSON, txt2img's prompt; and what Python hands back."""
         self.task = gr.Label(visible=False, elem_id="loraclr_task")
         self.table = gr.Textbox(visible=False, elem_id="loraclr_table")
         self.taken = gr.Textbox(Table().dump(), visible=False, elem_id="loraclr_taken")
@@ -78,6 +78,10 @@ class _Tab:
         self.job = gr.Textbox(visible=False, elem_id="loraclr_job")
         self.kept = gr.Textbox(visible=False, elem_id="loraclr_kept")
         self.opened = gr.Button(visible=False, elem_id="loraclr_opened")
+        self.lost = gr.Textbox(visible=False, elem_id="loraclr_lost")
+        self.again = gr.Button(visible=False, elem_id="loraclr_again")
+        self.answered = gr.Textbox(visible=False, elem_id="loraclr_answered")
+        self.timed = gr.Textbox(visible=False, elem_id="loraclr_timed")
         gr.Button("Skip", visible=False, elem_id="loraclr_skip")  # Alt+Enter looks for it
 
     def _picker(self) -> None:
@@ -168,30 +172,25 @@ class _Tab:
         left, fields = self.left, list(self.left.fields.values())
         bound = _Actions(list(left.fields))
         listing = {"outputs": [self.picker, self.message], "show_progress": False}
-        self.opened.click(bound.open, [self.picker], **listing).then(
-            bound.restore, [self.job], [self.view, self.picture, self.decide, self.use, self.job], show_progress=False
+        opened = self.opened.click(bound.open, [self.picker], **listing).then(
+            bound.restore,
+            [self.job, self.lost],
+            [self.view, self.picture, self.decide, self.use, self.log, self.job],
+            _js="loraclrLost",
+            show_progress=False,
         )
         self.refresh.click(bound.refresh, [self.picker], **listing)
-        selection = {
-            "inputs": [self.table, self.taken, self.picker, self.left.name, self.left.sub_folder],
-            "_js": "loraclrTable",
-        }
-        self.from_prompt.click(
+        taken = self.from_prompt.click(
             bound.take,
             [self.prompt, self.taken, left.fields["templates"], left.fields["plain"]],
             [self.picker, self.taken, self.message, left.fields["templates"], left.fields["plain"]],
             _js="loraclrPrompt",
             show_progress=False,
-        ).then(
-            # a picker that holds the same names as before does not change, but their weights may have
-            bound.select,
-            outputs=[self.rows, self.left.name],
-            show_progress=False,
-            **selection,
         )
-        self.picker.change(bound.select, outputs=[self.rows, self.left.name], show_progress=False, **selection).then(
-            bound.times, [self.picker, *fields], [left.fields[EFFORT]], show_progress=False
-        )
+        # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
+        # take-over does not change, but their weights may have.
+        for select in (opened.then, taken.then, self.picker.change, self.again.click):
+            self._connect_selection(bound, select)
         self.left.preset.change(
             bound.preset, [self.left.preset], [left.fields["templates"], left.fields["plain"]], show_progress=False
         )
@@ -212,10 +211,39 @@ class _Tab:
             [*shown, self.log],
             _js="loraclrSubmit",
             show_progress=False,
+        ).then(
+            bound.another,
+            [self.table, self.left.name, self.left.sub_folder],
+            [self.left.name],
+            _js="loraclrTable",
+            show_progress=False,
         )
         for button in (self.interrupt, self.interrupting):
             button.click(bound.interrupt, [self.task], _js="loraclrTask", show_progress=False)
         self._connect_result(bound)
+
+    def _connect_selection(self, bound: _Actions, select: Callable[..., Any]) -> None:
+        """Rows, name and times for what is chosen.
+
+        gradio drops an event while the answer to the one before is awaited, as when LoRAs are chosen quickly; so every answer
+        says which selection it is for, and the browser asks again where that is not the one it has (`loraclrSettle`).
+
+        Args:
+            select: the event
+        """
+        chosen = select(
+            bound.select,
+            [self.table, self.taken, self.picker, self.left.name, self.left.sub_folder],
+            [self.rows, self.left.name, self.answered],
+            _js="loraclrTable",
+            show_progress=False,
+        )
+        chosen.success(None, [self.picker, self.answered], _js="loraclrSettle")
+        fields = self.left.fields
+        timed = chosen.then(
+            bound.times, [self.picker, *fields.values()], [fields[EFFORT], self.timed], show_progress=False
+        )
+        timed.success(None, [self.picker, self.timed], _js="loraclrSettle")
 
     def _connect_result(self, bound: _Actions) -> None:
         where = [self.job, self.left.name, self.left.sub_folder]

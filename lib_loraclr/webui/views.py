@@ -171,9 +171,8 @@ def tag(job: Job) -> str:
     return f"<lora:{job.kept.alias}:1>"
 
 
-def triggers(job: Job) -> str:
-    concepts = job.request.concepts
-    return ", ".join(dict.fromkeys(concept.trigger for concept in concepts if concept.trigger))
+def triggers(job: Job) -> list[str]:
+    return list(dict.fromkeys(concept.trigger for concept in job.request.concepts if concept.trigger))
 
 
 def duration(seconds: float) -> str:
