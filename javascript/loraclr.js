@@ -122,7 +122,7 @@ function loraclrSend(kept) {
     const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
     const merged = (whole, name) => tag && inputs.includes(name.trim()) ? "" : whole;
     const cleared = prompt.value.replace(/<(?:lora|lyco):([^:>]+)[^>]*>/gi, merged);
-    const parts = cleared.split(",").map((part) => part.trim()).filter(Boolean);
+    const parts = cleared.split(",").map((part) => part.trim().replace(/\s+/g, " ")).filter(Boolean);
     const words = cleared === prompt.value ? cleared.trim().replace(/,$/, "") : parts.join(", ");
     const missing = triggers.filter((trigger) => !loraclrHas(words, trigger));
     if (tag && !words.includes(tag)) missing.push(tag);
