@@ -18,6 +18,7 @@ from .layer_keys import bias_key, incomplete_attention, is_text_encoder
 from .lora_family import family_by_tensors, family_of
 from .lora_files import LoraFile, read_lora
 from .low_rank import Factors
+from .progress import Progress
 from .prompts import find_trigger
 from .request import Concept, MergeRequest
 
@@ -49,14 +50,20 @@ class InputLora:
         return self.file.hash, c.te_weight, c.unet_weight, c.dyn, c.trigger, c.kind, c.importance, c.prompts
 
 
-def load_inputs(concepts: Sequence[Concept], host: Host) -> list[InputLora]:
+def load_inputs(concepts: Sequence[Concept], host: Host, progress: Progress | None = None) -> list[InputLora]:
     """Read every LoRA and check that it fits the loaded model.
 
     Raises:
+        Interrupted: the user asked to stop
         LoraclrError: a file cannot be read, fits another kind of model, or is there twice under two names; or two bundle
             different embeddings of one name
     """
-    inputs = [load_input(concept, host) for concept in concepts]
+    progress = progress or Progress()
+    progress.start("reading the LoRAs", len(concepts))
+    inputs = []
+    for concept in concepts:
+        inputs.append(load_input(concept, host, progress))
+        progress.advance(1, concept.label)
     seen: dict[str, str] = {}
     for given in inputs:
         other = seen.setdefault(given.file.hash, given.concept.lora)
@@ -108,7 +115,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.to(coarse), other.to(coarse))
 
 
-def load_input(concept: Concept, host: Host, *, shapes_only: bool = False) -> InputLora:
+def load_input(
+    concept: Concept, host: Host, progress: Progress | None = None, *, shapes_only: bool = False
+) -> InputLora:
     """Read one LoRA. Raises as `load_inputs`.
 
     Args:
@@ -121,6 +130,8 @@ def load_input(concept: Concept, host: Host, *, shapes_only: bool = False) -> In
     losses: dict[str, float] = {}
     unknown = list(file.unknown)
     for key, parameters in found.items():
+        if progress:  # those without factors of their own take their time
+            progress.advance(0)
         layer = host.layers()[key]
         delta = layer_delta(
             *(key, parameters, concept.lora, layer.weight),

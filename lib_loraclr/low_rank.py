@@ -104,6 +104,11 @@ def whole(dense: Tensor) -> Factors:
     return Factors(identity, dense) if dense.shape[0] <= dense.shape[1] else Factors(dense, identity)
 
 
+def precise(matrix: Tensor) -> Tensor:
+    """In double precision; on the CPU where the device has none (Apple's)."""
+    return matrix.to("cpu" if matrix.device.type == "mps" else matrix.device, torch.float64)
+
+
 def factored(dense: Tensor, accuracy: float) -> tuple[Factors, float]:
     """A matrix as factors of the least rank that loses at most `accuracy` of its Frobenius norm (Eckart-Young).
 
@@ -116,7 +121,7 @@ def factored(dense: Tensor, accuracy: float) -> tuple[Factors, float]:
     wide = dense.shape[0] <= dense.shape[1]
     matrix = dense if wide else dense.mT
     # in double precision, as squared singular values are compared with a share that is squared too
-    exact = matrix.double()
+    exact = precise(matrix)
     energies, vectors = torch.linalg.eigh(exact @ exact.mT)
     energies, vectors = energies.flip(0).clamp_min(0), vectors.flip(1)
     if energies.sum() == 0:
@@ -126,7 +131,7 @@ def factored(dense: Tensor, accuracy: float) -> tuple[Factors, float]:
     if rank == len(lost):
         return whole(dense), 0.0
     top = vectors[:, :rank]
-    up, down = top.to(dense.dtype), (top.mT @ exact).to(dense.dtype)
+    up, down = top.to(dense), (top.mT @ exact).to(dense)
     return (Factors(up, down) if wide else Factors(down.mT, up.mT)), float(lost[rank - 1])
 
 

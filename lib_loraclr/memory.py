@@ -68,5 +68,24 @@ def free_on_card(device: torch.device) -> int | None:
     """
     if device.type != "cuda":
         return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    # the WebUI's device has no number, and torch 2.1 wants one here
+    number = torch.cuda.current_device() if device.index is None else device.index
+    free, _ = torch.cuda.mem_get_info(number)
+    return free + torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
+
+
+def free_cached(device: torch.device) -> None:
+    """Give back what torch holds for this process on a graphics card and does not use: in pieces that fit nothing large."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+#: what says that memory ran out and is not torch's own error: its libraries', Apple's, and the WebUI's Doggettx attention
+_RAN_OUT = ("CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory", "Not enough memory, use lower resolution")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether what went wrong is that a graphics card had too little memory left."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _RAN_OUT)

@@ -57,7 +57,7 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
         require_copyable(host.checkpoint_path)
     method = find_method(request.method)
     options = parse_options(method.options, request.options, f"method {method.name}")
-    inputs = load_inputs(request.concepts, host)
+    inputs = load_inputs(request.concepts, host, progress)
     if request.save_as == "checkpoint":
         require_places(host.checkpoint_path, inputs)
     request = replace(request, concepts=tuple(given.concept for given in inputs))
@@ -93,13 +93,14 @@ def measure_loras(
         LoraclrError: as `merge_loras`
         Interrupted: the user asked to stop
     """
+    progress = progress or Progress()
     request.check()
-    inputs = load_inputs(request.concepts, host)
+    inputs = load_inputs(request.concepts, host, progress)
     request = replace(request, concepts=tuple(given.concept for given in inputs))
     check_prompts(request.concepts, request.prompts)
     result = load_input(parse_lora_argument(merged), host).deltas if merged else None
     with host.knowing(bundled_embeddings(inputs)) as unknown:
-        job = Job(request, inputs, host, progress or Progress(), records=False)
+        job = Job(request, inputs, host, progress, records=False)
         job.warnings += unknown
         before, after = job.measure(result)
     return MergeReport(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .errors import LoraclrError
 from .low_rank import Factors, balanced, concatenate
+from .memory import free_cached, is_out_of_memory
 from .objective import RefinementOptions, Terms, output_terms
 from .retention import Retention, measure
 from .teachers import Classroom, Examples
@@ -145,7 +146,7 @@ def refine(
         held_back: examples of other seeds, which decide when to stop and which point was best
 
     Raises:
-        LoraclrError: the loss is not finite
+        LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
     """
     device = room.host.device
     parameters = {key: _trainable(factors, device) for key, factors in start.items()}
@@ -153,14 +154,17 @@ def refine(
     anchor = {key: Factors(f.up.detach().clone(), f.down.detach().clone()) for key, f in parameters.items()}
     optimizer = torch.optim.AdamW(flat, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     sampler = _Sampler(examples, room.negative_prompt, seed)
-    micro_batch, recompute = _fit(room, parameters, sampler, options)
+    fit = _fit(room, parameters, sampler, options)
     scaler = _gradient_scaler(room)
     watch = _Watch(room, parameters, held_back, options.steps)
     for step in range(1, options.steps + 1):
         _set_learning_rate(optimizer, options.learning_rate, step, options.steps)
         batch = sampler.draw(options.batch_size, device)
-        with room.host.recomputing() if recompute else nullcontext():
-            loss, active = _backward(room, parameters, batch, options.terms, micro_batch, scaler)
+        while (found := _try_backward(room, parameters, batch, options.terms, fit, scaler)) is None:
+            optimizer.zero_grad(set_to_none=True)
+            free_cached(device)
+            fit = fit.smaller()
+        loss, active = found
         loss += _delta_penalty(parameters, anchor, options.terms.delta, scaler)
         if not math.isfinite(loss):
             raise LoraclrError(
@@ -236,6 +240,42 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: i
         group["lr"] = highest * rate
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """How a batch fits into the memory: some samples at a time, their activations kept or recomputed."""
+
+    samples: int
+    recompute: bool
+
+    def smaller(self) -> _Fit:
+        """What needs less.
+
+        Raises:
+            LoraclrError: nothing does
+        """
+        if self.samples > 1:
+            return replace(self, samples=math.ceil(self.samples / 2))
+        if self.recompute:
+            raise LoraclrError(
+                "The graphics memory is too small to refine this merge even one sample at a time: use effort fast, merge fewer "
+                "LoRAs at a time, or record smaller pictures (width and height)."
+            )
+        return replace(self, recompute=True)
+
+
+def _try_backward(
+    room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms, fit: _Fit, scaler: GradScaler
+) -> tuple[float, float] | None:
+    """As `_backward`; None where the graphics card ran out of memory on the way, with gradients half done."""
+    try:
+        with room.host.recomputing() if fit.recompute else nullcontext():
+            return _backward(room, parameters, batch, terms, fit.samples, scaler)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
 def _backward(
     room: Classroom,
     parameters: Mapping[str, Factors],
@@ -295,35 +335,45 @@ def _delta_penalty(
 _TOO_MANY = 1 << 62
 
 
-def _fit(
-    room: Classroom, parameters: Mapping[str, Factors], sampler: _Sampler, options: RefinementOptions
-) -> tuple[int, bool]:
+#: on a graphics card: copies of the factors that are made after the look at what fits (gradients, AdamW's two moments, and one
+#: more while it steps)
+_STATES = 4
+#: what the largest block of a UNet keeps, as a share of all that it keeps: a few blocks at full resolution have most of it
+_LARGEST_BLOCK = 0.25
+
+
+def _fit(room: Classroom, parameters: Mapping[str, Factors], sampler: _Sampler, options: RefinementOptions) -> _Fit:
     """How many samples fit at a time, and whether activations must be recomputed for even one to fit.
 
-    Measured: one sample, and two where one fits, are run with their saved tensors counted.
+    Measured: one sample, and two where one fits, are run with their saved tensors counted. Nothing is counted inside blocks whose
+    activations are recomputed, one block at a time: what one keeps is estimated.
 
     Raises:
         LoraclrError: the graphics card runs out of memory with one
     """
-    budget, fitting = room.activation_budget(), 1
+    states = _STATES * sum(f.up.nbytes + f.down.nbytes for f in parameters.values())
+    budget = room.activation_budget(states)
 
     def saved(samples: int) -> int:
         return _saved_bytes(room, parameters, sampler.draw(samples, room.host.device), options.terms)
 
-    for recompute in (False, True):
-        with room.host.recomputing() if recompute else nullcontext():
-            one = saved(1)
-            if one <= budget:
-                # the changed weights are kept once per evaluation, whatever the number of samples
-                fitting = 1 + (budget - one) // max(1, saved(2) - one)
-                break
-    if one == _TOO_MANY:
-        raise LoraclrError(
-            "The graphics memory is too small to refine this merge even one sample at a time: use effort fast, merge fewer LoRAs "
-            "at a time, or record smaller pictures (width and height)."
-        )
-    chunks = math.ceil(options.batch_size / min(options.batch_size, fitting))
-    return math.ceil(options.batch_size / chunks), recompute
+    def even(fitting: int, recompute: bool) -> _Fit:
+        """In chunks of nearly the same size."""
+        chunks = math.ceil(options.batch_size / min(options.batch_size, max(1, fitting)))
+        return _Fit(math.ceil(options.batch_size / chunks), recompute)
+
+    kept = saved(1)
+    if kept <= budget:
+        # the changed weights are kept once per evaluation, whatever the number of samples
+        return even(1 + (budget - kept) // max(1, saved(2) - kept), recompute=False)
+    with room.host.recomputing():
+        one = saved(1)
+        if one == _TOO_MANY:
+            _Fit(1, recompute=True).smaller()
+        block = int(_LARGEST_BLOCK * kept)
+        if one + block > budget:
+            return _Fit(1, recompute=True)
+        return even(1 + (budget - one - block) // max(1, saved(2) - one + block), recompute=True)
 
 
 def _saved_bytes(room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms) -> int:
@@ -337,6 +387,8 @@ def _saved_bytes(room: Classroom, parameters: Mapping[str, Factors], batch: _Bat
     try:
         with room.host.apply(parameters), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             _loss(room, batch, slice(None), terms)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return _TOO_MANY
     return max(1, sum(storages.values()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .low_rank import Deltas
-from .sampling import BATCH
+from .sampling import BATCH, evaluated
 from .teachers import Classroom, Examples
 
 
@@ -46,7 +46,8 @@ def squared_errors(room: Classroom, deltas: Deltas, examples: Examples, *, units
         for start in range(0, len(examples), BATCH * 2):
             part = slice(start, start + BATCH * 2)
             conditioning = room.host.encode(examples.prompts[part])
-            output = room.host.denoise(examples.x[part].to(device).float(), examples.t[part].to(device), conditioning)
+            noisy, t = examples.x[part].to(device).float(), examples.t[part].to(device)
+            output = evaluated(room.host, noisy, t, conditioning)
             errors.append((output.cpu() - examples.target[part].float()).square().mean((1, 2, 3)))
             room.progress.advance(units * len(output), examples.teacher.name)
     return torch.cat(errors)

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from .hosts.base import Conditioning, Host
+from .memory import free_cached, is_out_of_memory
 
 #: samples per evaluation of the model while sampling (doubled by guidance)
 BATCH = 8
+
+
+#: host -> how many samples its graphics card holds at a time, once more were too many
+_holds: WeakKeyDictionary[Host, int] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def evaluated(host: Host, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    """As `Host.denoise`, without gradients, and in as many parts as the graphics card needs.
+
+    Raises:
+        RuntimeError: its memory runs out with one sample
+    """
+    most = _holds.get(host, len(x))
+    if most < len(x):
+        parts = [slice(start, start + most) for start in range(0, len(x), most)]
+        return torch.cat([evaluated(host, x[part], t[part], conditioning[part]) for part in parts])
+    try:
+        return host.denoise(x, t, conditioning)
+    except RuntimeError as error:
+        if len(x) == 1 or not is_out_of_memory(error):
+            raise
+    # not inside "except": the error holds on to what filled the memory
+    _holds[host] = math.ceil(len(x) / 2)
+    free_cached(host.device)
+    return evaluated(host, x, t, conditioning)
 
 
 def timesteps(count: int, train_steps: int) -> Tensor:
@@ -70,7 +99,7 @@ def denoising_path(
     x = noise
     for now, following in zip(schedule, [*schedule[1:], None], strict=True):
         t = torch.full((batch,), now, device=x.device)
-        output = host.denoise(torch.cat([x, x]), torch.cat([t, t]), both)
+        output = evaluated(host, torch.cat([x, x]), torch.cat([t, t]), both)
         conditional, unconditional = output[:batch], output[batch:]
         yield Step(x, t, conditional, unconditional)
         guided = unconditional + guidance * (conditional - unconditional)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import LoraclrError
+from .low_rank import precise
 
 #: how often a Gram matrix that is not positive definite is given ten times more ridge before it is refused
 MAX_REPAIRS = 6
@@ -53,20 +54,15 @@ def ridge_solve(inputs: Tensor, targets: Tensor, ridge: float) -> RidgeSolution:
         return RidgeSolution(targets.new_zeros(targets.shape[1], d_in), "primal", 0.0, 0)
     dual = n < d_in
     # the products lose little in fp32, the factorisation would: it squares the condition number
-    gram = _precise(inputs @ inputs.mT if dual else inputs.mT @ inputs)
+    gram = precise(inputs @ inputs.mT if dual else inputs.mT @ inputs)
     floor = len(gram) * torch.finfo(inputs.dtype).eps
     absolute = max(ridge, floor) * mean_eigenvalue
     factor, absolute, repairs = _cholesky(gram, absolute)
     if dual:
-        value = torch.cholesky_solve(_precise(targets), factor).to(inputs).mT @ inputs
+        value = torch.cholesky_solve(precise(targets), factor).to(inputs).mT @ inputs
     else:
-        value = torch.cholesky_solve(_precise(inputs.mT @ targets), factor).to(inputs).mT
+        value = torch.cholesky_solve(precise(inputs.mT @ targets), factor).to(inputs).mT
     return RidgeSolution(value, "dual" if dual else "primal", absolute, repairs)
-
-
-def _precise(matrix: Tensor) -> Tensor:
-    """In double precision; on the CPU where the device has none (Apple's)."""
-    return matrix.to("cpu" if matrix.device.type == "mps" else matrix.device, torch.float64)
 
 
 def _cholesky(gram: Tensor, ridge: float) -> tuple[Tensor, float, int]:

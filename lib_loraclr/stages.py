@@ -25,7 +25,7 @@ from .recording import record_inputs, shared_inputs
 from .refinement import Refined, refine
 from .request import MergeRequest
 from .retention import Retention, drift_of_singles, measure
-from .sampling import BATCH
+from .sampling import BATCH, evaluated
 from .teachers import Classroom, Examples, Teacher, add_nearest_other, make_teachers, spread
 
 #: first seeds of the three sets of denoising paths: learnt from, deciding when to stop, and only ever measured
@@ -204,7 +204,7 @@ class Job:
     def _denoise(self, points: Examples, part: slice) -> None:
         device = self.host.device
         conditioning = self.host.encode(points.prompts[part])
-        self.host.denoise(points.x[part].to(device).float(), points.t[part].to(device), conditioning)
+        evaluated(self.host, points.x[part].to(device).float(), points.t[part].to(device), conditioning)
 
     def _part(self, teacher: Teacher, keys: Sequence[str]) -> dict[str, tuple[Factors, ...]]:
         together = self.room.together(teacher.active)

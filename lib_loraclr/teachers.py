@@ -20,7 +20,7 @@ from .memory import free_on_card
 from .progress import Progress
 from .prompts import PromptOptions, concept_prompts, is_background
 from .request import Concept, RecordingOptions
-from .sampling import BATCH, Step, denoising_path, initial_noise
+from .sampling import BATCH, Step, denoising_path, evaluated, initial_noise
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,14 @@ class Classroom:
         self.memory, self.progress = memory, progress
         self.size = (recording.height or host.default_size, recording.width or host.default_size)
 
-    def activation_budget(self) -> int:
-        """Bytes that activations may take: most of what is free on a graphics card, the memory budget in RAM."""
+    def activation_budget(self, reserved: int) -> int:
+        """Bytes that activations may take: most of what is free on a graphics card, the memory budget in RAM.
+
+        Args:
+            reserved: bytes that will be taken on the card beside them
+        """
         free = free_on_card(self.host.device)
-        return self.memory if free is None else int(0.7 * free)
+        return self.memory if free is None else int(0.7 * (free - reserved))
 
     def together(self, active: Sequence[int]) -> dict[str, tuple[Factors, ...]]:
         """The deltas of the active concepts; `Host.apply` adds them."""
@@ -185,7 +189,7 @@ class Classroom:
                 part = slice(start, start + BATCH * 2)
                 conditioning = self.host.encode(list(prompts[part]))
                 noisy = x[part].to(self.host.device).float()
-                output = self.host.denoise(noisy, t[part].to(self.host.device), conditioning)
+                output = evaluated(self.host, noisy, t[part].to(self.host.device), conditioning)
                 results.append(output.half().cpu())
                 self.progress.advance(len(output), note)
         return torch.cat(results)

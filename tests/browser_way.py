@@ -208,6 +208,7 @@ def hasty(way: Way) -> dict[str, Any]:
     seen: dict[str, Any] = {"chosen": tokens.count()}
     page.wait_for_function("document.querySelectorAll('.loraclr-concept').length === 3", timeout=MINUTES)
     seen["name"] = page.locator("#loraclr_name input").input_value()
+    box.blur()
     way.quick(picture=False)
     box.click()
     box.fill("guitar")

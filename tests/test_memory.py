@@ -95,7 +95,11 @@ def test_memory_does_not_grow_with_the_number_of_steps(job: dict) -> None:
 
 def test_free_on_a_card_is_what_the_driver_has_and_what_torch_keeps_unused(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"mem_get_info": (700, 1000), "memory_reserved": 250, "memory_allocated": 200}
+    asked = []
     for name, figure in figures.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
-    assert free_on_card(torch.device("cuda")) == 750
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: asked.append(device) or figure)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert free_on_card(torch.device("cuda")) == free_on_card(torch.device("cuda:3")) == 750
+    # torch 2.1 refuses a device without a number, which is what the WebUI has
+    assert asked == [1, 1, 1, 3, 3, 3]
     assert free_on_card(torch.device("cpu")) is None

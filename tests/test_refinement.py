@@ -118,9 +118,9 @@ def test_small_memory_makes_small_batches_and_then_recomputes(
     for megabytes in (4096, 100, 1):
         monkeypatch.setattr(room, "memory", megabytes << 20)
         plans.append(refinement._fit(room, parameters, sampler, options))
-    assert plans[0] == (8, False)
-    assert plans[1][0] < 8
-    assert plans[2] == (1, True)
+    assert plans[0] == refinement._Fit(8, recompute=False)
+    assert plans[1].samples < 8
+    assert plans[2] == refinement._Fit(1, recompute=True)
 
 
 def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
@@ -147,7 +147,53 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
         yield
 
     monkeypatch.setattr(small, "recomputing", recompute, raising=False)
-    assert refinement._fit(room, parameters, sampler, replace(OPTIONS, batch_size=8)) == (1, True)
+    assert refinement._fit(room, parameters, sampler, replace(OPTIONS, batch_size=8)) == refinement._Fit(
+        1, recompute=True
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("out"), RuntimeError("Not enough memory, use lower resolution")]
+)
+def test_memory_that_runs_out_while_refining_costs_nothing_but_time(
+    lesson: tuple[Classroom, list[Examples]], monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    room, examples = lesson
+    options = replace(OPTIONS, batch_size=4, steps=3)
+    expected = refine(room, room.deltas[0], examples, examples, options, seed=0)
+    room, small = copy.copy(room), copy.copy(room.host)
+    room.host, sizes = small, []
+
+    def denoise(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        if torch.is_grad_enabled():
+            sizes.append(len(x))
+            if len(sizes) > 3 and len(x) > 1:  # the look at what fits is over
+                raise error
+        return type(small).denoise(small, x, t, conditioning)
+
+    monkeypatch.setattr(small, "denoise", denoise, raising=False)
+    found = refine(room, room.deltas[0], examples, examples, options, seed=0)
+    assert {4, 2} <= set(sizes) and sizes[-8:] == [1] * 8, "half as many, again half, and no more from then on"
+    for key, factors in expected.factors.items():
+        torch.testing.assert_close(found.factors[key].dense(), factors.dense(), rtol=1e-3, atol=1e-5)
+
+
+def test_an_error_of_another_kind_is_not_tried_again(
+    lesson: tuple[Classroom, list[Examples]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, examples = lesson
+    room, small = copy.copy(room), copy.copy(room.host)
+    room.host, asked = small, []
+
+    def denoise(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        asked.append(len(x))
+        if torch.is_grad_enabled() and len([a for a in asked if a]) > 3:
+            raise RuntimeError("an illegal memory access")
+        return type(small).denoise(small, x, t, conditioning)
+
+    monkeypatch.setattr(small, "denoise", denoise, raising=False)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        refine(room, room.deltas[0], examples, examples, replace(OPTIONS, steps=3), seed=0)
 
 
 def test_it_stops_when_nothing_improves_and_returns_the_best_point(

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from lib_loraclr.hosts.base import Conditioning, Host
-from lib_loraclr.sampling import denoising_path, initial_noise, noise_and_clean, sample, timesteps
+from lib_loraclr.sampling import denoising_path, evaluated, initial_noise, noise_and_clean, sample, timesteps
 
 
 def test_timesteps_start_at_full_noise_and_fall_evenly() -> None:
@@ -76,3 +76,53 @@ def test_conditionings_are_joined_and_selected_by_sample() -> None:
     joined = Conditioning.cat([one, two])
     assert len(joined) == 4
     assert joined[[3, 0]].tensors["context"][:, 0, 0].tolist() == [2.0, 1.0]
+
+
+class Card:
+    """A host whose graphics card holds some samples at a time."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, host: Host, holds: int, error: RuntimeError) -> None:
+        self._host, self._holds, self._error, self.asked = host, holds, error, []
+
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        self.asked.append(len(x))
+        if len(x) > self._holds:
+            raise self._error
+        return self._host.denoise(x, t, conditioning)
+
+
+OUT_OF_MEMORY = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("Not enough memory, use lower resolution (max approx. 64x64). Need: 0.1GB free, Have:0.0GB free"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=("torch", "cuBLAS", "Doggettx"))
+@torch.no_grad()
+def test_a_card_that_holds_less_is_asked_for_less_and_that_is_remembered(host: Host, error: RuntimeError) -> None:
+    card = Card(host, 2, error)
+    x, t = initial_noise(host, range(7), 64, 64), torch.arange(7) * 100
+    conditioning = host.encode([f"a photo of {number} cats" for number in range(7)])
+    expected = host.denoise(x, t, conditioning)
+    torch.testing.assert_close(evaluated(card, x, t, conditioning), expected, rtol=1e-4, atol=1e-5)
+    assert card.asked == [7, 4, 2, 2, 2, 1]
+    card.asked.clear()
+    evaluated(card, x[:3], t[:3], conditioning[:3])
+    assert card.asked == [2, 1]
+    other = Card(host, 7, error)
+    evaluated(other, x, t, conditioning)
+    assert other.asked == [7], "another card, another time"
+
+
+@torch.no_grad()
+def test_what_halving_does_not_mend_is_raised(host: Host) -> None:
+    x, t = initial_noise(host, range(2), 64, 64), torch.tensor([100, 500])
+    conditioning = host.encode(["a cat", "a dog"])
+    for holds, error in ((0, OUT_OF_MEMORY[0]), (1, RuntimeError("an illegal memory access"))):
+        card = Card(host, holds, error)
+        with pytest.raises(RuntimeError, match=str(error)):
+            evaluated(card, x, t, conditioning)
+        assert card.asked == ([2, 1] if holds == 0 else [2])

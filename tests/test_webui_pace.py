@@ -64,13 +64,15 @@ def test_the_middle_of_three_counts_and_the_first_does_not(
     clock = Clock(monkeypatch, pace)
     taken = iter([100.0, 4.0, 40.0, 8.0])
 
-    def denoise(x, *_):
-        clock.now += next(taken)
-        return x
+    class Slow:
+        pixels_per_latent, latent_channels, device = 8, 4, "cpu"
+        encode = staticmethod(list)
 
-    host = SimpleNamespace(
-        pixels_per_latent=8, latent_channels=4, device="cpu", encode=lambda prompts: prompts, denoise=denoise
-    )
+        def denoise(self, x, *_):
+            clock.now += next(taken)
+            return x
+
+    host = Slow()
     samples = pace.BATCH // 2
     assert pace._seconds_per_sample(host, 64, 64) == 8.0 / samples
 

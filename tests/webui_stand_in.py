@@ -158,8 +158,10 @@ class Model(nn.Module):
         sdxl = kind in ("SDXL", "SDXL refiner")
         self.is_sd1, self.is_sd2, self.is_sdxl, self.is_sd3 = not sdxl, False, sdxl, False
         self.parameterization, self.latent_channels, self.lowvram = "eps", 4, False
+        self.first_stage_model = nn.Linear(1, 1).half()
         self.sd_checkpoint_info = SimpleNamespace(title="tiny.safetensors [0123456789]", filename="tiny.safetensors")
-        self.register_buffer("alphas_cumprod", torch.linspace(0.999, 0.005, 1000))
+        self.alphas_cumprod_original = torch.linspace(0.999, 0.005, 1000)
+        self.register_buffer("alphas_cumprod", self.alphas_cumprod_original.clone())
         self.model = nn.Module()
         self.model.diffusion_model = _UNet(channels)
         if sdxl:
@@ -217,6 +219,7 @@ def _devices() -> SimpleNamespace:
         cpu=cpu,
         dtype=torch.float32,
         dtype_unet=torch.float32,
+        dtype_vae=torch.float16,
         fp8=False,
         unet_needs_upcast=False,
         NansException=ArithmeticError,
@@ -312,12 +315,15 @@ class StandIn:
         checkpoints = folder.parent / "checkpoints"
         self.model.sd_checkpoint_info.filename = str(checkpoints / "tiny.safetensors")
         self.sd_models = SimpleNamespace(
-            model_data=SimpleNamespace(sd_model=self.model),
+            model_data=SimpleNamespace(sd_model=self.model, loaded_sd_models=[self.model]),
+            select_checkpoint=lambda: (self.chosen or self.model).sd_checkpoint_info,
+            apply_alpha_schedule_override=self._apply_alpha_schedule_override,
             model_path=str(checkpoints),
             checkpoints_list={},
             list_models=self._list_models,
             reload_model_weights=self._reload_model_weights,
         )
+        self.sd_hijack_optimizations = SimpleNamespace(get_available_vram=lambda: 1000)
         self.processing = _processing()
         self.extra_networks = SimpleNamespace(parse_prompt=lambda prompt: (prompt.replace("<lora:x:1>", ""), {}))
         self.prompt_parser = SimpleNamespace(
@@ -332,6 +338,10 @@ class StandIn:
         """Loads what is chosen, if that is not what is loaded."""
         if self.chosen is not None:
             self.model = self.shared.sd_model = self.sd_models.model_data.sd_model = self.chosen
+
+    def _apply_alpha_schedule_override(self, model: nn.Module) -> None:
+        """The settings' schedule in place of the last picture's."""
+        model.alphas_cumprod = model.alphas_cumprod_original.clone()
 
     def _apply_circular(self, enabled: bool) -> None:
         self.tiling = enabled

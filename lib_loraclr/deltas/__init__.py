@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import LoraclrError
 from ..low_rank import Factors, factored, whole
+from ..memory import is_out_of_memory
 from . import dora, full, glora, ia3, loha, lokr, lora, norm, oft
 
 #: in the order in which the WebUI asks them (`networks.module_types`)
@@ -109,6 +110,8 @@ def layer_delta(
         delta = _delta(kind, used, own, dyn)
         bias = _vector(used[kind.BIAS]) if kind.BIAS in used else None
     except (RuntimeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(parameters.items()))
         raise LoraclrError(
             f"{source}: the tensors of {layer_key} do not fit each other or the layer {list(weight.shape)} ({shapes})."

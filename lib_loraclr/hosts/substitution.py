@@ -42,6 +42,10 @@ def always_one(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str
     return _ONE
 
 
+def _not_cast() -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Layer:
     """Where a layer's weight lives in the loaded model.
@@ -53,6 +57,7 @@ class Layer:
         rows: the rows of the parameter that are this layer's, where several layers are packed into one
         observed: what of a call of `module` is this layer's input; asked before the call, with changed weights in place
         channels: how many of a convolution's channels are this layer's, from the first on, where not all
+        cast: what precision the host casts the module's parameters to for the call that is about to begin; None for none
     """
 
     module: nn.Module
@@ -61,6 +66,7 @@ class Layer:
     rows: slice | None = None
     observed: Observation = first_argument
     channels: int | None = None
+    cast: Callable[[], torch.dtype | None] = _not_cast
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer:
@@ -153,7 +159,7 @@ def _substituted_parameter(
 
 
 def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tensor:
-    """`weight` plus the deltas of its parts, added in fp32 and rounded once to the weight's precision."""
+    """`weight` plus the deltas of its parts, added in fp32 and rounded once to the precision that it is used in."""
     with _without_autocast():
         changed = weight.float()
         for layer, factors in parts:
@@ -165,7 +171,7 @@ def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tenso
             else:
                 start, stop, _ = layer.rows.indices(len(changed))
                 changed = torch.cat([changed[:start], _added(changed[start:stop], factors), changed[stop:]])
-        return changed.to(weight.dtype)
+        return changed.to(parts[0][0].cast() or weight.dtype)
 
 
 def _added(weight: Tensor, factors: Factors) -> Tensor:

@@ -59,7 +59,7 @@ def work(
     own = {"paths": recording.paths, "steps": recording.steps, "keep": recording.steps}
     points = recording.paths * recording.steps
     per_layer = layers * number / 2
-    found: dict[str, tuple[str, float]] = {}
+    found: dict[str, tuple[str, float]] = {"reading the LoRAs": ("layer", 0.01 * per_layer)}
     if method.records:
         found["recording the LoRAs"] = "evaluation", learning(SCALE_POINTS, **own)
         found["recording the text encoder"] = "evaluation", _ENCODING * len(teachers) * recording.paths

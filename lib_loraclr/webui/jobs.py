@@ -18,6 +18,7 @@ from ..errors import Interrupted, LoraclrError
 from ..hosts import a1111
 from ..hosts.base import Host
 from ..low_rank import Factors
+from ..memory import is_out_of_memory
 from ..merge import Merge, merge_loras
 from ..output import file_size, save_merge
 from ..output_names import output_path
@@ -118,7 +119,7 @@ class TimedProgress(a1111.StateProgress):
 
 
 _jobs: dict[str, Job] = {}
-_guard = threading.Lock()
+_guard, _keeping = threading.Lock(), threading.Lock()
 #: tasks of the tab that were stopped, the latest ones
 _stopped: list[str] = []
 
@@ -157,11 +158,11 @@ def run(job: Job, *, lock_held: bool) -> None:
     except LoraclrError as error:
         job.state, job.error = "failed", shown(error, job)
         raise LoraclrError(job.error) from error
-    except torch.cuda.OutOfMemoryError as error:
-        job.state, job.error = "failed", _NO_MEMORY
-        raise LoraclrError(job.error) from error
     except Exception as error:
         job.state, job.error = "failed", f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            job.error = _NO_MEMORY
+            raise LoraclrError(job.error) from error
         raise
     finally:
         _let_go()
@@ -207,8 +208,10 @@ def is_stopped(task: str) -> bool:
 
 
 def interrupt(job: Job) -> None:
-    """Stop after the current evaluation of the model; a queued job does not begin."""
+    """Stop after the current evaluation of the model; a queued job does not begin, and makes way for another at once."""
     job.stop = True
+    if job.state == "queued":
+        job.state = "interrupted"
 
 
 def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
@@ -222,6 +225,11 @@ def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora
     Raises:
         LoraclrError: nothing to keep, a name that may not be or is taken, or it cannot be written
     """
+    with _keeping:  # a second click waits, and finds nothing left to keep
+        return _keep(job, name, overwrite=overwrite)
+
+
+def _keep(job: Job, name: str, *, overwrite: bool) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
     if job.result is None:
         raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
     held, wanted = job.result, name.strip().replace("\\", "/")
@@ -232,8 +240,10 @@ def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora
     else:
         path = _lora_path(wanted, overwrite=overwrite)
         save_merge(held.merge, held.host, path, preview=held.preview, overwrite=overwrite)
-        if held.preview is None:  # one that was replaced showed another merge
-            path.with_suffix(".png").unlink(missing_ok=True)
+        # pictures of what was replaced show another merge
+        for picture in a1111.previews(path):
+            if held.preview is None or picture != path.with_suffix(".png"):
+                picture.unlink(missing_ok=True)
         job.kept = a1111.announce(path)
     job.state, job.result = "kept", None
     return job.kept
@@ -292,9 +302,12 @@ def _merge(job: Job, host: Host) -> Result:
     steps = merge.report.refinement.get("steps")
     preview, warnings = _preview(job, merge, host) if job.draw else (None, ())
     job.progress.finish()
-    # from a picture that was cut short there is nothing to learn
-    done = estimate.work(job.request, host, draw=preview is not None, refined_steps=steps)
-    pace.learn(key, done, job.progress.seconds)
+    try:
+        # from a picture that was cut short there is nothing to learn
+        done = estimate.work(job.request, host, draw=preview is not None, refined_steps=steps)
+        pace.learn(key, done, job.progress.seconds)
+    except Exception:  # noqa: BLE001  (the merge is complete, whatever became of the next one's estimate)
+        errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
     report = replace(merge.report, warnings=(*merge.report.warnings, *warnings))
     return Result(_light(replace(merge, report=report)), _facade(host, merge.factors), preview, file_size(merge, host))
 
@@ -306,8 +319,11 @@ def _preview(job: Job, merge: Merge, host: Host) -> tuple[Image | None, tuple[st
         return preview_grid(merge, host, drawing, job.progress), ()
     except Interrupted:
         return None, ("The picture was interrupted; the merge is complete.",)
-    except (LoraclrError, torch.cuda.OutOfMemoryError) as error:
+    except LoraclrError as error:
         return None, (f"There is no picture ({error}); the merge is complete.",)
+    except Exception as error:  # noqa: BLE001  (as above, whatever it was)
+        errors.report("LoRACLR: the picture could not be drawn", exc_info=True)
+        return None, (f"There is no picture ({type(error).__name__}: {error}); the merge is complete.",)
 
 
 def _light(merge: Merge) -> Merge:

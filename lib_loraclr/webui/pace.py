@@ -17,8 +17,9 @@ from modules import cache, shared
 from ..errors import LoraclrError
 from ..hosts import a1111
 from ..hosts.base import Host
+from ..memory import is_out_of_memory
 from ..request import MergeRequest
-from ..sampling import BATCH
+from ..sampling import BATCH, evaluated
 
 #: seconds for which a measurement is taken to hold: other programs come and go
 FRESH = 60.0
@@ -87,7 +88,7 @@ def _seconds_per_sample(host: Host, height: int, width: int) -> float:
     taken = []
     for _ in range(4):
         begun = time.monotonic()
-        host.denoise(x, t, conditioning).sum().item()
+        evaluated(host, x, t, conditioning).sum().item()
         taken.append(time.monotonic() - begun)
     return statistics.median(taken[1:]) / len(x)
 
@@ -143,9 +144,11 @@ def probe(request: MergeRequest, *, wait: bool) -> Host | None:
     with a1111.session(job="LoRACLR estimate") as host:
         try:
             measure(host, key_of(request, host))
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise LoraclrError(
-                "The graphics memory is too small to run the checkpoint on four pictures at a time: record smaller ones "
-                "(width and height under Advanced), or close what else uses the card."
+                "The graphics memory is too small to run the checkpoint on one picture: record smaller ones (width and height "
+                "under Advanced), or close what else uses the card."
             ) from error
         return host

@@ -9,7 +9,7 @@ Importing this imports nothing of the WebUI; using it outside the WebUI, or with
 
 from .checkpoints import InstalledCheckpoint, announce_checkpoint, checkpoint_dir, free_checkpoint_name
 from .host import A1111Host
-from .library import InstalledLora, announce, find_lora, free_name, installed_loras, lora_dir, lora_dirs
+from .library import InstalledLora, announce, find_lora, free_name, installed_loras, lora_dir, lora_dirs, previews
 from .progress import StateProgress
 from .session import loaded_family, peek, session
 from .webui import caption_font, refuse_forge
@@ -30,6 +30,7 @@ __all__ = [
     "loaded_family",
     "lora_dir",
     "lora_dirs",
+    "previews",
     "peek",
     "refuse_forge",
     "session",

@@ -103,6 +103,7 @@ class A1111Host:
         whose inputs requires one, and knows nothing of SDXL's blocks.
         """
         with ExitStack() as stack:
+            stack.enter_context(_steady_memory())
             for block in self.model.model.diffusion_model.modules():
                 if type(block).__name__ in _BLOCKS:
                     stack.enter_context(_recomputed(block))
@@ -116,6 +117,7 @@ class A1111Host:
             LoraclrError: not a number came out, which half precision makes of some VAEs
         """
         devices, processing = webui.module("devices"), webui.module("processing")
+        vae, precision = self.model.first_stage_model, devices.dtype_vae
         try:
             with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
                 decoded = processing.decode_latent_batch(
@@ -123,8 +125,35 @@ class A1111Host:
                 )
         except devices.NansException as error:
             raise LoraclrError(f"No picture could be made: {error}") from error
+        finally:
+            # where a picture comes out as not a number the WebUI goes on with a VAE of higher precision from then on
+            if devices.dtype_vae != precision:
+                devices.dtype_vae = precision
+                vae.to(precision)
         pictures = torch.stack(list(decoded)).float().add(1).div(2).clamp(0, 1)
         return [Image.fromarray((255.0 * np.moveaxis(p.numpy(), 0, 2)).astype(np.uint8)) for p in pictures]
+
+
+#: of the free memory, what attention may plan with while other things are put there
+_SHARE = 0.5
+
+
+@contextmanager
+def _steady_memory() -> Iterator[None]:
+    """One figure for the free graphics memory, whenever it is asked for.
+
+    Three of the WebUI's attention optimisations, Doggettx among them, which is the default, cut their work by what is free at the
+    moment. Recomputed with less free than before, they would save other tensors than those of the first run, which
+    checkpointing refuses.
+    """
+    optimizations = webui.module("sd_hijack_optimizations")
+    ask = optimizations.get_available_vram
+    free = int(_SHARE * ask())
+    optimizations.get_available_vram = lambda: free
+    try:
+        yield
+    finally:
+        optimizations.get_available_vram = ask
 
 
 @contextmanager

@@ -80,13 +80,23 @@ def _named_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, 
             width = module.embed_dim
             for place, letter in enumerate("qkv"):
                 rows = slice(place * width, (place + 1) * width)
-                yield f"{name}_{letter}_proj", "", Layer(module, module, "in_proj_weight", rows, _projected(place))
-            yield f"{name}_out_proj", "", Layer(module, module.out_proj, observed=attended)
+                layer = Layer(module, module, "in_proj_weight", rows, _projected(place), cast=_cast)
+                yield f"{name}_{letter}_proj", "", layer
+            yield f"{name}_out_proj", "", Layer(module, module.out_proj, observed=attended, cast=_cast)
             if module.out_proj.bias is not None:
-                yield f"{name}_out_proj", ".bias", Layer(module, module.out_proj, "bias", observed=always_one)
+                bias = Layer(module, module.out_proj, "bias", observed=always_one, cast=_cast)
+                yield f"{name}_out_proj", ".bias", bias
         elif id(module) not in packed and not re.search(r"resblocks_\d+_ln_", name):
             for part, layer in adaptable_layers(module).items():
                 yield name, part, layer
+
+
+def _cast() -> torch.dtype | None:
+    """fp32 for packed attention where the WebUI casts by hand instead of by autocast, as on Apple's and Intel's chips.
+
+    `devices.manual_cast` casts parameters, and knows nothing of what stands in their place.
+    """
+    return torch.float32 if hasattr(nn.MultiheadAttention, "org_forward") else None
 
 
 def _projected(place: int):
@@ -106,7 +116,8 @@ def attended(module: nn.MultiheadAttention, arguments: tuple[Any, ...], named: M
     the identity in the projection's place.
     """
     projection = module.out_proj
-    identity = torch.eye(module.embed_dim, device=projection.weight.device, dtype=projection.weight.dtype)
+    weight = projection.weight
+    identity = torch.eye(module.embed_dim, device=weight.device, dtype=_cast() or weight.dtype)
     before = {name: projection.__dict__[name] for name in ("weight", "bias") if name in projection.__dict__}
     # an entry in the instance's __dict__ shadows the parameter (see substitution.py)
     projection.__dict__.update(weight=identity, bias=None)

@@ -180,12 +180,14 @@ def _card(path: Path) -> dict[str, Any]:
 
 
 def _preview(path: Path) -> Path | None:
-    for extension in sorted(webui.module("ui_extra_networks").allowed_preview_extensions()):
-        for middle in ("", ".preview"):
-            candidate = path.with_suffix(f"{middle}.{extension}")
-            if candidate.is_file():
-                return candidate
-    return None
+    return next(iter(previews(path)), None)
+
+
+def previews(path: Path) -> list[Path]:
+    """Every picture that the WebUI could show on a LoRA's card."""
+    extensions = sorted(webui.module("ui_extra_networks").allowed_preview_extensions())
+    possible = [path.with_suffix(f"{middle}.{extension}") for extension in extensions for middle in ("", ".preview")]
+    return [candidate for candidate in possible if candidate.is_file()]
 
 
 def lora_dir() -> Path:
@@ -254,8 +256,9 @@ def _forget(name: str) -> None:
     for known, network in list(networks.networks_in_memory.items()):
         if network.network_on_disk.name == name:
             networks.networks_in_memory.pop(known)
-    model = webui.module("sd_models").model_data.sd_model
-    if model is not None:
+    data = webui.module("sd_models").model_data
+    # the WebUI can hold several checkpoints, each with the weights of the LoRAs it ran last
+    for model in {id(model): model for model in (data.sd_model, *data.loaded_sd_models) if model is not None}.values():
         unload_networks(model)
     caches = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
     for owner in (processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img):

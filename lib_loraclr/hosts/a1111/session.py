@@ -31,10 +31,14 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[A1111H
         _load_what_is_chosen()
         model = webui.loaded_model()
         _refuse_what_is_not_torch()
+        # the noise schedule may be that of the last picture's own settings, until the next picture begins
+        webui.module("sd_models").apply_alpha_schedule_override(model)
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
             stack.enter_context(_base_model(model))
             stack.enter_context(_frozen(model))
+            stack.enter_context(_untiled(model))
             stack.enter_context(_hijack_untouched())
+            stack.enter_context(_whole_precision())
             yield A1111Host(model)
 
 
@@ -56,19 +60,33 @@ def peek() -> A1111Host | None:
     Waits for no picture that is being made.
 
     Raises:
-        LoraclrError: LoRAs of its kind cannot be merged, or the built-in Lora is switched off
+        LoraclrError: LoRAs of its kind cannot be merged, weights cannot be added to it as it runs, or the built-in Lora is
+            switched off
     """
-    model = webui.module("sd_models").model_data.sd_model
+    model = _chosen_model()
+    if model is not None:
+        _refuse_what_is_not_torch()
     return None if model is None else A1111Host(model)
 
 
 def loaded_family() -> Family | None:
     """What the loaded checkpoint's LoRAs are made for; None where none is loaded yet, or LoRAs of its kind cannot be merged."""
-    model = webui.module("sd_models").model_data.sd_model
+    model = _chosen_model()
     try:
         return None if model is None else family_of(model)
     except LoraclrError:
         return None
+
+
+def _chosen_model() -> nn.Module | None:
+    """The model that is loaded, if it is the one chosen at the top left; a picture may have left its refiner."""
+    models = webui.module("sd_models")
+    model = models.model_data.sd_model
+    try:
+        chosen = models.select_checkpoint().filename
+    except FileNotFoundError:  # deleted since it was loaded
+        return model
+    return model if model is None or model.sd_checkpoint_info.filename == chosen else None
 
 
 @contextmanager
@@ -141,6 +159,32 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _untiled(model: nn.Module) -> Iterator[None]:
+    """Without the tiles that the built-in extension Hypertile cuts attention into, at random and for the last picture's size."""
+    found = (getattr(module, "__webui_hypertile_params", None) for module in model.modules())
+    tiled = [parameters for parameters in found if parameters is not None and parameters.enabled]
+    for parameters in tiled:
+        parameters.enabled = False
+    try:
+        yield
+    finally:
+        for parameters in tiled:
+            parameters.enabled = True
+
+
+@contextmanager
+def _whole_precision() -> Iterator[None]:
+    """Products of fp32 matrices in fp32; the WebUI lets NVIDIA's cards round what goes into them to ten bits (TF32)."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32
+    settings.allow_tf32 = False
+    try:
+        yield
+    finally:
+        settings.allow_tf32 = before
 
 
 @contextmanager
