@@ -65,6 +65,54 @@ class _Run:
     evaluate: Callable[[slice], object]
 
 
+def served_layers(host: Host, keys: Sequence[str]) -> dict[str, str]:
+    """Layer key -> key of the layer whose recording serves it too, found by one run at the smallest size.
+
+    A layer that does not run is not among them.
+    """
+
+    @torch.no_grad()
+    def run() -> None:
+        conditioning = host.encode([""])
+        smallest = torch.zeros(1, host.latent_channels, 8, 8, device=host.device)
+        host.denoise(smallest, torch.zeros(1, dtype=torch.long, device=host.device), conditioning)
+
+    ordered = sorted(keys, key=lambda key: not is_text_encoder(key))
+    return shared_inputs(host.layers(), ordered, run)
+
+
+def recording_plan(
+    request: MergeRequest, host: Host, keys: Sequence[str], serves: Mapping[str, str], *, recordings: int
+) -> MemoryPlan:
+    """How the memory budget of a request is spent.
+
+    Args:
+        keys: layers that are merged
+        serves: of these or more, from `served_layers`
+        recordings: how many each layer has
+
+    Raises:
+        LoraclrError: not even the least is within the budget
+    """
+    layers, recording = host.layers(), request.recording
+
+    def columns(stage: Sequence[str]) -> dict[str, int]:
+        return {serves[key]: layers[serves[key]].shape[1] for key in stage if key in serves}
+
+    stages = [columns([key for key in keys if is_text_encoder(key) == first]) for first in (True, False)]
+    height, width = (
+        (side or host.default_size) // host.pixels_per_latent for side in (recording.height, recording.width)
+    )
+    return plan_memory(
+        request.memory_mb,
+        max(stages, key=lambda stage: sum(stage.values())),
+        recordings=recordings,
+        paths=recordings * recording.paths,
+        steps=max(recording.steps, TEST_STEPS),
+        latent_numbers=host.latent_channels * height * width,
+    )
+
+
 class Job:
     """One merge's stages, in the order of their methods, and what they share."""
 
@@ -94,24 +142,12 @@ class Job:
             progress=progress,
         )
         keys = sorted(set().union(*(given.deltas for given in inputs)))
-        self.serves = self._shared_inputs(keys) if records else {}
+        self.serves = served_layers(host, keys) if records else {}
         if records:
             keys = self._taking_part(keys)
         self.text_encoder_keys = [key for key in keys if is_text_encoder(key)]
         self.unet_keys = [key for key in keys if not is_text_encoder(key)]
-        self.plan = self._plan()
-
-    def _shared_inputs(self, keys: Sequence[str]) -> dict[str, str]:
-        """Which recording serves each layer, found by one run at the smallest size."""
-        host = self.host
-
-        def run() -> None:
-            conditioning = host.encode([""])
-            smallest = torch.zeros(1, host.latent_channels, 8, 8, device=host.device)
-            host.denoise(smallest, torch.zeros(1, dtype=torch.long, device=host.device), conditioning)
-
-        ordered = sorted(keys, key=lambda key: not is_text_encoder(key))
-        return shared_inputs(host.layers(), ordered, run)
+        self.plan = recording_plan(request, host, keys, self.serves, recordings=len(self.teachers))
 
     def _taking_part(self, keys: Sequence[str]) -> list[str]:
         """The layers that a run of the model reaches; of the others there is nothing to merge by, and nothing to lose.
@@ -126,23 +162,6 @@ class Job:
                 f"{len(idle)} layers take no part in {self.host.checkpoint} and are left out ({idle[0]}, …).",
             )
         return [key for key in keys if key in self.serves]
-
-    def _plan(self) -> MemoryPlan:
-        layers = self.host.layers()
-
-        def columns(keys: Sequence[str]) -> dict[str, int]:
-            return {self.serves[key]: layers[self.serves[key]].shape[1] for key in keys if key in self.serves}
-
-        height, width = (side // self.host.pixels_per_latent for side in self.room.size)
-        stages = [columns(self.text_encoder_keys), columns(self.unet_keys)]
-        return plan_memory(
-            self.request.memory_mb,
-            max(stages, key=lambda stage: sum(stage.values())),
-            recordings=len(self.teachers),
-            paths=len(self.teachers) * self.request.recording.paths,
-            steps=max(self.request.recording.steps, TEST_STEPS),
-            latent_numbers=self.host.latent_channels * height * width,
-        )
 
     def learn(self, seed: int, stage: str, **plan: int) -> list[Examples]:
         """What every teacher predicts on its own denoising paths; `plan` is that of `Classroom.learn`."""

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
-from webui_stand_in import StandIn
+from webui_stand_in import Model, StandIn
 
 from lib_loraclr import lora_family
 from lib_loraclr.errors import Interrupted, LoraclrError
@@ -164,6 +164,21 @@ def test_an_announced_lora_has_no_stale_copy(webui: StandIn, lora_file: Callable
     assert webui.networks.networks_in_memory == {}
     assert webui.processing.StableDiffusionProcessing.cached_c == [None, None]
     assert not webui.call_queue.queue_lock.locked()
+
+
+def test_a_checkpoint_that_is_held_besides_has_no_stale_copy_either(webui: StandIn, lora_file: Callable[..., Path]):
+    other = Model("SD1", 4)
+    webui.networks.assign_network_names_to_compvis_modules(other)
+    webui.sd_models.model_data.loaded_sd_models.append(other)
+    layer = other.model.diffusion_model.out
+    layer.network_weights_backup, layer.network_current_names = (
+        layer.weight.detach().clone(),
+        (("merge", 1.0, 1.0, None),),
+    )
+    with torch.no_grad():
+        layer.weight += 1
+    a1111.announce(lora_file("merge"))
+    assert layer.network_current_names == () and torch.equal(layer.weight, layer.network_weights_backup)
 
 
 def test_a_lora_outside_the_folders_is_not_announced(webui: StandIn, tmp_path: Path):

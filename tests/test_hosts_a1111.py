@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -364,3 +366,115 @@ def test_xls_embeddings_have_vectors_for_both_text_encoders(xl: a1111.A1111Host)
     with xl.knowing({"bundle_emb.fox.clip_l": torch.ones(2, WIDTH)}) as warnings:
         assert database.word_embeddings == {}
     assert "fox was made for other text encoders" in warnings[0]
+
+
+# -- what the last picture left
+
+
+def test_the_settings_noise_schedule_counts_and_not_the_last_pictures(webui: StandIn):
+    webui.model.alphas_cumprod = torch.linspace(0.9, 0.0, 1000)
+    with a1111.session() as host:
+        torch.testing.assert_close(host.alphas_cumprod, torch.linspace(0.999, 0.005, 1000))
+
+
+def test_hypertile_is_off_while_a_session_is_open(webui: StandIn):
+    """Its tiles are random; as `extensions-builtin/hypertile` marks the modules that it wraps."""
+    modules = list(webui.model.modules())[:2]
+    for module, enabled in zip(modules, (True, False), strict=True):
+        setattr(module, "__webui_hypertile_params", SimpleNamespace(enabled=enabled))
+
+    def tiled() -> list[bool]:
+        return [getattr(module, "__webui_hypertile_params").enabled for module in modules]
+
+    with pytest.raises(RuntimeError, match="on purpose"), a1111.session():
+        assert tiled() == [False, False]
+        raise RuntimeError("on purpose")
+    assert tiled() == [True, False]
+
+
+def test_a_refiner_left_loaded_is_not_what_was_chosen(webui: StandIn):
+    assert a1111.loaded_family() is SD1 and a1111.peek().family is SD1
+    webui.chosen = Model("SDXL", 4)
+    webui.chosen.sd_checkpoint_info = SimpleNamespace(title="chosen", filename="chosen.safetensors")
+    assert a1111.loaded_family() is None and a1111.peek() is None, "it will be loaded when it is needed"
+    webui.networks.assign_network_names_to_compvis_modules(webui.chosen)
+    with a1111.session() as host:
+        assert host.family is SDXL
+    assert a1111.loaded_family() is SDXL
+
+
+def test_fp32_products_are_whole_while_a_session_is_open(webui: StandIn):
+    settings = torch.backends.cuda.matmul
+    before, settings.allow_tf32 = settings.allow_tf32, True
+    try:
+        with a1111.session():
+            assert not settings.allow_tf32
+        assert settings.allow_tf32
+    finally:
+        settings.allow_tf32 = before
+
+
+def test_what_weights_cannot_be_added_to_is_refused_at_a_look_too(webui: StandIn):
+    webui.sd_unet.current_unet = object()
+    with pytest.raises(LoraclrError, match="SD Unet"):
+        a1111.peek()
+
+
+# -- on a graphics card
+
+
+def test_attention_is_recomputed_as_it_ran(webui: StandIn, host: a1111.A1111Host):
+    """What is free while a block is recomputed is another figure, by which attention would be cut otherwise."""
+    free = iter(range(1000, 0, -100))
+    ask = webui.sd_hijack_optimizations.get_available_vram = lambda: next(free)
+    with pytest.raises(RuntimeError, match="on purpose"), host.recomputing():
+        asked = [webui.sd_hijack_optimizations.get_available_vram() for _ in range(3)]
+        raise RuntimeError("on purpose")
+    assert asked == [500] * 3, "half of what was free at first"
+    assert webui.sd_hijack_optimizations.get_available_vram is ask
+
+
+def test_a_vae_that_a_picture_made_more_precise_is_as_before(webui: StandIn, host: a1111.A1111Host):
+    def decode(model: nn.Module, latents: torch.Tensor, **_: object) -> list[torch.Tensor]:
+        webui.devices.dtype_vae = torch.float32
+        model.first_stage_model.to(torch.float32)
+        return list(latents[:, :3])
+
+    webui.processing.decode_latent_batch = decode
+    before = host.model.first_stage_model.weight.clone()
+    assert len(host.decode(torch.zeros(1, 4, 8, 8))) == 1
+    assert webui.devices.dtype_vae == torch.float16 and torch.equal(host.model.first_stage_model.weight, before)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_packed_attention_is_changed_in_the_precision_it_is_cast_to(
+    xl: a1111.A1111Host, monkeypatch: pytest.MonkeyPatch, by_hand: bool
+):
+    """On Apple's and Intel's chips `devices.manual_cast` casts the parameters for each call, and what enters, to fp32."""
+    attention = xl.layers()[f"{PACKED}q_proj"].owner
+    expected = copy.deepcopy(attention).float()
+    deltas = {f"{PACKED}{letter}_proj": delta() for letter in ("q", "out")}
+    packed, out = deltas.values()
+    with torch.no_grad():
+        expected.in_proj_weight[:WIDTH] += packed.dense()
+        expected.out_proj.weight += out.dense()
+    x = torch.randn(3, 1, WIDTH)
+    attention.half()
+    forward = nn.MultiheadAttention.forward
+
+    def cast(self: nn.MultiheadAttention, *arguments: torch.Tensor, **named: object):
+        self.float()
+        try:
+            return forward(self, *(tensor.float() for tensor in arguments), **named)
+        finally:
+            self.half()
+
+    if by_hand:
+        monkeypatch.setattr(nn.MultiheadAttention, "forward", cast)
+        monkeypatch.setattr(nn.MultiheadAttention, "org_forward", forward, raising=False)
+    given = x if by_hand else x.half()
+    with torch.no_grad(), xl.apply(deltas):
+        found, _ = attention(given, given, given, need_weights=False)
+    theirs, _ = expected(x, x, x, need_weights=False)
+    assert attention.in_proj_weight.dtype == torch.float16, "as it was"
+    torch.testing.assert_close(found.float(), theirs, rtol=0.05, atol=0.05)

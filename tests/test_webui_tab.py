@@ -174,6 +174,17 @@ def test_check_doubts_a_trigger_that_is_only_a_name_and_prompts_that_call_it(doo
     assert "a photo of a penguin&#x27; calls penguin" in view and "of penguins&#x27;" not in view
 
 
+def test_check_refuses_a_memory_budget_that_the_merge_would_refuse(doors: Doors) -> None:  # noqa: F811
+    few, enough = 1.0, 4096.0
+    for budget, refused in ((few, True), (enough, False), (few, True)):
+        bound, values = tab(doors, method="contrastive", memory_mb=budget, height=512.0, width=512.0, paths=64.0)
+        told = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
+        assert ("memory budget of 1 MB is too small" in told) is refused
+        assert ("Ready to merge" in told) is not refused
+    bound, values = tab(doors, method="average", memory_mb=few)
+    assert "Ready to merge" in bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[0], "records nothing"
+
+
 def test_check_reads_the_file_that_merge_would_refuse(doors: Doors) -> None:  # noqa: F811
     (doors.folder / "fox.safetensors").write_bytes(b"no such thing")
     bound, values = tab(doors)
@@ -402,7 +413,9 @@ def test_where_the_cards_memory_runs_out_the_remedy_is_said(
     assert doors.reported == []
 
 
-@pytest.mark.parametrize("error", [LoraclrError("NaNs in VAE"), Interrupted(), torch.cuda.OutOfMemoryError("out")])
+@pytest.mark.parametrize(
+    "error", [LoraclrError("NaNs in VAE"), Interrupted(), torch.cuda.OutOfMemoryError("out"), OSError("font")]
+)
 def test_a_finished_merge_is_not_thrown_away_for_its_picture(
     doors: Doors,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
@@ -420,6 +433,20 @@ def test_a_finished_merge_is_not_thrown_away_for_its_picture(
     assert picture["visible"] is False and decide["visible"] is True
 
 
+def test_a_finished_merge_is_not_thrown_away_for_the_next_ones_estimate(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bound, values = tab(doors)
+
+    def fail(*_: object) -> None:
+        raise OSError("database is locked")
+
+    monkeypatch.setattr(doors.module("pace"), "learn", fail)
+    view, _, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
+    assert "Retention" in view and decide["visible"] is True and len(doors.reported) == 1
+
+
 def test_replacing_without_a_picture_leaves_no_old_one(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
     for picture in (True, False):
@@ -427,6 +454,10 @@ def test_replacing_without_a_picture_leaves_no_old_one(doors: Doors) -> None:  #
         write = bound.keep if picture else bound.replace
         assert "Kept as pair" in write(job_id, "pair", "")[0]
         assert (doors.folder / "pair.png").is_file() == picture
+        # what the WebUI itself saves as a card's picture
+        (doors.folder / "pair.preview.jpg").write_bytes(b"")
+    bound.replace(bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)[5], "pair", "")
+    assert [path.name for path in doors.folder.glob("pair.*g")] == ["pair.png"]
 
 
 def test_names_are_proposed_that_files_may_have_and_a_persons_own_stays(doors: Doors) -> None:  # noqa: F811

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from modules import shared
+
 from ..baking import require_copyable, require_places
 from ..base_models import base_model_warnings
 from ..errors import LoraclrError
@@ -14,8 +16,11 @@ from ..hosts.base import Host
 from ..inputs import InputLora, bundled_embeddings, load_input, lost_embeddings
 from ..lora_files import PRECISIONS
 from ..memory import MEGABYTE, free_on_card
+from ..methods import find_method
 from ..prompts import check_prompts, plain_prompts_that_call
 from ..request import MergeRequest
+from ..stages import recording_plan, served_layers
+from ..teachers import make_teachers
 from . import estimate, pace
 
 #: copies of the factors that the refinement keeps in fp32: themselves, gradients, AdamW's two, the anchor and the best
@@ -91,6 +96,7 @@ def check(
     seconds = estimate.stages(request, host, draw=draw)
     refining = "refining" in seconds
     ram, device, file = _sizes(request, inputs, host, refining=refining)
+    problems += _beyond_the_budget(request, inputs, host)
     shortage = _shortage(device, host, refining=refining)
     if shortage:
         # what rank auto will choose, and so whether it will fit, is not known beforehand
@@ -151,6 +157,29 @@ def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host):
     if obstacle and request.method == "contrastive" and request.options.get("effort") != "fast":
         problems.append(obstacle)
     return problems, warnings
+
+
+#: checkpoint -> which recording serves each of its layers (`stages.served_layers`)
+_served: dict[str, dict[str, str]] = {}
+
+
+def _beyond_the_budget(request: MergeRequest, inputs: Sequence[InputLora], host: Host) -> list[str]:
+    """The refusal of a merge that cannot be recorded within the memory budget; none where nobody can tell without waiting."""
+    if not find_method(request.method).records or not inputs:
+        return []
+    if host.checkpoint not in _served and not shared.state.job:
+        with a1111.session(job="LoRACLR estimate") as opened:
+            _served[opened.checkpoint] = served_layers(opened, list(opened.layers()))
+    if host.checkpoint not in _served:
+        return []
+    concepts = [given.concept for given in inputs]
+    keys = sorted(set().union(*(given.deltas for given in inputs)))
+    try:
+        teachers = make_teachers(concepts, request.prompts)
+        recording_plan(request, host, keys, _served[host.checkpoint], recordings=len(teachers))
+    except LoraclrError as error:
+        return [str(error)]
+    return []
 
 
 def _shortage(needed_mb: float, host: Host, *, refining: bool) -> str | None:
