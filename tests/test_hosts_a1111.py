@@ -396,6 +396,8 @@ def test_a_refiner_left_loaded_is_not_what_was_chosen(webui: StandIn):
     assert a1111.loaded_family() is SD1 and a1111.peek().family is SD1
     webui.chosen = Model("SDXL", 4)
     webui.chosen.sd_checkpoint_info = SimpleNamespace(title="chosen", filename="chosen.safetensors")
+    assert a1111.loaded_family() is SD1, "control: nobody knows what the settings' name stands for"
+    webui.sd_models.checkpoint_aliases["tiny.safetensors"] = webui.chosen.sd_checkpoint_info
     assert a1111.loaded_family() is None and a1111.peek() is None, "it will be loaded when it is needed"
     webui.networks.assign_network_names_to_compvis_modules(webui.chosen)
     with a1111.session() as host:

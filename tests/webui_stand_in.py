@@ -289,6 +289,7 @@ class StandIn:
                 sdxl_crop_left=0,
                 sdxl_refiner_high_aesthetic_score=6.0,
                 sdxl_refiner_low_aesthetic_score=2.5,
+                sd_model_checkpoint="tiny.safetensors",
             ),
             cmd_opts=SimpleNamespace(
                 lora_dir=str(folder), lyco_dir_backcompat=str(folder.parent / "lycoris"), ckpt_dir=None
@@ -316,7 +317,7 @@ class StandIn:
         self.model.sd_checkpoint_info.filename = str(checkpoints / "tiny.safetensors")
         self.sd_models = SimpleNamespace(
             model_data=SimpleNamespace(sd_model=self.model, loaded_sd_models=[self.model]),
-            select_checkpoint=lambda: (self.chosen or self.model).sd_checkpoint_info,
+            checkpoint_aliases={},
             apply_alpha_schedule_override=self._apply_alpha_schedule_override,
             model_path=str(checkpoints),
             checkpoints_list={},

@@ -80,13 +80,13 @@ def loaded_family() -> Family | None:
 
 def _chosen_model() -> nn.Module | None:
     """The model that is loaded, if it is the one chosen at the top left; a picture may have left its refiner."""
-    models = webui.module("sd_models")
+    models, options = webui.module("sd_models"), webui.module("shared").opts
     model = models.model_data.sd_model
-    try:
-        chosen = models.select_checkpoint().filename
-    except FileNotFoundError:  # deleted since it was loaded
+    # as `sd_models.select_checkpoint`, which would load another one in place of what is not there any more, and print that
+    chosen = models.checkpoint_aliases.get(options.sd_model_checkpoint)
+    if model is None or chosen is None or model.sd_checkpoint_info.filename == chosen.filename:
         return model
-    return model if model is None or model.sd_checkpoint_info.filename == chosen else None
+    return None
 
 
 @contextmanager
