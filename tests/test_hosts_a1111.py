@@ -461,7 +461,7 @@ def test_packed_attention_is_changed_in_the_precision_it_is_cast_to(
         expected.in_proj_weight[:WIDTH] += packed.dense()
         expected.out_proj.weight += out.dense()
     x = torch.randn(3, 1, WIDTH)
-    attention.half()
+    attention.bfloat16()
     forward = nn.MultiheadAttention.forward
 
     def cast(self: nn.MultiheadAttention, *arguments: torch.Tensor, **named: object):
@@ -469,14 +469,14 @@ def test_packed_attention_is_changed_in_the_precision_it_is_cast_to(
         try:
             return forward(self, *(tensor.float() for tensor in arguments), **named)
         finally:
-            self.half()
+            self.bfloat16()
 
     if by_hand:
         monkeypatch.setattr(nn.MultiheadAttention, "forward", cast)
         monkeypatch.setattr(nn.MultiheadAttention, "org_forward", forward, raising=False)
-    given = x if by_hand else x.half()
+    given = x if by_hand else x.bfloat16()
     with torch.no_grad(), xl.apply(deltas):
         found, _ = attention(given, given, given, need_weights=False)
     theirs, _ = expected(x, x, x, need_weights=False)
-    assert attention.in_proj_weight.dtype == torch.float16, "as it was"
+    assert attention.in_proj_weight.dtype == torch.bfloat16, "as it was"
     torch.testing.assert_close(found.float(), theirs, rtol=0.05, atol=0.05)
