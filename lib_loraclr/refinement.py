@@ -256,11 +256,15 @@ class _Fit:
         if self.samples > 1:
             return replace(self, samples=math.ceil(self.samples / 2))
         if self.recompute:
-            raise LoraclrError(
-                "The graphics memory is too small to refine this merge even one sample at a time: use effort fast, merge fewer "
-                "LoRAs at a time, or record smaller pictures (width and height)."
-            )
+            raise _too_small()
         return replace(self, recompute=True)
+
+
+def _too_small() -> LoraclrError:
+    return LoraclrError(
+        "The graphics memory is too small to refine this merge even one sample at a time: use effort fast, merge fewer LoRAs "
+        "at a time, or record smaller pictures (width and height)."
+    )
 
 
 def _try_backward(
@@ -369,7 +373,7 @@ def _fit(room: Classroom, parameters: Mapping[str, Factors], sampler: _Sampler, 
     with room.host.recomputing():
         one = saved(1)
         if one == _TOO_MANY:
-            _Fit(1, recompute=True).smaller()
+            raise _too_small()
         block = int(_LARGEST_BLOCK * kept)
         if one + block > budget:
             return _Fit(1, recompute=True)

@@ -187,7 +187,7 @@ def test_an_error_of_another_kind_is_not_tried_again(
 
     def denoise(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         asked.append(len(x))
-        if torch.is_grad_enabled() and len([a for a in asked if a]) > 3:
+        if torch.is_grad_enabled() and len(asked) > 3:  # the look at what fits is over
             raise RuntimeError("an illegal memory access")
         return type(small).denoise(small, x, t, conditioning)
 

@@ -12,7 +12,8 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from safetensors.torch import save_file
-from webui_stand_in import WIDTH, StandIn
+from webui_stand_in import StandIn
+from webui_stand_in_model import WIDTH
 
 #: keys of the stand-in's SD1 model -> (d_out, d_in, …)
 LAYERS = {

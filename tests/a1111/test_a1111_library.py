@@ -11,19 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
-from webui_stand_in import Model, StandIn
+from webui_stand_in import StandIn
+from webui_stand_in_model import Model
 
 from lib_loraclr import lora_family
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts import a1111
 from lib_loraclr.hosts.a1111 import library
-
-
-@pytest.fixture
-def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    (tmp_path / "Lora").mkdir()
-    return StandIn(tmp_path / "Lora").install(monkeypatch)
-
 
 # -- progress
 

@@ -1,0 +1,58 @@
+"""What the tests of the tab share: what the browser and gradio hand over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from webui_doors import SMALL, Doors
+
+from lib_loraclr.methods import METHODS
+from lib_loraclr.options import schema
+from lib_loraclr.prompts import PromptOptions
+from lib_loraclr.request import RecordingOptions
+
+#: what the browser sends of the table
+TABLE = {
+    "taken": "",
+    "rows": [
+        {"lora": "fox", "te_weight": "0.5", "unet_weight": "0.75", "trigger": " sks animal ", "kind": "subject"},
+        {
+            "lora": "penguin",
+            "te_weight": "1",
+            "unet_weight": "1",
+            "trigger": "bird",
+            "importance": "2",
+            "prompts": "a\n",
+        },
+    ],
+}
+CHOSEN = [row["lora"] for row in TABLE["rows"]]
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    """The tab's fields, by name, as gradio hands them over (numbers as floats)."""
+    defaults, recording = PromptOptions(), RecordingOptions()
+    found: dict[str, Any] = {"effort": "fast", "method": "average", "rank": "auto", "kept": 0.995}
+    found |= {"save_as": "lora", "precision": "fp16"}
+    for name, method in METHODS.items():
+        found |= {f"option.{name}.{o.name}": o.default for o in schema(method.options) if o.name != "effort"}
+    found |= {"templates": "\n".join(defaults.templates) + "\n\n", "plain": "\n".join(defaults.plain)}
+    found |= {"quality": "", "negative": " ugly ", "pair": "", "seed": 3.0, "memory_mb": 64.0}
+    found |= {name: float(getattr(recording, name)) for name in ("paths", "steps", "guidance", "height", "width")}
+    found |= {name: float(value) for name, value in SMALL["recording"].items()}
+    return {**found, **changes}
+
+
+def tab(doors: Doors, **changes: Any) -> tuple[Any, list[Any]]:  # noqa: F811
+    values = fields(**changes)
+    return doors.module("actions").Actions(list(values)), list(values.values())
+
+
+def let_fail(doors: Doors, patch: pytest.MonkeyPatch, module: str, name: str, error: Exception) -> None:
+    """Make a function that a module of the doors calls raise."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    patch.setattr(doors.module(module), name, fail)
