@@ -160,6 +160,12 @@ function loraclrCopyByHand(text, done) {
     done();
 }
 
+const loraclrTips = {
+    prompts: "What is asked of the model with each concept, and without any",
+    output: "What is written, and in which precision",
+    advanced: "Method, rank and options; what is recorded; memory and seed",
+};
+
 onUiLoaded(function() {
     const tab = gradioApp().getElementById("tab_loraclr");
     if (!loraclrHere()) return;
@@ -170,6 +176,10 @@ onUiLoaded(function() {
             field.value = event.target.value;
         });
     });
+    // gradio's folds take no tooltip.
+    for (const [name, text] of Object.entries(loraclrTips)) {
+        tab.querySelector(`#loraclr_${name} > .label-wrap`).title = text;
+    }
     // gradio's picker takes Enter for a choice whatever is held down with it, and the WebUI takes Esc for Interrupt although it
     // closes a list. Before either hears of them, hence "capture".
     tab.addEventListener("keydown", (event) => {

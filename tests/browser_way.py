@@ -239,7 +239,8 @@ def looks(way: Way) -> dict[str, Any]:
     way.page.locator("#loraclr_prompts > .label-wrap").first.click()
     way.page.locator(".loraclr-concept .loraclr-more summary").first.click()
     way.shot("7-advanced")
-    return {"overflow": way.overflow()}
+    untold = "folds => folds.filter(fold => !fold.title).map(fold => fold.innerText)"
+    return {"overflow": way.overflow(), "untold": way.page.eval_on_selector_all("#tab_loraclr .label-wrap", untold)}
 
 
 def install(way: Way) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def test_what_is_done_in_haste_is_done_right(url: str) -> None:
 @pytest.mark.parametrize("theme", ["dark", "light"])
 @pytest.mark.parametrize("way", ["looks", "narrow"])
 def test_wide_and_narrow_light_and_dark(url: str, way: str, theme: str) -> None:
-    assert go(url, way, LORACLR_THEME=theme)["overflow"] <= 0
+    seen = go(url, way, LORACLR_THEME=theme)
+    assert seen["overflow"] <= 0 and seen["untold"] == [], "every fold says what is in it"
 
 
 def test_the_settings_have_a_section(url: str) -> None:
