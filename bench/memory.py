@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib_loraclr.merge import merge_loras
-from lib_loraclr.report import MergeReport
+from lib_loraclr.output import MergeReport
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
 
 from .shapes import SD15, ShapesHost, Watch, looking, random_lora

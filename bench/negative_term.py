@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from bench.judge import DEMO, Judge
 from bench.quality import demo_request, judge_deltas
-from lib_loraclr.cli.console import ConsoleProgress
+from lib_loraclr.doors.cli.console import ConsoleProgress
 from lib_loraclr.hosts.diffusers import load
 from lib_loraclr.merge import merge_loras
 

@@ -19,14 +19,12 @@ from pathlib import Path
 import torch
 
 from bench.judge import DEMO, Judge
-from lib_loraclr.cli.console import ConsoleProgress
-from lib_loraclr.hosts.base import Host
+from lib_loraclr.doors.cli.console import ConsoleProgress
 from lib_loraclr.hosts.diffusers import load
-from lib_loraclr.inputs import load_inputs
-from lib_loraclr.low_rank import Factors
 from lib_loraclr.merge import merge_loras
+from lib_loraclr.model import Factors, Host
+from lib_loraclr.recording import load_inputs, sample
 from lib_loraclr.request import MergeRequest
-from lib_loraclr.sampling import sample
 
 BACKGROUNDS = ("white", "green", "yellow", "purple")
 STEPS, GUIDANCE, SEED = 16, 4.0, 10_000

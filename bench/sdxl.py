@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from lib_loraclr.merge import merge_loras
-from lib_loraclr.report import MergeReport
+from lib_loraclr.output import MergeReport
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
 
 from .shapes import SDXL, ShapesHost, Watch, looking, random_lora

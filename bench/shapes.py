@@ -19,10 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lib_loraclr.hosts import base
-from lib_loraclr.hosts.substitution import Layer, substituted
-from lib_loraclr.layer_keys import text_encoder_key, unet_key
-from lib_loraclr.low_rank import Factors
+from lib_loraclr import model
+from lib_loraclr.files import text_encoder_key, unet_key
+from lib_loraclr.model import Factors, Layer, substituted
 from lib_loraclr.progress import Progress
 
 Shapes = dict[str, tuple[int, ...]]
@@ -42,7 +41,7 @@ class Architecture:
         added: width of the pooled text and of the sizes that the UNet reads besides, and how many sizes; SDXL only
     """
 
-    family: base.Family
+    family: model.Family
     name: str
     unet: Mapping[str, object]
     text_encoders: Mapping[str, tuple[type[nn.Module], Mapping[str, int]]]
@@ -53,7 +52,7 @@ class Architecture:
 _CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 SD15 = Architecture(
-    base.SD1,
+    model.SD1,
     "SD1.5",
     {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     {"lora_te_": (CLIPTextModel, _CLIP_L)},
@@ -61,7 +60,7 @@ SD15 = Architecture(
 )
 #: the `config.json` of stable-diffusion-xl-base-1.0's UNet and text encoders, as far as it decides shapes
 SDXL = Architecture(
-    base.SDXL,
+    model.SDXL,
     "SDXL",
     {
         "sample_size": 128,
@@ -157,12 +156,12 @@ class ShapesHost:
     def apply(self, deltas: Mapping[str, Factors]):
         return substituted(self._layers, deltas) if self._substitute else nullcontext()
 
-    def encode(self, prompts: Sequence[str]) -> base.Conditioning:
+    def encode(self, prompts: Sequence[str]) -> model.Conditioning:
         for shapes, same in self._texts:
             self._feed(shapes, same, batch=len(prompts))
-        return base.Conditioning({"context": torch.randn(len(prompts), 1, self._architecture.context)})
+        return model.Conditioning({"context": torch.randn(len(prompts), 1, self._architecture.context)})
 
-    def denoise(self, x: Tensor, t: Tensor, conditioning: base.Conditioning) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, conditioning: model.Conditioning) -> Tensor:
         size = tuple(x.shape[2:])
         if size not in self._by_size:
             self._by_size[size] = _input_shapes(self._real_unet, lambda: self._run_on_meta(size))

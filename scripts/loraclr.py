@@ -2,7 +2,7 @@
 
 from modules import script_callbacks
 
-from lib_loraclr.webui import settings, start, tab
+from lib_loraclr.doors.webui import settings, start, tab
 
 script_callbacks.on_ui_settings(settings.add)
 script_callbacks.on_ui_tabs(tab.create)

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lib_loraclr.files.lora_files import read_lora
+from lib_loraclr.files.tensor_files import DTYPES
 from lib_loraclr.hosts.diffusers import DiffusersHost, load
-from lib_loraclr.inputs import InputLora
-from lib_loraclr.lora_files import PRECISIONS, read_lora
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.merge import Merge
-from lib_loraclr.report import ConceptReport, MergeReport
-from lib_loraclr.request import Concept, MergeRequest
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.report import ConceptReport, MergeReport
+from lib_loraclr.recording.inputs import InputLora
+from lib_loraclr.request.merge_request import Concept, MergeRequest
 from tests.tiny_hosts import Open, opener
 
 #: one layer of each form that the demo checkpoint has -> shape of its weight
@@ -124,7 +125,7 @@ def make_merge(tmp_path: Path) -> Callable[..., Merge]:
         )
         return Merge(
             MergeRequest(concepts, method="average", precision=precision, seed=7),
-            {key: f.to(PRECISIONS[precision]) for key, f in factors.items()},
+            {key: f.to(DTYPES[precision]) for key, f in factors.items()},
             tuple(InputLora(concept, read_lora(path), {}) for concept, path in zip(concepts, paths, strict=True)),
             report,
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lib_loraclr.prompts import PromptOptions
-from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.request.prompts import PromptOptions
 
 TRIGGERS = {
     "fox-face": "sks animal",

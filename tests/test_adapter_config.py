@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from lib_loraclr.errors import LoraclrError
+from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.inputs import load_input
-from lib_loraclr.lora_files import read_lora
-from lib_loraclr.request import Concept
+from lib_loraclr.recording.inputs import load_input
+from lib_loraclr.request.merge_request import Concept
 
 K, FC1 = "mid_block.attentions.0.transformer_blocks.0.attn1.to_k", "text_model.encoder.layers.0.mlp.fc1"
 K_KEY, FC1_KEY = "lora_unet_" + K.replace(".", "_"), "lora_te1_" + FC1.replace(".", "_")

@@ -15,16 +15,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib_loraclr import baking, lora_files
-from lib_loraclr.baking import BakedCheckpoint
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.hosts.base import Host
+from lib_loraclr.files import lora_files
+from lib_loraclr.files.tensor_files import NewTensor, write_tensors
 from lib_loraclr.hosts.diffusers import DiffusersHost, load
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.merge import Merge
-from lib_loraclr.output import checkpoint_metadata, file_size, save_merge
-from lib_loraclr.sampling import initial_noise
-from lib_loraclr.tensor_files import NewTensor, write_tensors
+from lib_loraclr.model.host import Host
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.output import baking
+from lib_loraclr.output.baking import BakedCheckpoint
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.saving import checkpoint_metadata, file_size, save_merge
+from lib_loraclr.recording.sampling import initial_noise
 
 MakeMerge = Callable[..., Merge]
 CONV, LINEAR = "lora_unet_conv_in", "lora_te_text_model_encoder_layers_0_mlp_fc1"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib_loraclr.baking import BakedCheckpoint
+from lib_loraclr.files.tensor_files import write_tensors
 from lib_loraclr.hosts.diffusers import load
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.tensor_files import write_tensors
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.output.baking import BakedCheckpoint
 from tests import tiny_checkpoints as tiny
 from tests.tiny_checkpoints import Tiny
 from tests.tiny_hosts import Open, predict

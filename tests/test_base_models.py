@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib_loraclr.base_models import base_model_warnings, base_of, checkpoint_model
-from lib_loraclr.inputs import InputLora
-from lib_loraclr.lora_files import LoraFile
-from lib_loraclr.request import Concept
+from lib_loraclr.files.lora_files import LoraFile
+from lib_loraclr.recording.base_models import base_model_warnings, base_of, checkpoint_model
+from lib_loraclr.recording.inputs import InputLora
+from lib_loraclr.request.merge_request import Concept
 
 A = {"ss_sd_model_name": "a.safetensors", "ss_sd_model_hash": "aaaa1111", "ss_new_sd_model_hash": "A" * 64}
 B = {"ss_sd_model_name": "folder\\b.safetensors", "ss_sd_model_hash": "bbbb2222", "ss_new_sd_model_hash": "b" * 64}

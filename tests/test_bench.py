@@ -9,7 +9,7 @@ import pytest
 
 from bench import memory, sdxl
 from bench.shapes import SD15, SDXL, Architecture, ShapesHost
-from lib_loraclr.hosts.base import Host
+from lib_loraclr.model.host import Host
 
 #: the architectures at a hundredth of their widths, and so of their time; everything else is theirs
 _TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -10,9 +10,9 @@ from networks_of_kinds import C_IN, D_OUT, RANK, Sample, draw, samples, weight_o
 from slow_deltas import slow_delta
 from torch import Tensor
 
-from lib_loraclr.deltas import ACCURACY, KINDS, kind_name, kind_of, layer_delta
-from lib_loraclr.deltas import __path__ as folder
 from lib_loraclr.errors import LoraclrError
+from lib_loraclr.files.deltas import ACCURACY, KINDS, kind_name, kind_of, layer_delta
+from lib_loraclr.files.deltas import __path__ as folder
 
 #: fp32 rounding through a few products, of the largest entry
 SINGLE = 1e-5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_loraclr.deltas import layer_delta
+from lib_loraclr.files.deltas import layer_delta
 
 lycoris = pytest.importorskip("lycoris.modules", reason="lycoris-lora is not installed")
 

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib_loraclr import preview
-from lib_loraclr.embeddings import by_name, name_of
 from lib_loraclr.errors import LoraclrError
+from lib_loraclr.files.embeddings import embedding_name, embeddings_by_name
+from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.hosts.diffusers.embeddings import tokenized
-from lib_loraclr.inputs import load_inputs
-from lib_loraclr.lora_files import read_lora
-from lib_loraclr.merge import measure_loras, merge_loras
-from lib_loraclr.preview import PreviewOptions, preview_grid
+from lib_loraclr.merge.merging import measure_loras, merge_loras
+from lib_loraclr.output import preview
+from lib_loraclr.output.preview import PreviewOptions, preview_grid
 from lib_loraclr.progress import Progress
+from lib_loraclr.recording.inputs import load_inputs
 from tests import tiny_checkpoints as tiny
 from tests.small import concept, request
 from tests.tiny_checkpoints import Tiny
@@ -58,7 +58,7 @@ def random_embedding(host: DiffusersHost, name: str, vectors: int, seed: int = 0
     ],
 )
 def test_a_form_that_the_webui_loads_is_known(parts: dict[str, tuple[int, ...]], kept: set[str]) -> None:
-    found = by_name({f"bundle_emb.sks.{part}": torch.zeros(shape) for part, shape in parts.items()})
+    found = embeddings_by_name({f"bundle_emb.sks.{part}": torch.zeros(shape) for part, shape in parts.items()})
     assert set(found) == {"sks"} and set(found["sks"]) == kept
     assert all(tensor.dim() == 2 for tensor in found["sks"].values())
 
@@ -83,7 +83,7 @@ def test_a_form_that_the_webui_would_not_load_is_refused(
 
 
 def test_the_name_of_an_embedding_is_what_stands_before_the_next_dot() -> None:
-    assert [name_of(f"bundle_emb.{rest}") for rest in ("sks.clip_l", "a b.string_to_param.*", "x")] == [
+    assert [embedding_name(f"bundle_emb.{rest}") for rest in ("sks.clip_l", "a b.string_to_param.*", "x")] == [
         "sks",
         "a b",
         "x",

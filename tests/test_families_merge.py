@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.hosts.diffusers import DiffusersHost, load
-from lib_loraclr.inputs import load_input
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.merge import Merge, merge_loras
-from lib_loraclr.merged_tensors import lora_tensors
-from lib_loraclr.output import lora_metadata
-from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.merged_tensors import lora_tensors
+from lib_loraclr.output.saving import lora_metadata
+from lib_loraclr.recording.inputs import load_input
+from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from tests import tiny_checkpoints as tiny
 from tests.small import PROMPTS
 from tests.tiny_checkpoints import Tiny

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.hosts.diffusers import DiffusersHost, load
-from lib_loraclr.inputs import load_inputs
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.merge import merge_loras
-from lib_loraclr.merged_tensors import lora_tensors
-from lib_loraclr.refinement import _trainable
-from lib_loraclr.sampling import initial_noise
+from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.output.merged_tensors import lora_tensors
+from lib_loraclr.recording.inputs import load_inputs
+from lib_loraclr.recording.sampling import initial_noise
+from lib_loraclr.refining.refinement import _trainable
 from tests.small import concept, request
 
 

@@ -11,14 +11,15 @@ from safetensors.torch import load_file, save_file
 from small import PROMPTS
 from torch import Tensor
 
-from lib_loraclr import deltas, stages
+from lib_loraclr.files import deltas
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.inputs import load_input, load_inputs
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.merge import merge_loras
-from lib_loraclr.merged_tensors import lora_tensors
-from lib_loraclr.prompts import is_background
-from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.merge import stages
+from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.output.merged_tensors import lora_tensors
+from lib_loraclr.recording.inputs import load_input, load_inputs
+from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.request.prompts import is_background
 from tests import tiny_checkpoints as tiny
 from tests.tiny_hosts import Open, predict
 

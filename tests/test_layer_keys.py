@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lib_loraclr.files.layer_keys import is_text_encoder, other_names, split_key, text_encoder_key, unet_key
+from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.layer_keys import is_text_encoder, other_names, split_key, text_encoder_key, unet_key
-from lib_loraclr.lora_files import read_lora
 
 FC1 = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 

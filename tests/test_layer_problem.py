@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_loraclr.layer_problem import LayerProblem, Rows
-from lib_loraclr.low_rank import Factors
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.solving.layer_problem import LayerProblem, Rows
 
 #: float64 rounding; nothing here is factored but the column space
 CLOSE = 1e-12

@@ -25,11 +25,23 @@ STAND_ALONE = {"diffusers", "transformers", "yaml", "accelerate", "peft"}
 
 #: who alone may import it (files, or folders by their trailing slash), even inside a function
 TABLE = {
-    "the WebUI": (WEBUI, ("lib_loraclr/hosts/a1111", "lib_loraclr/hosts/forge", "lib_loraclr/webui/", "scripts/")),
-    "the WebUI's front end": ({"gradio", "fastapi", "starlette"}, ("lib_loraclr/webui/",)),
+    "the WebUI": (
+        WEBUI,
+        ("lib_loraclr/hosts/a1111", "lib_loraclr/hosts/forge", "lib_loraclr/doors/webui/", "scripts/"),
+    ),
+    "the WebUI's front end": ({"gradio", "fastapi", "starlette"}, ("lib_loraclr/doors/webui/",)),
     "diffusers and what comes with it": (STAND_ALONE, ("lib_loraclr/hosts/diffusers/",)),
 }
-WITHOUT_TORCH = ("errors", "options", "prompts", "request", "report")
+#: the rooms of the library in the order of the data flow: each may use those before it, and nothing that comes after
+ORDER = (
+    *("errors", "progress", "request", "model", "files", "recording", "solving", "refining", "output", "merge"),
+    *("hosts", "doors"),
+)
+#: rooms inside which others stand that know nothing of each other
+SEPARATE = ("hosts", "doors")
+WITHOUT_TORCH = ("errors", "progress", "request")
+#: what a person who opens the library may see at once
+MOST_ROOMS = 12
 
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400
 
@@ -148,30 +160,22 @@ def test_what_a_door_needs_to_show_a_form_imports_no_torch_not_even_through_othe
 
 def test_the_webui_does_not_wait_for_the_engine_when_it_starts() -> None:
     """What its script imports is little: under 0.2 s of a start that nobody may notice."""
-    reached, waiting = set(), ["lib_loraclr.webui.settings", "lib_loraclr.webui.start", "lib_loraclr.webui.tab"]
+    reached, waiting = (
+        set(),
+        ["lib_loraclr.doors.webui.settings", "lib_loraclr.doors.webui.start", "lib_loraclr.doors.webui.tab"],
+    )
     while waiting:
         module = waiting.pop()
         if module not in reached:
             reached.add(module)
             waiting += GRAPH[module]
-    engine = {
-        "merge",
-        "stages",
-        "refinement",
-        "teachers",
-        "output",
-        "baking",
-        "inputs",
-        "lora_files",
-        "preview",
-        "deltas",
-    }
+    engine = {"merge", "recording", "refining", "output"}
     doors = {"actions", "jobs", "check", "routes", "estimate", "pace"}
-    late = {f"lib_loraclr.{name}" for name in engine} | {f"lib_loraclr.webui.{name}" for name in doors}
+    late = {f"lib_loraclr.{name}" for name in engine} | {f"lib_loraclr.doors.webui.{name}" for name in doors}
     assert late <= set(MODULES), "control: the modules are called so"
     assert not late & reached
     script = (ROOT / "scripts" / "loraclr.py").read_text("utf-8")
-    assert "from lib_loraclr.webui import settings, start, tab\n" in script
+    assert "from lib_loraclr.doors.webui import settings, start, tab\n" in script
     registered = script.count("script_callbacks.on_")
     assert registered == 3, "each of them takes as long as ten modules"
     assert "if start.has_routes():\n    script_callbacks.on_app_started(start.add_routes)\n" in script
@@ -185,7 +189,101 @@ def test_a_request_is_checked_where_torch_is_not_installed() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_imports_go_one_way() -> None:
+def rooms_of(name: str) -> tuple[str, ...]:
+    """The rooms a module stands in, from the outside in: a folder of the library, and within `SEPARATE` ones the next."""
+    parts = [part for part in name.split(".")[1:] if not part.startswith("__")]
+    return tuple(parts[: 2 if parts and parts[0] in SEPARATE else 1])
+
+
+def every_import(name: str) -> Iterator[tuple[str, str]]:
+    """`(module, name in it)` of all that a module of the library takes from the library, also inside functions."""
+    path = MODULES[name]
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("lib_loraclr")):
+            base = package
+            for _ in range(node.level - 1):
+                base = base.rpartition(".")[0]
+            origin = ".".join(filter(None, (base if node.level else "", node.module)))
+            for alias in node.names:
+                whole = f"{origin}.{alias.name}"
+                yield (whole, "") if whole in MODULES else (origin, alias.name)
+
+
+def arrows() -> Iterator[tuple[str, str, str]]:
+    """`(module, module it takes something from, what)` from one room to another; what every room may use is left out."""
+    for name in MODULES:
+        for origin, what in every_import(name):
+            if rooms_of(origin) and rooms_of(origin) != rooms_of(name) and rooms_of(name):
+                yield name, origin, what
+
+
+def test_what_stands_at_the_top_is_the_data_flow() -> None:
+    seen = {path.stem for path in LIBRARY.iterdir() if not path.name.startswith("_")}
+    assert seen == set(ORDER) and len(seen) <= MOST_ROOMS
+
+
+def test_no_arrow_goes_up() -> None:
+    """Each room uses what comes before it in the data flow, at import and later."""
+    up = [
+        f"{name} -> {origin}"
+        for name, origin, _ in arrows()
+        if ORDER.index(rooms_of(origin)[0]) >= ORDER.index(rooms_of(name)[0])
+    ]
+    assert not up
+
+
+def test_a_room_is_entered_by_its_face() -> None:
+    """What others may use of a folder is what its `__init__` has; the files behind it are its own affair."""
+    around = [
+        f"{name} -> {origin}.{what}"
+        for name, origin, what in arrows()
+        if origin.split(".")[1:] != list(rooms_of(origin))
+        and MODULES[f"lib_loraclr.{rooms_of(origin)[0]}"].stem == "__init__"
+    ]
+    assert not around
+
+
+def test_a_face_says_all_that_it_shows() -> None:
+    for room in ORDER:
+        path = MODULES[f"lib_loraclr.{room}"]
+        if path.stem == "__init__" and room not in SEPARATE:
+            imported = {
+                alias.asname or alias.name
+                for node in tree(path).body
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+            }
+            listed = next(
+                {part.value for part in node.value.elts}
+                for node in tree(path).body
+                if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+            )
+            assert imported == listed, room
+
+
+def test_a_face_shows_nothing_that_nobody_uses() -> None:
+    used = {(origin.split(".")[1], what) for _, origin, what in arrows()}
+    for place in ("bench", "tests"):
+        for path in (ROOT / place).rglob("*.py"):
+            for node in ast.walk(tree(path)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib_loraclr."):
+                    used |= {(node.module.split(".")[1], alias.name) for alias in node.names}
+    for room in ORDER:
+        path = MODULES[f"lib_loraclr.{room}"]
+        if path.stem == "__init__" and room not in SEPARATE:
+            shown = {alias.name for node in tree(path).body if isinstance(node, ast.ImportFrom) for alias in node.names}
+            assert {(room, name) for name in shown} <= used, room
+
+
+def test_the_walk_would_see_an_arrow_that_goes_up() -> None:
+    """The control of the tests above: arrows that are there are seen, also those inside functions."""
+    seen = {(name.removeprefix("lib_loraclr."), origin.removeprefix("lib_loraclr.")) for name, origin, _ in arrows()}
+    assert {("merge.merging", "refining"), ("files.deltas", "model"), ("doors.cli.console", "hosts.diffusers")} <= seen
+    assert all(ORDER.index("errors") < ORDER.index(room) for room in ORDER[1:])
+
+
+def test_imports_inside_a_room_go_one_way() -> None:
     """No cycle when a module is imported.
 
     A package's `__init__` is left out where one of its own files imports it: it registers its files last (methods), after
@@ -196,19 +294,9 @@ def test_imports_go_one_way() -> None:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
-    assert (
-        order.index("lib_loraclr.low_rank")
-        < order.index("lib_loraclr.methods.ridge")
-        < order.index("lib_loraclr.merge")
-    )
-
-
-def test_the_order_of_imports_would_show_a_cycle() -> None:
-    """The control of the test above."""
-    with pytest.raises(CycleError):
-        TopologicalSorter({**GRAPH, "lib_loraclr.errors": {"lib_loraclr.merge"}}).prepare()
-    assert GRAPH["lib_loraclr.merge"] >= {"lib_loraclr.methods", "lib_loraclr.report"}
-    assert GRAPH["lib_loraclr.methods.ridge"] >= {"lib_loraclr.methods", "lib_loraclr.solvers"}
+    assert order.index("lib_loraclr.solving.methods.ridge") < order.index("lib_loraclr.merge.merging")
+    with pytest.raises(CycleError):  # the control
+        TopologicalSorter({**graph, "lib_loraclr.errors": {"lib_loraclr.merge"}}).prepare()
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
@@ -222,7 +310,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if not relative(path).startswith("lib_loraclr/cli/")], ids=relative
+    "path", [path for path in FILES if not relative(path).startswith("lib_loraclr/doors/cli/")], ids=relative
 )
 def test_only_the_command_line_prints(path: Path) -> None:
     called = {

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.layer_keys import split_key
-from lib_loraclr.lora_family import family_by_header, family_of
-from lib_loraclr.lora_files import LoraFile
+from lib_loraclr.files.layer_keys import split_key
+from lib_loraclr.files.lora_family import family_by_header, family_of
+from lib_loraclr.files.lora_files import LoraFile
 
 Q_PROJ = "text_model_encoder_layers_0_self_attn_q_proj"
 BLOCK = "transformer_blocks_0_attn2_to_k"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.lora_files import read_lora
+from lib_loraclr.files.lora_files import read_lora
 
 
 @pytest.mark.parametrize(

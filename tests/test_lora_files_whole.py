@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.lora_files import write_files
+from lib_loraclr.files.lora_files import write_files
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib_loraclr.low_rank import Factors, balanced, concatenate, exact, orthonormal_basis, truncate, zero
+from lib_loraclr.model.low_rank import Factors, balanced, concatenate, exact, orthonormal_basis, truncate, zero
 
 #: relative; float64 rounding through a few products and one factorisation
 CLOSE = 1e-10

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.memory import HALF, LEAST_ROWS, MEGABYTE, MOST_ROWS, TENSORS_PER_POINT, free_on_card, plan_memory
+from lib_loraclr.model.memory import HALF, LEAST_ROWS, MEGABYTE, MOST_ROWS, TENSORS_PER_POINT, free_on_card, plan_memory
 
 #: from a merge of two on a small model to one of twelve at SD1.5's sizes
 JOBS = {

@@ -9,19 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib_loraclr import stages
 from lib_loraclr.errors import Interrupted, LoraclrError
-from lib_loraclr.hosts.base import Host
-from lib_loraclr.lora_files import PRECISIONS, serialize
-from lib_loraclr.low_rank import Factors, concatenate
-from lib_loraclr.merge import Merge, measure_loras, merge_loras
-from lib_loraclr.merged_tensors import lora_tensors
-from lib_loraclr.methods import METHODS
-from lib_loraclr.output import lora_metadata
+from lib_loraclr.files.lora_files import serialize
+from lib_loraclr.files.tensor_files import DTYPES
+from lib_loraclr.merge import stages
+from lib_loraclr.merge.merging import measure_loras, merge_loras
+from lib_loraclr.merge.stages import Job
+from lib_loraclr.model.host import Host
+from lib_loraclr.model.low_rank import Factors, concatenate
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.merged_tensors import lora_tensors
+from lib_loraclr.output.saving import lora_metadata
 from lib_loraclr.progress import Progress
-from lib_loraclr.request import RecordingOptions
-from lib_loraclr.sampling import initial_noise
-from lib_loraclr.stages import Job
+from lib_loraclr.recording.sampling import initial_noise
+from lib_loraclr.request.merge_request import RecordingOptions
+from lib_loraclr.solving.methods import METHODS
 from tests.small import concept, request
 
 
@@ -258,7 +260,7 @@ def test_all_tags_together_have_the_retention_of_the_weighted_sum(demo: Path, ho
 
 
 def test_factors_are_rounded_to_the_files_precision(fox_and_pizza: Merge) -> None:
-    assert {f.up.dtype for f in fox_and_pizza.factors.values()} == {PRECISIONS["fp16"]}
+    assert {f.up.dtype for f in fox_and_pizza.factors.values()} == {DTYPES["fp16"]}
 
 
 def test_the_sum_of_factors_is_exact() -> None:

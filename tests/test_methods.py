@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_loraclr import methods
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.layer_problem import LayerProblem, Rows
-from lib_loraclr.low_rank import zero
-from lib_loraclr.methods import METHODS, LayerResult, Method, find_method, merge_method
-from lib_loraclr.methods.contrastive import GROWTH, STEPS, ContrastiveOptions, refinement_options
-from lib_loraclr.methods.paper import PaperOptions, paper_loss
-from lib_loraclr.options import parse_options, schema
+from lib_loraclr.model.low_rank import zero
+from lib_loraclr.request.options import parse_options, schema
+from lib_loraclr.solving import methods
+from lib_loraclr.solving.layer_problem import LayerProblem, Rows
+from lib_loraclr.solving.methods import METHODS, LayerResult, Method, find_method, merge_method
+from lib_loraclr.solving.methods.contrastive import GROWTH, STEPS, ContrastiveOptions, refinement_options
+from lib_loraclr.solving.methods.paper import PaperOptions, paper_loss
 from tests.test_layer_problem import dense_gram, dense_target, random_problem
 
 #: relative, by method: float64 rounding through one factorisation, where nothing else is said

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_loraclr.layer_problem import LayerProblem
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.methods.ridge import closed_form
-from lib_loraclr.objective import LayerObjective, Terms, output_terms
-from lib_loraclr.solvers import minimize
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.solving.layer_problem import LayerProblem
+from lib_loraclr.solving.methods.ridge import closed_form
+from lib_loraclr.solving.objective import LayerObjective, Terms, output_terms
+from lib_loraclr.solving.solvers import minimize
 from tests.test_layer_problem import dense_target, random_problem
 
 #: relative; the two ways differ by float64 rounding alone

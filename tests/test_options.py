@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.methods import METHODS, Method, NoOptions
-from lib_loraclr.options import Option, option, parse_number, parse_options, schema
+from lib_loraclr.request.options import Option, option, parse_number, parse_options, schema
+from lib_loraclr.solving.methods import METHODS, Method, NoOptions
 
 
 @dataclass(frozen=True)

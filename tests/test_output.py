@@ -13,16 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_loraclr.deltas import layer_delta
 from lib_loraclr.errors import LoraclrError
+from lib_loraclr.files.deltas import layer_delta
+from lib_loraclr.files.lora_files import read_lora, read_tensors
+from lib_loraclr.files.tensor_files import DTYPES
+from lib_loraclr.files.triggers import find_trigger, tag_frequency
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.lora_files import PRECISIONS, read_lora, read_tensors
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.merge import Merge
-from lib_loraclr.merged_tensors import lora_tensors
-from lib_loraclr.output import file_size, lora_metadata, read_recipe, save_merge, user_card
-from lib_loraclr.output_names import output_path
-from lib_loraclr.prompts import find_trigger, tag_frequency
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.merged_tensors import lora_tensors
+from lib_loraclr.output.saving import file_size, lora_metadata, read_recipe, save_merge, user_card
+from lib_loraclr.request.output_names import output_path
 
 MakeMerge = Callable[..., Merge]
 
@@ -112,7 +113,7 @@ def test_a_folder_may_itself_be_a_link_and_hold_links_into_itself(tmp_path: Path
 # Its tensors
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", DTYPES)
 def test_the_file_holds_the_very_merge_with_alpha_equal_to_the_rank(
     make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path, precision: str
 ) -> None:
@@ -124,13 +125,13 @@ def test_the_file_holds_the_very_merge_with_alpha_equal_to_the_rank(
     for key, factors in merge.factors.items():
         stored = file.layers[key]
         assert float(stored["alpha"]) == stored["lora_down.weight"].shape[0] == factors.rank == 5
-        assert stored["lora_up.weight"].dtype == PRECISIONS[precision]
+        assert stored["lora_up.weight"].dtype == DTYPES[precision]
         read = layer_delta(key, stored, "zoo", host.layers()[key].weight).factors
         assert torch.equal(read.up, factors.up.float())
         assert torch.equal(read.down, factors.down.float())
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", DTYPES)
 def test_alpha_is_exact_at_any_rank(make_merge: MakeMerge, host: DiffusersHost, precision: str) -> None:
     """bfloat16 has no 257, fp16 no 2049; an alpha that is rounded would scale the whole layer."""
     for rank in (257, 2049):
@@ -154,7 +155,7 @@ def whole(merge: Merge, precision: str = "fp16") -> Merge:
     return replace(merge, request=replace(merge.request, save_as="full", precision=precision), factors=factors)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", DTYPES)
 def test_a_full_file_holds_every_layer_s_whole_delta_rounded_once(
     make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path, precision: str
 ) -> None:
@@ -166,7 +167,7 @@ def test_a_full_file_holds_every_layer_s_whole_delta_rounded_once(
     assert torch.equal(tensors[EMBEDDING], mine)
     for key, factors in merge.factors.items():
         stored, exact = tensors[f"{key}.diff"], factors.up.double() @ factors.down.double()
-        assert stored.shape == host.layers()[key].weight.shape and stored.dtype == PRECISIONS[precision]
+        assert stored.shape == host.layers()[key].weight.shape and stored.dtype == DTYPES[precision]
         step = torch.finfo(stored.dtype).eps
         assert float((stored.double().view_as(exact) - exact).abs().max()) <= step * float(exact.abs().max())
     data = path.read_bytes()[8 + int.from_bytes(path.read_bytes()[:8], "little") :]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib_loraclr import preview
-from lib_loraclr.hosts.base import Host
-from lib_loraclr.merge import merge_loras
-from lib_loraclr.preview import MARGIN, PreviewOptions, caption_height, preview_grid
+from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.model.host import Host
+from lib_loraclr.output import preview
+from lib_loraclr.output.preview import MARGIN, PreviewOptions, caption_height, preview_grid
 from lib_loraclr.progress import Progress
 from tests.small import request
 

@@ -8,19 +8,10 @@ from pathlib import Path
 import pytest
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.prompts import (
-    PLAIN,
-    TEMPLATES,
-    PromptOptions,
-    check_prompts,
-    concept_prompts,
-    find_trigger,
-    is_background,
-    tag_frequency,
-    trigger_from_metadata,
-)
-from lib_loraclr.request import Concept
-from lib_loraclr.teachers import make_teachers
+from lib_loraclr.files.triggers import find_trigger, tag_frequency, trigger_from_metadata
+from lib_loraclr.recording.teachers import make_teachers
+from lib_loraclr.request.merge_request import Concept
+from lib_loraclr.request.prompts import PLAIN, TEMPLATES, PromptOptions, check_prompts, concept_prompts, is_background
 
 FOX = Concept("fox.safetensors", trigger="sks animal")
 CAT = Concept("cat.safetensors", trigger="ohwx cat")

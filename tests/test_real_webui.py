@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from webui_process import WebUI, demo_models, sdxl_loras, sdxl_models
 
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.merge import merge_loras
-from lib_loraclr.request import MergeRequest
+from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.request.merge_request import MergeRequest
 from tests.tiny_checkpoints import CLIP_WIDTH, OPEN_CLIP_WIDTH
 
 OUTCOMES = {"merge": "merged", "refine": "refined in 2 steps", "interrupt": "interrupted", "error": "on purpose"}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_loraclr.hosts.base import Host
-from lib_loraclr.hosts.substitution import Layer
-from lib_loraclr.recording import Reservoir, input_rows, record_inputs, shared_inputs
+from lib_loraclr.model.host import Host
+from lib_loraclr.model.substitution import Layer
+from lib_loraclr.recording.input_rows import Reservoir, input_rows, record_inputs, shared_inputs
 
 #: recordings are in half precision
 HALF = 2e-3

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_loraclr import refinement
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.hosts.base import Conditioning, Host
-from lib_loraclr.low_rank import Factors, concatenate
-from lib_loraclr.objective import RefinementOptions, Terms
-from lib_loraclr.refinement import GradScaler, refine
-from lib_loraclr.teachers import Classroom, Examples, Teacher, add_nearest_other, make_teachers
+from lib_loraclr.model.host import Conditioning, Host
+from lib_loraclr.model.low_rank import Factors, concatenate
+from lib_loraclr.recording.teachers import Classroom, Examples, Teacher, add_nearest_other, make_teachers
+from lib_loraclr.refining import refinement
+from lib_loraclr.refining.refinement import GradScaler, refine
+from lib_loraclr.solving.objective import RefinementOptions, Terms
 from tests.small import PROMPTS, concept
 from tests.test_teachers import room_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from lib_loraclr.report import ConceptReport, MergeReport, figure, format_table
+from lib_loraclr.output.report import ConceptReport, MergeReport, figure, format_table
 
 REPORT = MergeReport(
     "contrastive",

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.prompts import PromptOptions
-from lib_loraclr.request import Concept, MergeRequest, RecordingOptions, parse_lora_argument
+from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions, parse_lora_argument
+from lib_loraclr.request.prompts import PromptOptions
 
 PLAIN = MergeRequest((Concept("fox.safetensors"),))
 

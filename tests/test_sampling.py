@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from lib_loraclr.hosts.base import Conditioning, Host
-from lib_loraclr.sampling import denoising_path, evaluated, initial_noise, noise_and_clean, sample, timesteps
+from lib_loraclr.model.host import Conditioning, Host
+from lib_loraclr.recording.sampling import denoising_path, evaluated, initial_noise, noise_and_clean, sample, timesteps
 
 
 def test_timesteps_start_at_full_noise_and_fall_evenly() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.solvers import MAX_REPAIRS, Minimum, minimize, ridge_solve
+from lib_loraclr.solving.solvers import MAX_REPAIRS, Minimum, minimize, ridge_solve
 
 #: relative; one factorisation of a matrix with a condition number of about 1e3
 CLOSE = 1e-10

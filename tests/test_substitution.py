@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lib_loraclr.hosts.base import Host
-from lib_loraclr.hosts.substitution import Layer, substituted
-from lib_loraclr.low_rank import Factors, concatenate
-from lib_loraclr.objective import RefinementOptions, Terms
+from lib_loraclr.model.host import Host
+from lib_loraclr.model.low_rank import Factors, concatenate
+from lib_loraclr.model.substitution import Layer, substituted
 from lib_loraclr.progress import Progress
-from lib_loraclr.refinement import refine
-from lib_loraclr.request import RecordingOptions
-from lib_loraclr.teachers import Classroom, Examples, Teacher
+from lib_loraclr.recording.teachers import Classroom, Examples, Teacher
+from lib_loraclr.refining.refinement import refine
+from lib_loraclr.request.merge_request import RecordingOptions
+from lib_loraclr.solving.objective import RefinementOptions, Terms
 
 #: relative; `W + up @ down` is added in fp32 whatever the model's precision, so that float64 models round there too
 ADDED = 1e-6

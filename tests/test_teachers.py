@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from lib_loraclr.hosts.base import Host
-from lib_loraclr.inputs import load_inputs
+from lib_loraclr.model.host import Host
 from lib_loraclr.progress import Progress
-from lib_loraclr.request import RecordingOptions
-from lib_loraclr.retention import drift_of_singles, measure
-from lib_loraclr.teachers import Classroom, add_nearest_other, make_teachers
+from lib_loraclr.recording.inputs import load_inputs
+from lib_loraclr.recording.teachers import Classroom, add_nearest_other, make_teachers
+from lib_loraclr.refining.retention import drift_of_singles, measure
+from lib_loraclr.request.merge_request import RecordingOptions
 from tests.small import PROMPTS, concept
 
 

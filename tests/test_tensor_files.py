@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.tensor_files import DTYPE_NAMES, NewTensor, read_header, write_tensors
+from lib_loraclr.files.tensor_files import DTYPE_NAMES, NewTensor, read_header, write_tensors
 
 
 def test_a_header_places_tensors_where_the_package_wrote_them(tmp_path: Path) -> None:

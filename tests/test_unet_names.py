@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib_loraclr.unet_names import compvis_names, diffusers_name
+from lib_loraclr.files.unet_names import compvis_names, diffusers_name
 
 #: compvis -> diffusers, of SD1's topology (attention on every level but the innermost)
 SD1 = {

@@ -12,17 +12,18 @@ from safetensors.torch import save_file
 from small import PROMPTS
 from torch import Tensor
 
-from lib_loraclr import stages
-from lib_loraclr.checkpoint_layers import find_places
+from lib_loraclr.files.tensor_files import read_header
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.inputs import load_input
-from lib_loraclr.layer_problem import LayerProblem, Rows
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.merge import Merge, merge_loras
-from lib_loraclr.merged_tensors import full_tensors, lora_tensors
-from lib_loraclr.methods.ridge import RidgeOptions, ridge
-from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
-from lib_loraclr.tensor_files import read_header
+from lib_loraclr.merge import stages
+from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.output.checkpoint_layers import find_places
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.merged_tensors import full_tensors, lora_tensors
+from lib_loraclr.recording.inputs import load_input
+from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.solving.layer_problem import LayerProblem, Rows
+from lib_loraclr.solving.methods.ridge import RidgeOptions, ridge
 from tests import tiny_checkpoints as tiny
 
 NORM = "lora_unet_mid_block_resnets_0_norm1"

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 
 from lib_loraclr.errors import Interrupted, LoraclrError
-from lib_loraclr.lora_files import read_lora
-from lib_loraclr.request import MergeRequest
+from lib_loraclr.files.lora_files import read_lora
+from lib_loraclr.request.merge_request import MergeRequest
 
 
 def job(doors: Doors, *names: str, draw: bool = False, **changes: Any) -> Any:  # noqa: F811
@@ -214,7 +214,7 @@ def test_a_tab_that_is_made_anew_ends_what_ran_before(doors: Doors) -> None:  # 
     """Reload UI runs the script again and keeps its modules."""
     start = doors.module("start")
     start.end_former()  # nothing ran yet, and nothing is imported for it
-    assert "lib_loraclr.webui.jobs" not in sys.modules
+    assert "lib_loraclr.doors.webui.jobs" not in sys.modules
     jobs = doors.module("jobs")
     done, running = job(doors, "fox", "penguin"), job(doors, "fox", "penguin")
     jobs.run(done, lock_held=False)

@@ -9,7 +9,7 @@ import torch
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.request import MergeRequest
+from lib_loraclr.request.merge_request import MergeRequest
 
 KEY = ("tiny.safetensors", 64, 64)
 WORK = {"recording": ("evaluation", 100.0), "refining": ("backward", 50.0), "merging": ("layer", 10.0)}

@@ -89,7 +89,7 @@ def test_merging_again_lets_go_of_the_result_that_was_shown(doors: Doors) -> Non
 
 def test_figures_below_zero_and_none_are_drawn(doors: Doors) -> None:  # noqa: F811
     views = doors.module("views")
-    from lib_loraclr.report import ConceptReport, MergeReport
+    from lib_loraclr.output.report import ConceptReport, MergeReport
 
     concepts = (ConceptReport("<b>", "", -1.5, 0.5), ConceptReport("none", "t", None, None))
     chart = views._chart(MergeReport("m", "s", concepts, None, None))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from webui_doors import SMALL, Doors
 
-from lib_loraclr.request import MergeRequest
+from lib_loraclr.request.merge_request import MergeRequest
 
 pytest.importorskip("fastapi", reason="fastapi is not installed here; it comes with the WebUI")
 pytest.importorskip("httpx", reason="httpx is not installed here; it comes with the WebUI")

@@ -7,7 +7,7 @@ import json
 import pytest
 from webui_doors import Doors, doors  # noqa: F401  (a fixture)
 
-from lib_loraclr.request import Concept
+from lib_loraclr.request.merge_request import Concept
 
 EVIL = "<img src=x onerror=alert(1)>'\""
 

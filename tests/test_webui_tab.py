@@ -15,8 +15,8 @@ from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 from webui_tab import CHOSEN, TABLE, fields, tab
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.prompts import PromptOptions
-from lib_loraclr.request import MergeRequest
+from lib_loraclr.request.merge_request import MergeRequest
+from lib_loraclr.request.prompts import PromptOptions
 
 
 def test_the_fields_become_the_request(doors: Doors) -> None:  # noqa: F811

@@ -6,7 +6,7 @@ import torch
 from webui_stand_in_model import WIDTH
 
 from lib_loraclr.hosts import a1111
-from lib_loraclr.low_rank import Factors
+from lib_loraclr.model.low_rank import Factors
 
 #: keys of the stand-in's layers
 Q_SD1 = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from webui_pictures import settings
 
+from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.hosts import a1111
-from lib_loraclr.hosts.base import Conditioning
-from lib_loraclr.hosts.substitution import Layer
-from lib_loraclr.inputs import load_input
-from lib_loraclr.lora_files import read_lora
-from lib_loraclr.low_rank import Factors
-from lib_loraclr.recording import record_inputs, shared_inputs
-from lib_loraclr.request import Concept
+from lib_loraclr.model.host import Conditioning
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.model.substitution import Layer
+from lib_loraclr.recording.input_rows import record_inputs, shared_inputs
+from lib_loraclr.recording.inputs import load_input
+from lib_loraclr.request.merge_request import Concept
 
 
 def ready() -> str:

@@ -65,13 +65,13 @@ class Doors:
             for name in ("Number", "Dropdown", "Radio", "Textbox", "Checkbox"):
                 setattr(gradio, name, name)
             patch.setitem(sys.modules, "gradio", gradio)
-        for name in [name for name in sys.modules if name.startswith("lib_loraclr.webui")]:
+        for name in [name for name in sys.modules if name.startswith("lib_loraclr.doors.webui")]:
             patch.delitem(sys.modules, name)
         self._patch = patch
 
     def module(self, name: str) -> ModuleType:
-        """`lib_loraclr.webui.<name>`, imported anew, as each test has a WebUI of its own."""
-        whole = f"lib_loraclr.webui.{name}"
+        """`lib_loraclr.doors.webui.<name>`, imported anew, as each test has a WebUI of its own."""
+        whole = f"lib_loraclr.doors.webui.{name}"
         found = importlib.import_module(whole)
         self._patch.setitem(sys.modules, whole, found)
         return found

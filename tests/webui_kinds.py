@@ -6,7 +6,7 @@ import torch
 from networks_of_kinds import samples, weight_of
 from torch import nn
 
-from lib_loraclr.deltas import layer_delta
+from lib_loraclr.files.deltas import layer_delta
 
 
 def _module(form: str) -> nn.Module:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from webui_doors import SMALL, Doors
 
-from lib_loraclr.methods import METHODS
-from lib_loraclr.options import schema
-from lib_loraclr.prompts import PromptOptions
-from lib_loraclr.request import RecordingOptions
+from lib_loraclr.request.merge_request import RecordingOptions
+from lib_loraclr.request.options import schema
+from lib_loraclr.request.prompts import PromptOptions
+from lib_loraclr.solving.methods import METHODS
 
 #: what the browser sends of the table
 TABLE = {

@@ -14,11 +14,11 @@ from webui_pictures import get, picture, pixels, post, settings
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts import a1111
-from lib_loraclr.merge import merge_loras
-from lib_loraclr.output import save_merge
-from lib_loraclr.output_names import output_path
+from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.output.saving import save_merge
 from lib_loraclr.progress import Progress
-from lib_loraclr.request import MergeRequest
+from lib_loraclr.request.merge_request import MergeRequest
+from lib_loraclr.request.output_names import output_path
 
 
 def untouched(prompt: str, work: str, names: Sequence[str], functional: bool = False, **changes: Any) -> dict[str, Any]:

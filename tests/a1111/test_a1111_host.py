@@ -15,8 +15,9 @@ from webui_stand_in_model import WIDTH
 
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.hosts import a1111
-from lib_loraclr.hosts.base import REFINER, SD1, SDXL, Conditioning
-from lib_loraclr.recording import record_inputs, shared_inputs
+from lib_loraclr.model.families import REFINER, SD1, SDXL
+from lib_loraclr.model.host import Conditioning
+from lib_loraclr.recording.input_rows import record_inputs, shared_inputs
 
 # -- outside the WebUI
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from webui_stand_in import StandIn
 from webui_stand_in_model import Model
 
-from lib_loraclr import lora_family
 from lib_loraclr.errors import Interrupted, LoraclrError
+from lib_loraclr.files import lora_family
 from lib_loraclr.hosts import a1111
 from lib_loraclr.hosts.a1111 import library
 

@@ -14,7 +14,7 @@ from webui_stand_in_model import WIDTH, Model
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts import a1111
-from lib_loraclr.hosts.base import SD1, SDXL
+from lib_loraclr.model.families import SD1, SDXL
 
 # -- the session
 

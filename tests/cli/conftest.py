@@ -9,12 +9,12 @@ import pytest
 import torch
 from runs import MakeMerge, Result, Run, WriteLora
 
-import lib_loraclr.cli.measure as measure_command
-import lib_loraclr.cli.merge as merge_command
-from lib_loraclr.cli import main
+import lib_loraclr.doors.cli.measure as measure_command
+import lib_loraclr.doors.cli.merge as merge_command
+from lib_loraclr.doors.cli import main
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.merge import Merge
-from lib_loraclr.output import save_merge
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.saving import save_merge
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_loraclr.cli import build_parser
-from lib_loraclr.cli.arguments import build_request
-from lib_loraclr.merge import Merge
-from lib_loraclr.request import MergeRequest
+from lib_loraclr.doors.cli import build_parser
+from lib_loraclr.doors.cli.arguments import build_request
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.request.merge_request import MergeRequest
 
 
 @dataclass(frozen=True)

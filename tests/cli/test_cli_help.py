@@ -8,9 +8,9 @@ import pytest
 from runs import Run
 
 from lib_loraclr import __version__
-from lib_loraclr.cli import COMMANDS, build_parser
-from lib_loraclr.methods import METHODS
-from lib_loraclr.options import schema
+from lib_loraclr.doors.cli import COMMANDS, build_parser
+from lib_loraclr.request.options import schema
+from lib_loraclr.solving.methods import METHODS
 
 NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from runs import Run, WriteLora
 
-from lib_loraclr.lora_files import read_lora
-from lib_loraclr.merge import Merge
+from lib_loraclr.files.lora_files import read_lora
+from lib_loraclr.output.merged import Merge
 
 
 def test_inspect_shows_what_a_trained_lora_is(run: Run, demo: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from runs import MakeMerge, Run, assert_refused, listing
 
-import lib_loraclr.cli.measure as measure_command
-import lib_loraclr.cli.merge as merge_command
+import lib_loraclr.doors.cli.measure as measure_command
+import lib_loraclr.doors.cli.merge as merge_command
+from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.lora_files import read_lora
-from lib_loraclr.merge import Merge
-from lib_loraclr.request import Concept, MergeRequest
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.request.merge_request import Concept, MergeRequest
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 from runs import Run, WriteLora, assert_refused, request_of
 
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.merge import Merge
-from lib_loraclr.output import lora_metadata
-from lib_loraclr.prompts import PromptOptions
-from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.saving import lora_metadata
+from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.request.prompts import PromptOptions
 
 
 def test_every_argument_reaches_the_request() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import LoraclrError
-from ...output_names import output_path
+from ...request import output_path
 from . import webui
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import Conditioning
+from ...model import Conditioning
 from . import webui
 
 

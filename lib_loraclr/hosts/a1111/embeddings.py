@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ...embeddings import by_name, misfit
+from ...files import embedding_misfit, embeddings_by_name
 from . import webui
 
 
@@ -18,7 +18,7 @@ def known(model: nn.Module, tensors: Mapping[str, Tensor], checkpoint: str) -> I
     make = webui.module("textual_inversion.textual_inversion").create_embedding_from_data
     warnings, registered = [], []
     try:
-        for name, parts in by_name(tensors).items():
+        for name, parts in embeddings_by_name(tensors).items():
             embedding = make(dict(parts), name)
             if name in database.word_embeddings:
                 warnings.append(
@@ -26,7 +26,7 @@ def known(model: nn.Module, tensors: Mapping[str, Tensor], checkpoint: str) -> I
                     "rename or remove the installed one if that is not meant."
                 )
             elif database.expected_shape not in (-1, embedding.shape):
-                warnings.append(misfit(name, checkpoint))
+                warnings.append(embedding_misfit(name, checkpoint))
             else:
                 registered.append(name)
                 database.register_embedding(embedding, model)

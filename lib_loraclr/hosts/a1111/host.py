@@ -1,4 +1,4 @@
-"""The checkpoint that the WebUI has loaded, as the core asks for it (`hosts/base.py`)."""
+"""The checkpoint that the WebUI has loaded, as the core asks for it (`model/host.py`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import LoraclrError
-from ...low_rank import Deltas
-from .. import base
-from ..substitution import Layer, substituted
+from ...model import Conditioning, Deltas, Layer, substituted
 from . import conditioning, webui
 from .embeddings import known
 from .layers import family_of, is_inpainting, model_layers
@@ -82,10 +80,10 @@ class A1111Host:
     def knowing(self, embeddings: Mapping[str, Tensor]) -> AbstractContextManager[tuple[str, ...]]:
         return known(self.model, embeddings, self.checkpoint)
 
-    def encode(self, prompts: Sequence[str]) -> base.Conditioning:
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
         return conditioning.encode(self.model, prompts)
 
-    def denoise(self, x: Tensor, t: Tensor, conditioned: base.Conditioning) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, conditioned: Conditioning) -> Tensor:
         return conditioning.denoise(self.model, x, t, conditioned, self._all_masked(x) if self.inpainting else None)
 
     def _all_masked(self, x: Tensor) -> Tensor:

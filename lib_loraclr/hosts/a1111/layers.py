@@ -10,13 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import LoraclrError
-from .. import base
-from ..substitution import INPAINTING_CHANNELS, LATENT_CHANNELS, Layer, adaptable_layers, always_one
+from ...model import (
+    INPAINTING_CHANNELS,
+    LATENT_CHANNELS,
+    OTHER_CHANNELS,
+    REFINER,
+    SD1,
+    SD2,
+    SDXL,
+    Family,
+    Layer,
+    adaptable_layers,
+    always_one,
+)
 from . import webui
 from .names import names_of
 
 
-def family_of(model: nn.Module) -> base.Family:
+def family_of(model: nn.Module) -> Family:
     """The family of a loaded checkpoint.
 
     Raises:
@@ -34,11 +45,11 @@ def family_of(model: nn.Module) -> base.Family:
             f"{title} is Stable unCLIP: load a checkpoint that only reads prompts, or one for inpainting."
         )
     if channels not in (LATENT_CHANNELS, INPAINTING_CHANNELS):
-        name = base.OTHER_CHANNELS.get(channels, f"a model that reads {channels} channels")
+        name = OTHER_CHANNELS.get(channels, f"a model that reads {channels} channels")
         raise LoraclrError(f"{title} is {name}: load a checkpoint that only reads prompts, or one for inpainting.")
     if model.is_sdxl:
-        return base.SDXL if len(_text_embedders(model)) == 2 else base.REFINER
-    return base.SD2 if model.is_sd2 else base.SD1
+        return SDXL if len(_text_embedders(model)) == 2 else REFINER
+    return SD2 if model.is_sd2 else SD1
 
 
 def is_inpainting(model: nn.Module) -> bool:
@@ -50,7 +61,7 @@ def _text_embedders(model: nn.Module) -> list[nn.Module]:
     return [embedder for embedder in model.conditioner.embedders if hasattr(embedder, "wrapped")]
 
 
-def model_layers(model: nn.Module, family: base.Family) -> tuple[dict[str, Layer], dict[str, str]]:
+def model_layers(model: nn.Module, family: Family) -> tuple[dict[str, Layer], dict[str, str]]:
     """Every linear layer, convolution, norm and bias of text encoder(s) and UNet that a LoRA file can name.
 
     Returns:

@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import LoraclrError, unknown_name
-from ...output_names import output_path
-from ...prompts import find_trigger
-from ..base import REFINER
+from ...files import find_trigger
+from ...model import REFINER
+from ...request import output_path
 from . import webui
 from .session import unload_networks
 
@@ -156,7 +156,7 @@ def _family_by_tensors(path: Path) -> str | None:
 
     def read() -> dict[str, str | None]:
         # here, as it brings every kind of network with it, and the WebUI's start need not wait for them
-        from ...lora_family import family_by_header
+        from ...files import family_by_header
 
         try:
             return {"family": family_by_header(path)}

@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...layer_keys import UNET
-from ...unet_names import diffusers_name
-from ..base import REFINER, SD1, SD2, Family
+from ...files import UNET, diffusers_name
+from ...model import REFINER, SD1, SD2, Family
 
 _COMPVIS_UNET = "diffusion_model_"
 #: modules of OpenCLIP's text encoder: its name -> transformers'

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import LoraclrError
-from ..base import Family
+from ...model import Family
 from . import webui
 from .host import A1111Host
 from .layers import family_of

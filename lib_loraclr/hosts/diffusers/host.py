@@ -1,4 +1,4 @@
-"""A checkpoint in diffusers' models, as the core asks for it (`hosts/base.py`)."""
+"""A checkpoint in diffusers' models, as the core asks for it (`model/host.py`)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
-from ...embeddings import by_name, misfit, per_encoder
-from ...layer_keys import other_names
-from ...low_rank import Deltas
-from .. import base
-from ..substitution import Layer, substituted
+from ...files import embedding_misfit, embeddings_by_name, other_names, vectors_per_encoder
+from ...model import REFINER, Conditioning, Deltas, Layer, substituted
 from .layers import model_layers
 from .recognition import Kind
 from .schedule import alphas_of
@@ -86,23 +83,23 @@ class DiffusersHost:
     @contextmanager
     def knowing(self, embeddings: Mapping[str, Tensor]) -> Iterator[tuple[str, ...]]:
         widths = [encoder.table.weight.shape[1] for encoder in self.text_encoders]
-        fitting = {name: per_encoder(parts, widths) for name, parts in by_name(embeddings).items()}
+        fitting = {name: vectors_per_encoder(parts, widths) for name, parts in embeddings_by_name(embeddings).items()}
         try:
             for place, encoder in enumerate(self.text_encoders):
                 encoder.vectors.update((name, own[place].to(self.device)) for name, own in fitting.items() if own)
-            yield tuple(misfit(name, self.checkpoint) for name, own in fitting.items() if own is None)
+            yield tuple(embedding_misfit(name, self.checkpoint) for name, own in fitting.items() if own is None)
         finally:
             for encoder in self.text_encoders:
                 encoder.vectors.clear()
 
-    def encode(self, prompts: Sequence[str]) -> base.Conditioning:
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
         encoded = [encoder(prompts) for encoder in self.text_encoders]
         context = torch.cat([context for context, _ in encoded], dim=-1)
         if not self._is_xl:
-            return base.Conditioning({"context": context})
+            return Conditioning({"context": context})
         said = torch.tensor([bool(prompt) for prompt in prompts], device=self.device)
         pooled = encoded[-1][1]
-        return base.Conditioning(
+        return Conditioning(
             {
                 "context": torch.where(said[:, None, None], context, 0),
                 "pooled": torch.where(said[:, None], pooled, 0),
@@ -110,19 +107,19 @@ class DiffusersHost:
             }
         )
 
-    def denoise(self, x: Tensor, t: Tensor, conditioning: base.Conditioning) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         context = conditioning.tensors["context"].to(self.unet.dtype)
         if self.inpainting:
             x = torch.cat([x, self._all_masked(*x.shape[-2:]).to(x).expand(len(x), -1, -1, -1)], dim=1)
         told = self._told_beside(conditioning, *x.shape[-2:]) if self._is_xl else None
         return self.unet(x.to(self.unet.dtype), t.to(self.device), context, added_cond_kwargs=told).sample.float()
 
-    def _told_beside(self, conditioning: base.Conditioning, height: int, width: int) -> dict[str, Tensor]:
+    def _told_beside(self, conditioning: Conditioning, height: int, width: int) -> dict[str, Tensor]:
         """XL's pooled text, the picture's size, that nothing was cropped, and again the size, or the refiner's score."""
         size = [height * self.pixels_per_latent, width * self.pixels_per_latent]
         scores = conditioning.tensors["score"].to(self.device)[:, None]
         numbers = torch.tensor([*size, 0.0, 0.0, *size], device=self.device).expand(len(scores), -1)
-        if self.family is base.REFINER:
+        if self.family is REFINER:
             numbers = torch.cat([numbers[:, :4], scores], dim=1)
         return {"text_embeds": conditioning.tensors["pooled"].to(self.unet.dtype), "time_ids": numbers}
 

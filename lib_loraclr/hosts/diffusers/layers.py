@@ -7,13 +7,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ...layer_keys import UNET, text_encoder_key, unet_key
-from ...unet_names import compvis_names
-from .. import base
-from ..substitution import Layer, adaptable_layers
+from ...files import UNET, compvis_names, text_encoder_key, unet_key
+from ...model import SD1, Family, Layer, adaptable_layers
 
 
-def model_layers(unet: nn.Module, *text_encoders: nn.Module, family: base.Family = base.SD1) -> dict[str, Layer]:
+def model_layers(unet: nn.Module, *text_encoders: nn.Module, family: Family = SD1) -> dict[str, Layer]:
     """Every linear layer, convolution, norm and bias of the models, by the key that the family's LoRA files have for it.
 
     Norms of OpenCLIP's text encoders and what it packs have no name that the WebUI reads.

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ...errors import LoraclrError
-from ...lora_files import read_tensors
-from .. import base
+from ...files import read_tensors
+from ...model import REFINER, SD1, SD2, SDXL, Family
 from . import recognition, schedule, text_encoders
 from .host import DiffusersHost, Parts
 from .recognition import Kind
@@ -24,7 +24,7 @@ from .text_encoders import TextEncoder
 from .unets import unet_from_file, vae_from_file
 
 #: from latents to what the VAE reads, by family
-_SCALING = {base.SD1.name: 0.18215, base.SD2.name: 0.18215, base.SDXL.name: 0.13025, base.REFINER.name: 0.13025}
+_SCALING = {SD1.name: 0.18215, SD2.name: 0.18215, SDXL.name: 0.13025, REFINER.name: 0.13025}
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError, StopIteration, AttributeError)
 
 
@@ -48,7 +48,7 @@ def load(checkpoint: Path | str, *, device: str = "cpu", dtype: torch.dtype = to
     for encoder in parts.text_encoders:
         encoder.model.to(device=device, dtype=dtype)
     # XL's VAE leaves the range of fp16
-    precise = dtype == torch.float16 and parts.kind.family.name in (base.SDXL.name, base.REFINER.name)
+    precise = dtype == torch.float16 and parts.kind.family.name in (SDXL.name, REFINER.name)
     parts.vae.to(device=device, dtype=torch.float32 if precise else dtype)
     return DiffusersHost(str(path), parts)
 
@@ -93,8 +93,8 @@ def _pipeline(path: Path) -> str:
     return f"; it is for diffusers' {name}"
 
 
-def _is_xl(family: base.Family) -> bool:
-    return family in (base.SDXL, base.REFINER)
+def _is_xl(family: Family) -> bool:
+    return family in (SDXL, REFINER)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _load_file(path: Path) -> Parts:
     scaling = settings.params.get("scale_factor", _SCALING[kind.family.name])
     velocity = schedule.declared_velocity(settings.params, tensors, metadata)
     if velocity is None:
-        probed = kind.family is base.SD2 and not kind.inpainting
+        probed = kind.family is SD2 and not kind.inpainting
         velocity = probed and schedule.predicts_velocity(unet.float())
     # A network that predicts noise cannot tell anything from noise alone, so the marker means nothing there.
     steps = schedule.make_schedule(

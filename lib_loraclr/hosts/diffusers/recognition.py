@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...errors import LoraclrError
-from .. import base
-from ..substitution import INPAINTING_CHANNELS, LATENT_CHANNELS
+from ...model import INPAINTING_CHANNELS, LATENT_CHANNELS, OTHER_CHANNELS, REFINER, SD1, SD2, SDXL, Family
 
 UNET_PREFIX = "model.diffusion_model."
 SUPPORTED = "Stable Diffusion 1.x, 2.x or XL (base, refiner or for inpainting)"
@@ -45,7 +44,7 @@ class Kind:
     inpainting: whether the UNet also reads a mask and what it leaves of a picture
     """
 
-    family: base.Family
+    family: Family
     inpainting: bool
 
 
@@ -72,10 +71,10 @@ def recognise_file(tensors: Mapping[str, Tensor], source: str) -> Kind:
     clip, open_clip = prefix_of(tensors, CLIP), prefix_of(tensors, OPEN_CLIP)
     vector = f"{UNET_PREFIX}label_emb.0.0.weight" in tensors
     families = {
-        (True, False, False): base.SD1,
-        (False, True, False): base.SD2,
-        (True, True, True): base.SDXL,
-        (False, True, True): base.REFINER,
+        (True, False, False): SD1,
+        (False, True, False): SD2,
+        (True, True, True): SDXL,
+        (False, True, True): REFINER,
     }
     family = families.get((clip is not None, open_clip is not None, vector))
     if family is None or prefix_of(tensors, ["first_stage_model."]) is None:
@@ -101,19 +100,19 @@ def recognise_models(unet: Mapping[str, Tensor], text_encoders: int, source: str
     if "add_embedding.linear_1.weight" in unet:
         if not any(key.startswith("mid_block.attentions.") for key in unet):
             raise _refusal(source, "SSD-1B")
-        family = base.SDXL if text_encoders == 2 else base.REFINER
+        family = SDXL if text_encoders == 2 else REFINER
     elif any(key.startswith(("class_embedding.", "encoder_hid_proj.", "add_embedding.")) for key in unet):
         raise _refusal(source, "conditioned by more than prompts")
     else:
         # SD1 projects into its transformers by convolutions, everything since by linear layers
         projections = [tensor for key, tensor in unet.items() if key.endswith("attentions.0.proj_in.weight")]
-        family = base.SD1 if projections and projections[0].dim() == 4 else base.SD2
+        family = SD1 if projections and projections[0].dim() == 4 else SD2
     return Kind(family, _inpainting(unet["conv_in.weight"].shape[1], source))
 
 
 def _inpainting(channels: int, source: str) -> bool:
     if channels not in (LATENT_CHANNELS, INPAINTING_CHANNELS):
-        raise _refusal(source, base.OTHER_CHANNELS.get(channels, f"a model that reads {channels} channels"))
+        raise _refusal(source, OTHER_CHANNELS.get(channels, f"a model that reads {channels} channels"))
     return channels == INPAINTING_CHANNELS
 
 

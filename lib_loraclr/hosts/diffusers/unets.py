@@ -10,18 +10,18 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor, nn
 
-from .. import base
+from ...model import REFINER, SD1, SDXL, Family
 from .recognition import UNET_PREFIX
 
 _VAE_PREFIX = "first_stage_model."
 #: of attention, where no configuration says otherwise: Stable Diffusion 1 has a number of heads, later ones a width of each
 _SD1_HEADS, _HEAD_WIDTH = 8, 64
 #: numbers of the picture's size that a family is told of
-_SIZES = {base.SDXL.name: 6, base.REFINER.name: 5}
+_SIZES = {SDXL.name: 6, REFINER.name: 5}
 
 
 def unet_from_file(
-    tensors: Mapping[str, Tensor], family: base.Family, *, heads: int | None, head_width: int | None, pooled: int
+    tensors: Mapping[str, Tensor], family: Family, *, heads: int | None, head_width: int | None, pooled: int
 ) -> UNet2DConditionModel:
     """The UNet of a single-file checkpoint.
 
@@ -35,7 +35,7 @@ def unet_from_file(
     shapes = {key[len(UNET_PREFIX) :]: t.shape for key, t in tensors.items() if key.startswith(UNET_PREFIX)}
     config = _unet_config(shapes)
     if heads is None and head_width is None:
-        heads, head_width = (_SD1_HEADS, None) if family is base.SD1 else (None, _HEAD_WIDTH)
+        heads, head_width = (_SD1_HEADS, None) if family is SD1 else (None, _HEAD_WIDTH)
     channels = config["block_out_channels"]
     # diffusers calls the number of heads attention_head_dim
     config["attention_head_dim"] = [heads or max(1, width // head_width) for width in channels]

@@ -1,0 +1,46 @@
+"""Command line: `merge`, `inspect`, `measure`, `methods`. One file per command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ... import __version__
+from ...errors import LoraclrError
+from . import inspect, measure, merge, methods
+
+COMMANDS = (merge, inspect, measure, methods)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="loraclr", description="Merge several LoRAs into one, so that every concept keeps its identity."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[2]
+        own = commands.add_parser(
+            name,
+            help=command.HELP,
+            description=command.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(own)
+        own.set_defaults(run=command.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 2 for a mistake a person can mend, 130 after Ctrl-C."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except LoraclrError as error:
+        print(f"loraclr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("loraclr: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,282 @@
+"""Arguments that become a `MergeRequest`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import LoraclrError, unknown_name
+from ...files import read_header, require_safetensors
+from ...output import read_recipe
+from ...request import (
+    KINDS,
+    PRECISIONS,
+    SAVE_AS,
+    TEMPLATES,
+    Concept,
+    MergeRequest,
+    Option,
+    PromptOptions,
+    parse_lora_argument,
+    parse_number,
+    schema,
+)
+from ...solving import METHODS, find_method
+from .methods import describe
+
+LORA_HELP = "a LoRA, with weights as in a prompt: file.safetensors, file.safetensors:0.8, file.safetensors:te:unet"
+
+
+def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
+    """The LoRAs and what is said of each."""
+    parser.add_argument("loras", nargs="*", metavar="LORA", help=LORA_HELP)
+    group = parser.add_argument_group("concepts", "NAME is the LoRA's file name without extension")
+    group.add_argument(
+        "--trigger",
+        action="append",
+        default=[],
+        metavar="NAME=WORDS",
+        help="its trigger words (default: from its card or metadata); NAME= for a style that needs none",
+    )
+    group.add_argument(
+        "--kind", action="append", default=[], metavar="NAME=KIND", help=f"{' or '.join(KINDS)} (default: subject)"
+    )
+    group.add_argument(
+        "--concept-prompt",
+        action="append",
+        default=[],
+        metavar="NAME=PROMPT",
+        help="record it on this prompt instead of the templates; may be repeated",
+    )
+
+
+def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is asked of the model while it is recorded."""
+    group = parser.add_argument_group("prompts and recording")
+    group.add_argument(
+        "--prompts", default=None, choices=sorted(TEMPLATES), help="the way the checkpoint is prompted (default: photo)"
+    )
+    group.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a prompt to record, with {trigger}, in place of the preset's; may be repeated",
+    )
+    group.add_argument(
+        "--plain",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a prompt that calls no concept, in place of the preset's; may be repeated",
+    )
+    group.add_argument("--quality", default=None, metavar="WORDS", help="words added to every prompt")
+    group.add_argument("--negative-prompt", default=None, metavar="TEXT", help="the negative prompt")
+    for name, kind, text in (
+        ("guidance", float, "classifier-free guidance on these paths (default: 5)"),
+        ("height", int, "of the recorded pictures in pixels (default: the checkpoint's own)"),
+        ("width", int, "likewise"),
+    ):
+        group.add_argument(f"--{name}", type=kind, default=None, help=text)
+    group.add_argument(
+        "--memory",
+        type=int,
+        default=None,
+        metavar="MB",
+        help="for recordings and teachers' predictions together (default: 1024)",
+    )
+    group.add_argument("--seed", type=int, default=None, help="of everything that is drawn (default: 0)")
+
+
+def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    """What only a merge asks for: retention is measured on paths of its own."""
+    group = parser.add_argument_group("recording")
+    group.add_argument("--show-prompts", action="store_true", help="print the prompts that would be recorded, and stop")
+    group.add_argument("--paths", type=int, default=None, help="denoising paths per concept (default: 8)")
+    group.add_argument("--steps-per-path", type=int, default=None, help="steps of each path (default: 16)")
+    group.add_argument(
+        "--importance",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="how much a concept's errors count (default: 1)",
+    )
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """The method and its options; the flags come from the methods' own option classes."""
+    group = parser.add_argument_group("method")
+    group.add_argument("--method", default=None, metavar="NAME", help=f"{', '.join(METHODS)} (default: contrastive)")
+    for name, (owners, item) in _all_options().items():
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(
+            flag, dest=f"option_{name}", default=None, metavar="VALUE", help=f"({', '.join(owners)}) {describe(item)}"
+        )
+    group.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="any option of the method by name"
+    )
+    group.add_argument("--rank", default=None, help="auto, full, or a number (default: auto)")
+    group.add_argument(
+        "--kept",
+        default=None,
+        metavar="SHARE",
+        help="share of the effect that the automatic rank keeps (default: 0.999)",
+    )
+    group.add_argument(
+        "--save-as",
+        default=None,
+        choices=SAVE_AS,
+        help="; ".join(f"{name}: {text}" for name, text in SAVE_AS.items()) + " (default: lora)",
+    )
+    group.add_argument("--precision", default=None, help=f"of the file: {', '.join(PRECISIONS)} (default: fp16)")
+
+
+def _all_options() -> dict[str, tuple[list[str], Option]]:
+    found: dict[str, tuple[list[str], Option]] = {}
+    for method in METHODS.values():
+        for item in schema(method.options):
+            found.setdefault(item.name, ([], item))[0].append(method.name)
+    return found
+
+
+def build_request(arguments: argparse.Namespace) -> MergeRequest:
+    """The request that the arguments describe; `--request` or `--recipe-from` first, then what is said beside it.
+
+    Raises:
+        LoraclrError: anything in it that a person can mend
+    """
+    request = _base(arguments)
+    if arguments.loras:
+        request = dataclasses.replace(request, concepts=tuple(parse_lora_argument(text) for text in arguments.loras))
+    if not request.concepts:
+        request.check()  # says that there is nothing to merge, before a flag is about a LoRA that is not there
+    request = dataclasses.replace(request, concepts=tuple(_described(request.concepts, arguments)))
+    own = {name: getattr(arguments, name, None) for name in ("method", "rank", "save_as", "precision", "seed")}
+    own["memory_mb"] = arguments.memory
+    changes: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    if getattr(arguments, "kept", None) is not None:
+        changes["kept"] = parse_number(arguments.kept, f"--kept is {arguments.kept!r}")
+    changes["prompts"] = _prompts(request.prompts, arguments)
+    changes["recording"] = dataclasses.replace(request.recording, **_recording(arguments))
+    changes["options"] = {**request.options, **_options(arguments)}
+    request = dataclasses.replace(request, **changes)
+    request.check()
+    find_method(request.method)
+    return request
+
+
+def require_files(loras: Iterable[str]) -> None:
+    """Refuse LoRAs that are not there, before the checkpoint is loaded, which takes a minute.
+
+    Raises:
+        LoraclrError: no such file, or one that cannot be a LoRA
+    """
+    for lora in loras:
+        require_safetensors(Path(lora))
+
+
+def _base(arguments: argparse.Namespace) -> MergeRequest:
+    if getattr(arguments, "request", None):
+        path = Path(arguments.request)
+        if not path.is_file():
+            raise LoraclrError(f"There is no request file {path}: check the name and the folder.")
+        try:
+            request = MergeRequest.from_json(path.read_text("utf-8-sig"))  # Notepad puts a byte order mark first
+        except UnicodeDecodeError:
+            raise LoraclrError(f"The request file {path} is not UTF-8 text: save it as UTF-8.") from None
+        except LoraclrError as error:
+            raise LoraclrError(f"{path}: {error}") from None
+        return dataclasses.replace(request, concepts=tuple(_beside(path, concept) for concept in request.concepts))
+    if getattr(arguments, "recipe_from", None):
+        return _from_recipe(Path(arguments.recipe_from), [Path(folder) for folder in arguments.lora_dir])
+    return MergeRequest(())
+
+
+def _beside(path: Path, concept: Concept) -> Concept:
+    """Relative names in a request file are meant from the file's folder."""
+    beside = path.parent / concept.lora
+    return dataclasses.replace(concept, lora=str(beside)) if beside.is_file() else concept
+
+
+def _from_recipe(path: Path, folders: Sequence[Path]) -> MergeRequest:
+    """The request inside a merged file, its LoRAs found again by name and told apart by hash."""
+    from ...files import read_lora
+
+    require_safetensors(path)
+    request, hashes = read_recipe(read_header(path).metadata, str(path))
+    concepts = []
+    for concept in request.concepts:
+        # only ever a name: a path inside a file from anywhere could lead anywhere
+        name = Path(concept.lora.replace("\\", "/")).name
+        candidates = [folder / name for folder in (*folders, path.parent, Path.cwd())]
+        found = [candidate for candidate in candidates if candidate.is_file()]
+        right = [candidate for candidate in found if read_lora(candidate).hash == hashes.get(concept.label)]
+        if not right:
+            why = "another file of that name is there" if found else "it is not there"
+            raise LoraclrError(
+                f"{path} was made from {concept.lora}, but {why}: name the folder that holds it with --lora-dir."
+            )
+        concepts.append(dataclasses.replace(concept, lora=str(right[0])))
+    return dataclasses.replace(request, concepts=tuple(concepts))
+
+
+def _pairs(texts: Sequence[str], flag: str, labels: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise LoraclrError(f"{flag} {text!r} has no '=': write {flag} NAME=VALUE.")
+        if name not in labels:
+            raise unknown_name("LoRA called", name, labels)
+        pairs.append((name, value))
+    return pairs
+
+
+def _described(concepts: Sequence[Concept], arguments: argparse.Namespace) -> list[Concept]:
+    labels = [concept.label for concept in concepts]
+    changes: dict[str, dict[str, Any]] = {label: {} for label in labels}
+    for name, value in _pairs(arguments.trigger, "--trigger", labels):
+        changes[name]["trigger"] = value
+    for name, value in _pairs(arguments.kind, "--kind", labels):
+        changes[name]["kind"] = value
+    for name, value in _pairs(getattr(arguments, "importance", []), "--importance", labels):
+        changes[name]["importance"] = float(parse_number(value, f"The importance of {name} is {value!r}"))
+    for name, value in _pairs(arguments.concept_prompt, "--concept-prompt", labels):
+        changes[name]["prompts"] = (*changes[name].get("prompts", ()), value)
+    return [dataclasses.replace(concept, **changes[concept.label]) for concept in concepts]
+
+
+def _prompts(prompts: PromptOptions, arguments: argparse.Namespace) -> PromptOptions:
+    if arguments.prompts:
+        preset = PromptOptions.preset(arguments.prompts)
+        prompts = dataclasses.replace(prompts, templates=preset.templates, plain=preset.plain)
+    given = {
+        "templates": tuple(arguments.template) or None,
+        "plain": tuple(arguments.plain) or None,
+        "quality": arguments.quality,
+        "negative": arguments.negative_prompt,
+    }
+    return dataclasses.replace(prompts, **{name: value for name, value in given.items() if value is not None})
+
+
+def _recording(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = {"paths": "paths", "steps_per_path": "steps", "guidance": "guidance", "height": "height", "width": "width"}
+    given = {field: getattr(arguments, name, None) for name, field in names.items()}
+    return {field: value for field, value in given.items() if value is not None}
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name in _all_options():
+        value = getattr(arguments, f"option_{name}", None)
+        if value is not None:
+            options[name] = value
+    for text in getattr(arguments, "option", []):
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise LoraclrError(f"--option {text!r} has no '=': write --option NAME=VALUE.")
+        options[name] = value
+    return options

@@ -1,0 +1,279 @@
+"""What the tab's components do. Nothing here raises for a mistake a person can mend: the tab says it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+from modules import errors, util
+
+from ...errors import Interrupted, LoraclrError
+from ...hosts.a1111 import free_name
+from ...request import PromptOptions, schema
+from ...solving import EFFORTS, METHODS
+from . import catalogue, estimate, form, jobs, notes, pace, rows, settings, views
+from .check import check as checked
+from .form import EFFORT
+from .rows import Table
+
+_INTERRUPTED = notes.note("Interrupted. Nothing was kept, and everything is as it was.")
+
+
+class Actions:
+    """The tab's actions; each takes and returns what gradio hands over, in the order of the tab's events."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """
+        Args:
+            names: of the tab's fields, in the order their values arrive
+        """
+        self._names = tuple(names)
+
+    # -- choosing
+
+    def open(self, chosen: list[str] | None) -> list[Any]:
+        """The tab is looked at: what is installed, against the checkpoint that is loaded now."""
+        return _listing(chosen, rescan=False)
+
+    def refresh(self, chosen: list[str] | None) -> list[Any]:
+        return _listing(chosen, rescan=True)
+
+    def take(self, prompt: str, taken: str, templates: str, plain: str) -> list[Any]:
+        """From prompt: tags and weights become rows, the other words a template and a prompt that calls no concept."""
+        try:
+            concepts, words, unknown = catalogue.from_prompt(prompt or "")
+            listed = catalogue.choices()
+        except LoraclrError as error:
+            return [gr.update(), taken, notes.error(str(error)), templates, plain]
+        if not concepts:
+            text = unknown[0] if unknown else "There are no <lora:…> tags in txt2img's prompt: write some there first."
+            return [gr.update(), taken, notes.error(text), templates, plain]
+        found = tuple(map(rows.of_prompt, concepts))
+        rest = catalogue.without(words, [row["trigger"] for row in found if row["trigger"]])
+        table, before = Table(found, secrets.token_hex(4), rest), Table.parse(taken).words
+        message = "".join(notes.error(text) for text in unknown)
+        if rest:
+            message += notes.note(f"The other words ({rest}) were added to the prompts that are recorded.")
+        templates, plain = _instead(before, rest, templates, "{trigger}, "), _instead(before, rest, plain)
+        chosen = catalogue.still_there([c.lora for c in concepts], listed)
+        return [gr.update(choices=listed, value=chosen), table.dump(), message, templates, plain]
+
+    def select(self, shown: str, taken: str, chosen: list[str] | None, name: str, sub_folder: str) -> list[Any]:
+        """The selection changed: rows for it, and a free name unless the person wrote one.
+
+        Returns:
+            rows, name, and for which selection they are: gradio drops what changes while it waits for an answer
+        """
+        before = Table.parse(shown)
+        names = [catalogue.name_of(item) for item in chosen or ()]
+        table = rows.selected(names, before, Table.parse(taken))
+        html = rows.render(table, rows.found(table.rows))
+        own = bool(name) and not (before.rows and form.is_proposed(name, before))
+        return [html, name if own else _free(table, sub_folder), json.dumps(chosen or [])]
+
+    def another(self, shown: str, name: str, sub_folder: str) -> str:
+        """A merge ended: a free name again, where the one that was proposed has been used."""
+        table = Table.parse(shown)
+        return _free(table, sub_folder) if form.is_proposed(name, table) else name
+
+    def times(self, chosen: list[str] | None, *values: Any) -> list[Any]:
+        """The expected time beside each effort, once something is chosen and the model is not busy.
+
+        Returns:
+            the efforts, and for which selection they are
+        """
+        return [self._times(len(chosen), values) if chosen else gr.update(), json.dumps(chosen or [])]
+
+    def _times(self, number: int, values: Sequence[Any]) -> Any:
+        try:
+            request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(number))
+            request.recording.check()
+            host = pace.probe(request, wait=False)
+            return _efforts(estimate.efforts(request, host, draw=True)) if host else gr.update()
+        except LoraclrError:
+            return gr.update()
+
+    def preset(self, name: str) -> list[str]:
+        options = PromptOptions.preset(name)
+        return ["\n".join(options.templates), "\n".join(options.plain)]
+
+    def method(self, chosen: str) -> list[Any]:
+        """Show the options of the method, and the effort where it has one."""
+        has_effort = any(item.name == EFFORT for item in schema(METHODS[chosen].options))
+        return [*(gr.update(visible=name == chosen) for name in METHODS), gr.update(visible=has_effort)]
+
+    # -- checking and merging
+
+    def check(self, _: str, table: str, chosen: list[str] | None, __: str, draw: bool, *values: Any) -> list[Any]:
+        try:
+            concepts, refused = form.sort_out(_complete(table, chosen))
+            if not concepts:
+                return ["".join(map(notes.error, refused.values())), gr.update()]
+            request = form.complete(concepts, self._fields(values))
+            found = checked(request, tuple(concepts), refused=refused, draw=draw)
+        except LoraclrError as error:
+            return [notes.error(str(error)), gr.update()]
+        return [views.check_view(found), _efforts(found.efforts)]
+
+    def merge(self, task: str, table: str, chosen: list[str] | None, shown: str, draw: bool, *values: Any) -> list[Any]:
+        """Runs inside `wrap_gradio_gpu_call`, which holds the queue and shows the last output with the time taken."""
+        before = jobs.find(shown)
+        try:
+            if jobs.is_stopped(task):  # while it waited for the queue
+                raise Interrupted
+            request, names = form.build(_complete(table, chosen), self._fields(values))
+            if before and before.result:  # the browser has asked
+                jobs.discard(before)
+            job = jobs.Job(request, names, draw, task)
+            jobs.run(job, lock_held=True)
+        except LoraclrError as error:
+            return [notes.error(str(error)), *_nothing(), ""]
+        except Interrupted:
+            return [_INTERRUPTED, *_nothing(), ""]
+        except Exception as error:  # noqa: BLE001  (what was shown before is gone, and the tab must say so)
+            errors.report("LoRACLR: the merge failed", exc_info=True)
+            text = f"{type(error).__name__}: {error}. Nothing was kept; the WebUI's log has the details."
+            return [notes.error(text), *_nothing(), ""]
+        return [*_result(job), gr.update(visible=False), job.id, ""]
+
+    def interrupt(self, task: str) -> None:
+        jobs.interrupt_task(task)
+
+    def restore(self, job_id: str, task: str) -> list[Any]:
+        """After the page was loaded anew, or the result was decided on in another one: what there is to show.
+
+        Args:
+            job_id: of the result that is shown
+            task: that the page was waiting for when it was loaded anew; empty for none
+
+        Returns:
+            view, picture, decision row, use row, message, job
+        """
+        waiting, shown, lost = jobs.waiting(), jobs.find(job_id), jobs.of_task(task)
+        if waiting and not (shown and shown.state == "finished"):
+            return [*_result(waiting), "", waiting.id]
+        if lost and lost.state == "failed":
+            return [notes.error(lost.error), *_nothing()[:3], "", ""]
+        if lost and lost.state == "interrupted":
+            return [_INTERRUPTED, *_nothing()[:3], "", ""]
+        undecided = shown is not None and shown.state == "finished"
+        return [
+            gr.update(),
+            gr.update(),
+            gr.update() if undecided else gr.update(visible=False),
+            *[gr.update()] * 2,
+            job_id,
+        ]
+
+    # -- keeping
+
+    def keep(self, job_id: str, name: str, sub_folder: str) -> list[Any]:
+        return self._keep(job_id, name, sub_folder, overwrite=False)
+
+    def replace(self, job_id: str, name: str, sub_folder: str) -> list[Any]:
+        return self._keep(job_id, name, sub_folder, overwrite=True)
+
+    def another_name(self) -> Any:
+        """Another name was written: nobody has been asked whether that may be replaced."""
+        return gr.update(visible=False)
+
+    def _keep(self, job_id: str, name: str, sub_folder: str, *, overwrite: bool) -> list[Any]:
+        """Write the file.
+
+        Returns:
+            message, decision row, use row, replace button, what the browser needs to know, name
+        """
+        try:
+            job = _job(job_id)
+            wanted = name.strip() or free_name(form.short_name(job.names))
+            jobs.keep(job, form.whole_name(wanted, sub_folder), overwrite=overwrite)
+        except jobs.NameTaken as error:
+            return [notes.error(str(error)), gr.update(), gr.update(), gr.update(visible=True), "", gr.update()]
+        except LoraclrError as error:
+            return [notes.error(str(error)), gr.update(), gr.update(), gr.update(visible=False), "", gr.update()]
+        known = json.dumps(
+            {
+                "tag": views.tag(job),
+                "triggers": views.triggers(job),
+                "inputs": catalogue.known_as(job.names),
+                "fresh": secrets.token_hex(4),
+            }
+        )
+        hidden, visible = gr.update(visible=False), gr.update(visible=True)
+        return [views.kept_view(job), hidden, visible, hidden, known, job.kept.name]
+
+    def discard(self, job_id: str) -> list[Any]:
+        try:
+            jobs.discard(_job(job_id))
+        except LoraclrError as error:
+            return [notes.error(str(error)), *_nothing()[:-1], "", ""]
+        return [notes.note("Discarded. Nothing was written."), *_nothing()[:-1], "", ""]
+
+    def open_folder(self, job_id: str) -> None:
+        job = jobs.find(job_id)
+        if job and job.kept and settings.may_open_folders():
+            util.open_folder(str(job.kept.path.parent))
+
+    def _fields(self, values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self._names, values, strict=True))
+
+
+def _complete(table: str, chosen: list[str] | None) -> Table:
+    """The rows, and one for every LoRA that was chosen so quickly that the browser has not drawn its row yet."""
+    return rows.selected([catalogue.name_of(item) for item in chosen or ()], Table.parse(table), Table())
+
+
+def _free(table: Table, sub_folder: str) -> str:
+    """A name for what is chosen that no LoRA has yet."""
+    proposed = form.proposed_name(table)
+    try:
+        return free_name(proposed, sub_folder.strip()).rsplit("/", 1)[-1] if proposed else ""
+    except LoraclrError:
+        return proposed
+
+
+def _listing(chosen: list[str] | None, *, rescan: bool) -> list[Any]:
+    try:
+        listed = catalogue.choices(rescan=rescan)
+    except LoraclrError as error:
+        return [gr.update(choices=[]), notes.error(str(error))]
+    message = "" if listed else notes.note("No LoRAs are installed yet: put .safetensors files into models/Lora.")
+    kept = catalogue.still_there(chosen or [], listed)
+    # a value that has not changed would undo what was chosen meanwhile
+    value = {} if kept == (chosen or []) else {"value": kept}
+    return [gr.update(choices=listed, **value), message]
+
+
+def _instead(before: str, words: str, lines: str, prefix: str = "") -> str:
+    """Lines that begin with one of the words from a prompt, in place of that with the words from the prompt before."""
+    others = [line for line in lines.splitlines() if line not in (prefix + before, prefix + words)]
+    return "\n".join([prefix + words, *others] if words else others)
+
+
+def _efforts(seconds: dict[str, float]) -> Any:
+    return gr.update(
+        choices=[(f"{name.capitalize()} (est. {notes.duration(seconds[name])})", name) for name in EFFORTS]
+    )
+
+
+def _result(job: jobs.Job) -> list[Any]:
+    picture = job.result.preview
+    image = gr.update(value=picture, visible=picture is not None)
+    return [views.result_view(job), image, gr.update(visible=True), gr.update(visible=False)]
+
+
+def _nothing() -> list[Any]:
+    """No picture, no decision, no use, nothing to replace, no job."""
+    hidden = gr.update(visible=False)
+    return [gr.update(value=None, visible=False), hidden, hidden, hidden, ""]
+
+
+def _job(job_id: str) -> jobs.Job:
+    job = jobs.find(job_id)
+    if job is None:
+        raise LoraclrError("There is no result any more: merge again.")
+    return job

@@ -1,0 +1,222 @@
+"""What a merge would do, said before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from modules import shared
+
+from ...errors import LoraclrError
+from ...files import DTYPES
+from ...hosts import a1111
+from ...merge import recording_plan, served_layers
+from ...model import MEGABYTE, Host, free_on_card
+from ...output import require_copyable, require_places
+from ...recording import InputLora, base_model_warnings, bundled_embeddings, load_input, lost_embeddings, make_teachers
+from ...request import MergeRequest, check_prompts, plain_prompts_that_call
+from ...solving import find_method
+from . import estimate, pace
+
+#: copies of the factors that the refinement keeps in fp32: themselves, gradients, AdamW's two, the anchor and the best
+_REFINED_COPIES = 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One concept: what it is, and what stands in the way, if anything does."""
+
+    name: str
+    trigger: str
+    kind: str
+    rank: int
+    layers: int
+    problem: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """Attributes:
+    findings: per concept
+    problems: what stands in the way of the whole
+    warnings: what a person should know
+    licences: found in the inputs' metadata, with the LoRAs that name them
+    seconds: expected, per stage
+    efforts: expected seconds per effort
+    ram_mb, device_mb, file_mb: expected, the file's at most
+    checkpoint: on which it would run
+    """
+
+    findings: tuple[Finding, ...]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    licences: dict[str, tuple[str, ...]]
+    seconds: dict[str, float]
+    efforts: dict[str, float]
+    ram_mb: float
+    device_mb: float
+    file_mb: float
+    checkpoint: str
+
+    @property
+    def possible(self) -> bool:
+        return not self.problems and not any(finding.problem for finding in self.findings)
+
+
+def check(
+    request: MergeRequest, names: Sequence[str], *, refused: Mapping[str, str] | None = None, draw: bool
+) -> Check:
+    """Read the inputs as the merge would, one at a time, and say what it finds.
+
+    Args:
+        request: `lora` of each concept is a path
+        names: the LoRAs' names
+        refused: name -> reason, of LoRAs that were chosen too and are not in the request
+        draw: whether a picture would be drawn
+
+    Raises:
+        LoraclrError: nothing can be said, as no checkpoint is loaded or its kind cannot be merged
+    """
+    host = pace.probe(request, wait=True)
+    findings, inputs = [], []
+    for concept, name in zip(request.concepts, names, strict=True):
+        found = _finding(concept, name, host)
+        findings.append(found[0])
+        inputs += found[1:]
+    findings += [Finding(name, "", "", 0, 0, reason) for name, reason in (refused or {}).items()]
+    problems, warnings = _together(request, inputs, host)
+    if len(findings) == 1:
+        warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
+    seconds = estimate.stages(request, host, draw=draw)
+    refining = "refining" in seconds
+    ram, device, file = _sizes(request, inputs, host, refining=refining)
+    problems += _beyond_the_budget(request, inputs, host)
+    shortage = _shortage(device, host, refining=refining)
+    if shortage:
+        # what rank auto will choose, and so whether it will fit, is not known beforehand
+        (warnings if request.rank == "auto" else problems).append(shortage)
+    return Check(
+        tuple(findings),
+        tuple(problems),
+        tuple(warnings),
+        _licences(names),
+        seconds,
+        estimate.efforts(request, host, draw=draw),
+        ram,
+        device,
+        file,
+        host.checkpoint,
+    )
+
+
+def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Finding, InputLora]:
+    """What is found of one LoRA; and its shapes, if it can be merged. The card stays free for a generation."""
+    try:
+        given = load_input(concept, host, shapes_only=True)
+    except LoraclrError as error:
+        text = str(error).replace(concept.lora, name)
+        return (Finding(name, concept.trigger, concept.kind, 0, 0, text),)
+    rank = max((factors.rank for factors in given.deltas.values()), default=0)
+    found, lora, warnings = given.concept, a1111.find_lora(name), given.warnings
+    if lora.trigger_is_guess and found.trigger == lora.trigger and not found.prompts:
+        warnings += (f"{name} names no trigger words, so its file name is taken for them: correct them if need be.",)
+    light = replace(given, file=given.file.without_layers())
+    return Finding(name, found.trigger, found.kind, rank, len(given.deltas), warnings=warnings), light
+
+
+def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host):
+    """What no concept shows alone: the same file twice, prompts that call two, effort that the card cannot do."""
+    problems, seen = [], {}
+    concepts = [given.concept for given in inputs]
+    warnings = [*base_model_warnings(inputs, host), *lost_embeddings(request, inputs)]
+    warnings += plain_prompts_that_call(concepts, request.prompts)
+    for given in inputs:
+        other = seen.setdefault(given.file.hash, given.concept.label)
+        if other != given.concept.label:
+            problems.append(f"{given.concept.label} is the same file as {other}: choose one of them.")
+    try:
+        check_prompts(concepts, request.prompts)
+    except LoraclrError as error:
+        problems.append(str(error).replace(" (trigger=…)", "").replace(" (kind=style)", " (its kind)"))
+    if inputs and not any(given.deltas for given in inputs):
+        problems.append("All weights are 0, so nothing would be merged: give at least one LoRA another weight.")
+    try:
+        bundled_embeddings(inputs)
+        if request.save_as == "checkpoint":
+            require_copyable(host.checkpoint_path)
+            require_places(host.checkpoint_path, inputs)
+    except LoraclrError as error:
+        problems.append(str(error).replace(str(host.checkpoint_path), host.checkpoint))
+    obstacle = host.refinement_obstacle()
+    if obstacle and request.method == "contrastive" and request.options.get("effort") != "fast":
+        problems.append(obstacle)
+    return problems, warnings
+
+
+#: checkpoint -> which recording serves each of its layers (`stages.served_layers`)
+_served: dict[str, dict[str, str]] = {}
+
+
+def _beyond_the_budget(request: MergeRequest, inputs: Sequence[InputLora], host: Host) -> list[str]:
+    """The refusal of a merge that cannot be recorded within the memory budget; none where nobody can tell without waiting."""
+    if not find_method(request.method).records or not inputs:
+        return []
+    if host.checkpoint not in _served and not shared.state.job:
+        with a1111.session(job="LoRACLR estimate") as opened:
+            _served[opened.checkpoint] = served_layers(opened, list(opened.layers()))
+    if host.checkpoint not in _served:
+        return []
+    concepts = [given.concept for given in inputs]
+    keys = sorted(set().union(*(given.deltas for given in inputs)))
+    try:
+        teachers = make_teachers(concepts, request.prompts)
+        recording_plan(request, host, keys, _served[host.checkpoint], recordings=len(teachers))
+    except LoraclrError as error:
+        return [str(error)]
+    return []
+
+
+def _shortage(needed_mb: float, host: Host, *, refining: bool) -> str | None:
+    """What to do where the merge's factors and all that belongs to them are more than the card has room for."""
+    free = free_on_card(host.device)
+    if free is None or needed_mb * MEGABYTE <= free:
+        return None
+    remedy = "choose effort Fast, which needs less, a lower rank" if refining else "choose a lower rank"
+    return (
+        f"The graphics card has {free // MEGABYTE} MB free, and this merge may need {math.ceil(needed_mb)} MB and what a picture "
+        f"needs: {remedy}, or merge fewer LoRAs at a time."
+    )
+
+
+def _licences(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        licence = a1111.find_lora(name).licence
+        if licence:
+            found[licence] = (*found.get(licence, ()), name)
+    return found
+
+
+def _sizes(request: MergeRequest, inputs: Sequence[InputLora], host: Host, *, refining: bool) -> tuple[float, ...]:
+    """RAM, memory of the card beside the checkpoint, and the file at most; in MB."""
+    columns: dict[str, list[int]] = {}
+    inside = 0
+    for given in inputs:
+        for key, factors in given.deltas.items():
+            columns.setdefault(key, [0, sum(factors.shape), min(factors.shape)])[0] += factors.rank
+            inside += factors.rank * sum(factors.shape)
+    limit = int(request.rank) if request.rank.isdecimal() else None
+    numbers = sum(min(rank, most, limit or rank) * both for rank, both, most in columns.values())
+    bundled = sum(t.numel() * t.element_size() for given in inputs for t in given.file.embeddings.values())
+    itemsize = DTYPES[request.precision].itemsize
+    file = (numbers * itemsize + bundled) / MEGABYTE
+    saved = file
+    if request.save_as == "full":
+        saved = sum(math.prod(host.layers()[key].shape) for key in columns) * itemsize / MEGABYTE
+    elif request.save_as == "checkpoint" and host.checkpoint_path.is_file():
+        saved = host.checkpoint_path.stat().st_size / MEGABYTE
+    working = 4 * (inside * 2 + numbers * (_REFINED_COPIES if refining else 2)) / MEGABYTE
+    on_card = host.device.type != "cpu"
+    return request.memory_mb + file * 2 + (0 if on_card else working), working if on_card else 0.0, saved

@@ -1,0 +1,191 @@
+"""The tab's fields on the left: effort and name, and, folded away, prompts and everything else."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from modules.ui_components import DropdownEditable, FormRow
+
+from ...request import PRECISIONS, SAVE_AS, TEMPLATES, MergeRequest, Option, PromptOptions, schema
+from ...solving import METHODS
+from . import settings
+from .form import EFFORT, option_field
+
+_EFFORTS = {"fast": "Fast", "balanced": "Balanced", "thorough": "Thorough"}
+_SAVED = {"lora": "LoRA", "full": "Full", "checkpoint": "Checkpoint"}
+_DEFAULTS = MergeRequest(())
+
+
+class Fields:
+    """Makes the fields, in the order they are seen.
+
+    Attributes:
+        fields: what becomes the request (`form.settings`), by name
+        name, sub_folder: of the new LoRA
+        preset: the radio that fills the templates
+        draw: whether a picture is drawn
+        method_boxes: method -> the column with its options
+    """
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+        self._main_fields()
+        self._advanced()
+
+    def _main_fields(self) -> None:
+        self.fields[EFFORT] = gr.Radio(
+            [(label, name) for name, label in _EFFORTS.items()],
+            value=settings.value("loraclr_effort"),
+            label="Effort",
+            elem_id="loraclr_effort",
+            tooltip="Fast merges layer by layer; the others then refine at the model's output, with more steps. "
+            "Times are estimates: Check measures this computer anew, and every merge makes them better",
+        )
+        with FormRow(elem_id="loraclr_name_row"):
+            self.name = gr.Textbox(
+                label="Name of the new LoRA",
+                placeholder="a free name is proposed",
+                elem_id="loraclr_name",
+                max_lines=1,
+                tooltip="Used when you keep the result; you can still change it then",
+            )
+            self.sub_folder = gr.Textbox(
+                value=settings.value("loraclr_sub_folder"),
+                label="Sub-folder",
+                placeholder="none",
+                elem_id="loraclr_sub_folder",
+                max_lines=1,
+                tooltip="Inside the LoRA folder",
+                scale=0,
+                min_width=140,
+            )
+
+    def _advanced(self) -> None:
+        with gr.Accordion("Prompts that are recorded", open=False, elem_id="loraclr_prompts"):
+            self._prompt_fields()
+        with gr.Accordion("Output", open=False, elem_id="loraclr_output"), FormRow():
+            self.fields["save_as"] = gr.Radio(
+                [(label, name) for name, label in _SAVED.items()],
+                value=_DEFAULTS.save_as,
+                label="Save as",
+                elem_id="loraclr_save_as",
+                tooltip="; ".join(f"{_SAVED[name]}: {text}" for name, text in SAVE_AS.items()),
+            )
+            self.fields["precision"] = gr.Radio(
+                list(PRECISIONS),
+                value=_DEFAULTS.precision,
+                label="Precision",
+                elem_id="loraclr_precision",
+                tooltip="Of the file; a checkpoint keeps its own",
+            )
+        with gr.Accordion("Advanced", open=False, elem_id="loraclr_advanced"):
+            with FormRow():
+                self.fields["method"] = gr.Dropdown(
+                    list(METHODS),
+                    value=settings.value("loraclr_method"),
+                    label="Method",
+                    elem_id="loraclr_method",
+                    tooltip="contrastive is LoRACLR; weighted_sum is exactly what several tags in one prompt do",
+                )
+                self.fields["rank"] = DropdownEditable(
+                    choices=["auto", "full", "16", "32", "64", "128"],
+                    value=_DEFAULTS.rank,
+                    label="Rank",
+                    elem_id="loraclr_rank",
+                    min_width=90,
+                    tooltip="auto keeps the share beside it; full keeps everything; or a number",
+                )
+                self._number(
+                    "kept", "Share kept", _DEFAULTS.kept, tip="Of the merge's effect, by rank auto", step=0.001
+                )
+            self.method_boxes = {name: self._method_options(name) for name in METHODS}
+            self._recording_fields()
+
+    def _method_options(self, name: str) -> gr.Column:
+        """The options of one method, as its dataclass has them; shown while it is chosen."""
+        items = [item for item in schema(METHODS[name].options) if item.name != EFFORT]
+        with gr.Column(visible=name == settings.value("loraclr_method"), elem_id=f"loraclr_options_{name}") as box:
+            gr.HTML(f"<p class='loraclr-small'>{html.escape(METHODS[name].summary)}</p>")
+            for start in range(0, len(items), 3):
+                with FormRow():
+                    for item in items[start : start + 3]:
+                        self.fields[option_field(name, item.name)] = _option(name, item)
+        return box
+
+    def _prompt_fields(self) -> None:
+        preset, defaults = settings.value("loraclr_prompts"), PromptOptions()
+        self.preset = gr.Radio(
+            list(TEMPLATES),
+            value=preset,
+            label="Prompted with",
+            elem_id="loraclr_preset",
+            tooltip="Fills the fields below",
+        )
+        chosen = PromptOptions.preset(preset)
+        for name, label, lines, tip in (
+            ("templates", "Templates, one per line", 6, "{trigger} stands for a concept's trigger words"),
+            (
+                "plain",
+                "Prompts that call no concept, one per line",
+                4,
+                "They keep the merge from leaking into everything",
+            ),
+        ):
+            self.fields[name] = gr.Textbox(
+                "\n".join(getattr(chosen, name)), label=label, lines=lines, elem_id=f"loraclr_{name}", tooltip=tip
+            )
+        with FormRow():
+            for name, label, tip in (
+                ("quality", "Quality words", "Added to the end of every prompt"),
+                ("negative", "Negative prompt", "Used at every step of what is recorded"),
+                ("pair", "Two concepts", "How the picture asks for two at once: {first}, {second}"),
+            ):
+                self.fields[name] = gr.Textbox(
+                    getattr(defaults, name), label=label, elem_id=f"loraclr_{name}", tooltip=tip, max_lines=1
+                )
+
+    def _recording_fields(self) -> None:
+        recording = _DEFAULTS.recording
+        gr.HTML("<p class='loraclr-small'>How the model is run while it is recorded.</p>")
+        with FormRow():
+            self._number("paths", "Paths", recording.paths, tip="Denoising paths recorded per concept", precision=0)
+            self._number("steps", "Steps per path", recording.steps, tip="Denoising steps of each path", precision=0)
+            self._number("guidance", "CFG scale", recording.guidance, tip="Of the recorded paths", step=0.5)
+        with FormRow():
+            size_tip = "Of the recorded pictures; 0 for the checkpoint's own size"
+            self._number("width", "Width", recording.width, tip=size_tip, precision=0, step=64)
+            self._number("height", "Height", recording.height, tip=size_tip, precision=0, step=64)
+            self._number("seed", "Seed", _DEFAULTS.seed, tip="The same seed gives the same file", precision=0)
+            budget = settings.value("loraclr_memory")
+            self._number("memory_mb", "Memory (MB)", budget, tip="In RAM, for what is recorded", precision=0)
+        self.draw = gr.Checkbox(
+            bool(settings.value("loraclr_preview")),
+            label="Draw the picture",
+            elem_id="loraclr_draw",
+            tooltip="Each concept as base, alone, all tags, merged; it also becomes the card's picture",
+        )
+
+    def _number(self, name: str, label: str, value: float, *, tip: str = "", **arguments: Any) -> None:
+        extra = {"tooltip": tip} if tip else {}
+        self.fields[name] = gr.Number(value, label=label, elem_id=f"loraclr_{name}", min_width=90, **arguments, **extra)
+
+
+def _option(method: str, item: Option) -> gr.components.IOComponent:
+    """The component of one option."""
+    label = item.name.replace("_", " ").capitalize()
+    common: dict[str, Any] = {
+        "label": label,
+        "elem_id": f"loraclr_{method}_{item.name}",
+        "tooltip": item.help,
+        "min_width": 90,
+    }
+    if item.type is bool:
+        return gr.Checkbox(item.default, **common)
+    if item.type is str:
+        return gr.Dropdown(list(item.choices), value=item.default, **common)
+    whole: Sequence[tuple[str, Any]] = [("precision", 0)] if item.type is int else [("step", 0.001)]
+    # without the component's own bounds: gradio would refuse before anything of ours runs, and name nothing
+    return gr.Number(item.default, **dict(whole), **common)

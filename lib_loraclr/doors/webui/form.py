@@ -1,0 +1,152 @@
+"""The tab's fields as a `MergeRequest`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ...errors import LoraclrError
+from ...hosts.a1111 import find_lora
+from ...request import (
+    Concept,
+    MergeRequest,
+    PromptOptions,
+    RecordingOptions,
+    clean_name,
+    parse_number,
+    parse_options,
+    schema,
+)
+from ...solving import METHODS, find_method
+from .catalogue import require_fitting
+from .rows import Table
+
+#: the option that has its own place in the tab
+EFFORT = "effort"
+#: fields of the tab that are fields of the request or of a part of it
+RECORDING = ("paths", "steps", "guidance", "height", "width")
+
+
+def option_field(method: str, option: str) -> str:
+    """What a method's option is called among the tab's fields."""
+    return f"option.{method}.{option}"
+
+
+def build(table: Table, fields: Mapping[str, Any]) -> tuple[MergeRequest, tuple[str, ...]]:
+    """The request, with paths, and the LoRAs' names.
+
+    Raises:
+        LoraclrError: anything in it that a person can mend
+    """
+    concepts, refused = sort_out(table)
+    for reason in refused.values():
+        raise LoraclrError(reason)
+    return complete(concepts, fields), tuple(concepts)
+
+
+def sort_out(table: Table) -> tuple[dict[str, Concept], dict[str, str]]:
+    """LoRA -> concept, of the rows that can be merged as they are, and LoRA -> reason, of those that cannot.
+
+    Raises:
+        LoraclrError: there are no rows
+    """
+    if not table.rows:
+        raise LoraclrError("There is nothing to merge: choose at least one LoRA at the top.")
+    concepts, refused = {}, {}
+    for row in table.rows:
+        try:
+            lora = find_lora(row.lora)
+            require_fitting(lora)
+            concepts[row.lora] = row.concept(lora)
+        except LoraclrError as error:
+            refused[row.lora] = str(error)
+    return concepts, refused
+
+
+def complete(concepts: Mapping[str, Concept], fields: Mapping[str, Any]) -> MergeRequest:
+    """The request for these concepts.
+
+    Raises:
+        LoraclrError: anything in it that a person can mend
+    """
+    request = replace(settings(fields), concepts=tuple(concepts.values()))
+    request.check()
+    method = find_method(request.method)
+    parse_options(method.options, request.options, f"method {method.name}")
+    return request
+
+
+def settings(fields: Mapping[str, Any]) -> MergeRequest:
+    """The request without concepts.
+
+    Raises:
+        LoraclrError: a field that is empty or of the wrong type
+    """
+    method = fields["method"]
+    options = {}
+    for item in schema(find_method(method).options):
+        name = EFFORT if item.name == EFFORT else option_field(method, item.name)
+        options[item.name] = _value(fields[name], item.type, item.name)
+    recording = {name: _value(fields[name], type(getattr(RecordingOptions(), name)), name) for name in RECORDING}
+    prompts = PromptOptions(
+        templates=_lines(fields["templates"]),
+        plain=_lines(fields["plain"]),
+        quality=fields["quality"].strip(),
+        negative=fields["negative"].strip(),
+        pair=fields["pair"].strip() or PromptOptions().pair,
+    )
+    return MergeRequest(
+        (),
+        method=method,
+        options=options,
+        rank=str(fields["rank"]).strip().lower(),
+        kept=_value(fields["kept"], float, "kept"),
+        save_as=fields["save_as"],
+        precision=fields["precision"],
+        seed=_value(fields["seed"], int, "seed"),
+        memory_mb=_value(fields["memory_mb"], int, "memory"),
+        prompts=prompts,
+        recording=RecordingOptions(**recording),
+    )
+
+
+def _value(value: Any, kind: type, name: str) -> Any:
+    if kind in (int, float):
+        if value is None:
+            raise LoraclrError(f"{name.replace('_', ' ')} is empty: give a number.")
+        return parse_number(value, f"{name.replace('_', ' ')} is {value!r}", whole=kind is int)
+    return value
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def proposed_name(table: Table) -> str:
+    """A name that says what is inside."""
+    return short_name([row.lora for row in table.rows])
+
+
+def short_name(names: Sequence[str]) -> str:
+    """The same, of LoRAs' names; with no character that a file or a prompt reserves."""
+    if not names:
+        return ""
+    short = "-".join(names[:3]) if len(names) <= 3 else f"{'-'.join(names[:2])}-and-{len(names) - 2}-more"
+    return clean_name(short if len(short) <= 60 else f"merge-of-{len(names)}")
+
+
+def is_proposed(name: str, table: Table) -> bool:
+    """Whether nobody but us has written this name: what is proposed for these rows, or that with a number to be free."""
+    return re.fullmatch(re.escape(proposed_name(table)) + r"(-\d+)?", name) is not None
+
+
+def whole_name(name: str, sub_folder: str) -> str:
+    """Name and sub-folder as `output_path` takes them."""
+    folder = sub_folder.strip().replace("\\", "/").strip("/")
+    return f"{folder}/{name.strip()}" if folder else name.strip()
+
+
+def methods() -> list[str]:
+    return list(METHODS)

@@ -1,0 +1,350 @@
+"""Merges in the WebUI: one at a time, the result held until it is kept or discarded."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import torch
+from modules import errors, progress, shared
+
+from ...errors import Interrupted, LoraclrError
+from ...hosts import a1111
+from ...merge import merge_loras
+from ...model import Factors, Host, is_out_of_memory
+from ...output import Merge, PreviewOptions, file_size, preview_grid, save_merge
+from ...request import MergeRequest, output_path
+from . import estimate, pace
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: states a job does not leave any more; "finished" waits for keep or discard
+OVER = ("finished", "failed", "interrupted", "kept", "discarded")
+#: jobs that are remembered, and results among them that are held in memory
+_REMEMBERED, _HELD = 16, 2
+_NO_MEMORY = (
+    "The graphics memory ran out, and nothing was kept: choose effort Fast, merge fewer LoRAs at a time, or record smaller "
+    "pictures (width and height under Advanced)."
+)
+
+
+@dataclass
+class Result:
+    """A finished merge, with all that writing its file needs; the model is not among it.
+
+    Attributes:
+        merge: on the CPU, without the inputs' tensors
+        host: what of the host `save_merge` asks for
+        preview: the picture, or None
+        size: of the file in bytes
+    """
+
+    merge: Merge
+    host: Host
+    preview: Image | None
+    size: int
+
+
+@dataclass
+class Job:
+    """Attributes:
+    request: what was asked; `lora` of each concept is a path
+    names: the LoRAs as the WebUI names them
+    draw: whether a picture is drawn
+    task: of the tab, that the WebUI shows the progress of; empty for HTTP
+    id: what it is asked for by
+    state: queued, running, or one of `OVER`
+    error: what went wrong, for the person who asked
+    result: held from "finished" until it is kept or discarded
+    kept: the new LoRA or checkpoint
+    """
+
+    request: MergeRequest
+    names: tuple[str, ...]
+    draw: bool = True
+    task: str = ""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    state: str = "queued"
+    error: str = ""
+    result: Result | None = None
+    kept: a1111.InstalledLora | a1111.InstalledCheckpoint | None = None
+    stop: bool = False
+    progress: TimedProgress | None = None
+
+    def fraction(self) -> float:
+        """How much of it is done, 0..1."""
+        if self.state in ("finished", "kept", "discarded"):
+            return 1.0
+        return self.progress.fraction() if self.progress else 0.0
+
+    def text(self) -> str:
+        """The line under the bar."""
+        return shared.state.textinfo or "" if self.state == "running" else ""
+
+
+class TimedProgress(a1111.StateProgress):
+    """The WebUI's bar; notes how long each stage took, for later estimates, and hears a job's own interrupt."""
+
+    def __init__(self, job: Job, shares: dict[str, float]) -> None:
+        super().__init__(shares)
+        self.seconds: dict[str, float] = {}
+        self._job, self._since, self._current = job, time.monotonic(), ""
+
+    def start(self, stage: str, total: int) -> None:
+        self.finish()
+        self._current = stage
+        super().start(stage, total)
+        if self.interrupted():
+            raise Interrupted
+
+    def finish(self) -> None:
+        now = time.monotonic()
+        if self._current:
+            self.seconds[self._current] = now - self._since
+        self._since, self._current = now, ""
+
+    def interrupted(self) -> bool:
+        return self._job.stop or super().interrupted()
+
+
+_jobs: dict[str, Job] = {}
+_guard, _keeping = threading.Lock(), threading.Lock()
+#: tasks of the tab that were stopped, the latest ones
+_stopped: list[str] = []
+
+
+def find(job_id: str) -> Job | None:
+    return _jobs.get(job_id)
+
+
+def waiting() -> Job | None:
+    """The latest job whose result is neither kept nor discarded."""
+    return next((job for job in reversed(list(_jobs.values())) if job.state == "finished"), None)
+
+
+def of_task(task: str) -> Job | None:
+    return next((job for job in _jobs.values() if task and job.task == task), None)
+
+
+def run(job: Job, *, lock_held: bool) -> None:
+    """Merge, and hold the result.
+
+    Raises:
+        LoraclrError: a person can mend it; `job.error` has the text
+        Interrupted: the user asked to stop
+    """
+    _remember(job)
+    try:
+        with a1111.session(lock_held=lock_held) as host:
+            if job.stop:  # while it waited for the queue
+                raise Interrupted
+            job.state = "running"
+            job.result = _merge(job, host)
+        job.state = "finished"
+    except Interrupted:
+        job.state = "interrupted"
+        raise
+    except LoraclrError as error:
+        job.state, job.error = "failed", shown(error, job)
+        raise LoraclrError(job.error) from error
+    except Exception as error:
+        job.state, job.error = "failed", f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            job.error = _NO_MEMORY
+            raise LoraclrError(job.error) from error
+        raise
+    finally:
+        _let_go()
+
+
+def start(job: Job) -> None:
+    """Merge in the background.
+
+    Raises:
+        LoraclrError: another one is under way
+    """
+    with _guard:
+        busy = next((other for other in _jobs.values() if other.state in ("queued", "running")), None)
+        if busy:
+            raise LoraclrError(f"A merge is under way (job {busy.id}): wait for it, or interrupt it.")
+        _remember(job)
+    threading.Thread(target=_run_in_background, args=(job,), name=f"loraclr {job.id}", daemon=True).start()
+
+
+def _run_in_background(job: Job) -> None:
+    try:
+        run(job, lock_held=False)
+    except (Interrupted, LoraclrError):
+        pass  # the job says so
+    except Exception:  # noqa: BLE001  (nobody waits for this thread; the log and the job have it)
+        errors.report("LoRACLR: the merge failed", exc_info=True)
+
+
+def interrupt_task(task: str) -> None:
+    """Stop the merge that the tab began under this task: now if it runs, and before it begins if it waits in the queue.
+
+    The WebUI's own interrupt would stop whatever picture is being made meanwhile.
+    """
+    _stopped.append(task)
+    del _stopped[:-_REMEMBERED]
+    if progress.current_task == task:
+        shared.state.interrupt()
+
+
+def is_stopped(task: str) -> bool:
+    """Whether it was stopped while it waited."""
+    return bool(task) and task in _stopped
+
+
+def interrupt(job: Job) -> None:
+    """Stop after the current evaluation of the model; a queued job does not begin, and makes way for another at once."""
+    job.stop = True
+    if job.state == "queued":
+        job.state = "interrupted"
+
+
+def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
+    """Write the file and make the WebUI list it.
+
+    Args:
+        name: inside the LoRA folder, sub-folders separated by "/"; a checkpoint goes into the folder of checkpoints, under
+            the next free name if this one is taken
+        overwrite: replace a LoRA of that name; a checkpoint is never replaced
+
+    Raises:
+        LoraclrError: nothing to keep, a name that may not be or is taken, or it cannot be written
+    """
+    with _keeping:  # a second click waits, and finds nothing left to keep
+        return _keep(job, name, overwrite=overwrite)
+
+
+def _keep(job: Job, name: str, *, overwrite: bool) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
+    if job.result is None:
+        raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
+    held, wanted = job.result, name.strip().replace("\\", "/")
+    if job.request.save_as == "checkpoint":
+        path = output_path(a1111.checkpoint_dir(), a1111.free_checkpoint_name(wanted))
+        save_merge(held.merge, held.host, path, preview=held.preview)
+        job.kept = a1111.announce_checkpoint(path)
+    else:
+        path = _lora_path(wanted, overwrite=overwrite)
+        save_merge(held.merge, held.host, path, preview=held.preview, overwrite=overwrite)
+        # pictures of what was replaced show another merge
+        for picture in a1111.previews(path):
+            if held.preview is None or picture != path.with_suffix(".png"):
+                picture.unlink(missing_ok=True)
+        job.kept = a1111.announce(path)
+    job.state, job.result = "kept", None
+    return job.kept
+
+
+def _lora_path(name: str, *, overwrite: bool) -> Path:
+    path = output_path(a1111.lora_dir(), name)
+    taken = {lora.name.lower(): lora for lora in a1111.installed_loras()}.get(path.stem.lower())
+    if taken and taken.path.resolve() != path.resolve():
+        raise LoraclrError(
+            f"{path.stem} is the name of another LoRA, and prompts tell LoRAs apart by name only: rename."
+        )
+    if not overwrite and any(path.with_suffix(suffix).exists() for suffix in (".safetensors", ".json", ".png")):
+        raise NameTaken(f"{name} exists already: choose another name, or replace it.")
+    return path
+
+
+class NameTaken(LoraclrError):
+    """The file exists; asking again with `overwrite` replaces it."""
+
+
+def discard(job: Job) -> None:
+    """Let go of the result; nothing was written.
+
+    Raises:
+        LoraclrError: there is no result
+    """
+    if job.result is None:
+        raise LoraclrError(f"There is nothing to discard: the merge is {job.state}.")
+    job.state, job.result = "discarded", None
+
+
+def unload() -> None:
+    """Stop what runs; the scripts are unloaded. Results wait on: the tab that is made anew shows them."""
+    for job in list(_jobs.values()):
+        if job.state != "finished":
+            job.stop = True
+            del _jobs[job.id]
+    _stopped.clear()
+
+
+def shown(error: Exception, job: Job) -> str:
+    """The error's text with the LoRAs' names in place of paths."""
+    text = str(error)
+    for concept, name in zip(job.request.concepts, job.names, strict=True):
+        text = text.replace(concept.lora, name)
+    return text
+
+
+def _merge(job: Job, host: Host) -> Result:
+    key = pace.key_of(job.request, host)
+    pace.measure(host, key)
+    expected = estimate.stages(job.request, host, draw=job.draw)
+    job.progress = TimedProgress(job, {stage: seconds for stage, seconds in expected.items() if seconds})
+    merge = merge_loras(job.request, host, job.progress)
+    steps = merge.report.refinement.get("steps")
+    preview, warnings = _preview(job, merge, host) if job.draw else (None, ())
+    job.progress.finish()
+    try:
+        # from a picture that was cut short there is nothing to learn
+        done = estimate.work(job.request, host, draw=preview is not None, refined_steps=steps)
+        pace.learn(key, done, job.progress.seconds)
+    except Exception:  # noqa: BLE001  (the merge is complete, whatever became of the next one's estimate)
+        errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
+    report = replace(merge.report, warnings=(*merge.report.warnings, *warnings))
+    return Result(_light(replace(merge, report=report)), _facade(host, merge.factors), preview, file_size(merge, host))
+
+
+def _preview(job: Job, merge: Merge, host: Host) -> tuple[Image | None, tuple[str, ...]]:
+    """The picture, or why there is none: a merge that is finished is not thrown away for it."""
+    drawing = PreviewOptions(guidance=job.request.recording.guidance, font=a1111.caption_font())
+    try:
+        return preview_grid(merge, host, drawing, job.progress), ()
+    except Interrupted:
+        return None, ("The picture was interrupted; the merge is complete.",)
+    except LoraclrError as error:
+        return None, (f"There is no picture ({error}); the merge is complete.",)
+    except Exception as error:  # noqa: BLE001  (as above, whatever it was)
+        errors.report("LoRACLR: the picture could not be drawn", exc_info=True)
+        return None, (f"There is no picture ({type(error).__name__}: {error}); the merge is complete.",)
+
+
+def _light(merge: Merge) -> Merge:
+    """The merge on the CPU, without what only merging needed: a result may wait for hours."""
+    inputs = tuple(replace(given, file=given.file.without_layers(), deltas={}) for given in merge.inputs)
+    return replace(merge, factors={key: f.to("cpu") for key, f in merge.factors.items()}, inputs=inputs)
+
+
+def _facade(host: Host, factors: Mapping[str, Factors]) -> Host:
+    """What `save_merge` asks a host for, without the model, which may be another one by then."""
+    shapes = {key: host.layers()[key].weight.shape for key in factors}
+    layers = {key: SimpleNamespace(weight=torch.empty(shape, device="meta")) for key, shape in shapes.items()}
+    names = ("family", "checkpoint", "checkpoint_path", "name", "prediction_type")
+    return SimpleNamespace(layers=lambda: layers, **{name: getattr(host, name) for name in names})
+
+
+def _remember(job: Job) -> None:
+    _jobs[job.id] = job
+
+
+def _let_go() -> None:
+    """Forget the oldest jobs, and the oldest results that nobody kept."""
+    held = [job for job in _jobs.values() if job.state == "finished"]
+    for job in held[:-_HELD]:
+        discard(job)
+    over = [job.id for job in _jobs.values() if job.state in OVER and job.state != "finished"]
+    for job_id in over[: max(0, len(_jobs) - _REMEMBERED)]:
+        del _jobs[job_id]

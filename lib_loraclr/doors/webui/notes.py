@@ -1,0 +1,36 @@
+"""What the tab says before and beside any result: short notes as HTML, every text escaped."""
+
+from __future__ import annotations
+
+import html
+
+WELCOME = (
+    "<div class='loraclr-welcome'><p>The result appears here, before anything is written.</p>"
+    "<ol><li>Choose LoRAs above; \u2199\ufe0f takes those of txt2img's prompt.</li>"
+    "<li><b>Check</b> says what would be merged and how long it takes.</li>"
+    "<li><b>Merge</b>, look at what survived, then keep it or discard it.</li></ol></div>"
+)
+
+
+def error(text: str) -> str:
+    return f"<div class='loraclr-note loraclr-error' role='alert'>{safe(text)}</div>"
+
+
+def note(text: str) -> str:
+    return f"<div class='loraclr-note'>{safe(text)}</div>"
+
+
+def duration(seconds: float) -> str:
+    """In words, no more precise than it is."""
+    if seconds < 10:
+        return "a few seconds"
+    if seconds < 90:
+        return f"{round(seconds / 10) * 10} s"
+    if seconds < 3600:
+        return f"{max(2, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def safe(value: object) -> str:
+    """A text as HTML shows it."""
+    return html.escape(str(value), quote=True)

@@ -1,0 +1,153 @@
+"""How fast this computer evaluates the loaded checkpoint: measured when somebody asks, and set right by every merge.
+
+A merge is slower than a lone evaluation by what a short measurement cannot see (backward passes, other programs, the work
+per layer). By how much is remembered per checkpoint and size, over restarts too.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, MutableMapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from modules import cache, shared
+
+from ...errors import LoraclrError
+from ...hosts import a1111
+from ...model import Host, is_out_of_memory
+from ...recording import BATCH, evaluated
+from ...request import MergeRequest
+
+#: seconds for which a measurement is taken to hold: other programs come and go
+FRESH = 60.0
+#: what a pace is remembered for: checkpoint, height, width
+Key = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What each kind of work costs, in measured evaluations of one sample; except for layers, in seconds.
+
+    Attributes:
+        evaluation: an evaluation of one sample during a merge
+        backward: a sample of a refinement step, forward and back, recomputation included
+        layer: seconds per layer and LoRA of a method that records
+    """
+
+    evaluation: float = 1.0
+    backward: float = 4.0
+    layer: float = 0.01
+
+
+@dataclass(frozen=True)
+class _Measured:
+    seconds: float
+    at: float
+
+
+_measured: dict[Key, _Measured] = {}
+
+
+def key_of(request: MergeRequest, host: Host) -> Key:
+    recording = request.recording
+    return host.checkpoint, recording.height or host.default_size, recording.width or host.default_size
+
+
+def seconds_per_unit(key: Key) -> dict[str, float]:
+    """Kind of work -> seconds expected for one unit of it; as if an evaluation took a second where none was measured."""
+    pace, measured = _remembered(key), _measured.get(key)
+    unit = measured.seconds if measured else 1.0
+    return {"evaluation": pace.evaluation * unit, "backward": pace.backward * unit, "layer": pace.layer}
+
+
+def known(key: Key) -> bool:
+    """Whether an evaluation was ever measured, since the WebUI was started."""
+    return key in _measured
+
+
+def fresh(key: Key) -> bool:
+    return known(key) and time.monotonic() - _measured[key].at < FRESH
+
+
+def measure(host: Host, key: Key) -> None:
+    """Measure unless that was done just now; the host is a session's."""
+    if not fresh(key):
+        _measured[key] = _Measured(_seconds_per_sample(host, *key[1:]), time.monotonic())
+
+
+@torch.no_grad()
+def _seconds_per_sample(host: Host, height: int, width: int) -> float:
+    """Of a batch that even a small card holds; the first run, which loads kernels, is not counted."""
+    side = host.pixels_per_latent
+    x = torch.zeros(BATCH // 2, host.latent_channels, height // side, width // side, device=host.device)
+    t = torch.full((len(x),), 500, device=host.device)
+    conditioning = host.encode(["a photo"] * len(x))
+    taken = []
+    for _ in range(4):
+        begun = time.monotonic()
+        evaluated(host, x, t, conditioning).sum().item()
+        taken.append(time.monotonic() - begun)
+    return statistics.median(taken[1:]) / len(x)
+
+
+def learn(key: Key, work: Mapping[str, tuple[str, float]], taken: Mapping[str, float]) -> None:
+    """Set the pace right by a merge that ended.
+
+    After the first merge only halfway to what was seen, on a scale of factors: one merge beside a heavy program shall not
+    spoil the next estimate.
+
+    Args:
+        work: stage -> kind and units of what was done in it
+        taken: stage -> seconds
+    """
+    pace, first = _remembered(key), _name(key) not in _store()
+    for kind, before in asdict(pace).items():
+        stages = [stage for stage, (own, _) in work.items() if own == kind and stage in taken]
+        units, seconds = sum(work[stage][1] for stage in stages), sum(taken[stage] for stage in stages)
+        if units and seconds:
+            seen = seconds / units / (1.0 if kind == "layer" else _measured[key].seconds)
+            pace = replace(pace, **{kind: seen if first else (before * seen) ** 0.5})
+    _store()[_name(key)] = asdict(pace)
+
+
+def _remembered(key: Key) -> Pace:
+    return Pace(**_store().get(_name(key), {}))
+
+
+def _store() -> MutableMapping[str, dict[str, float]]:
+    return cache.cache("loraclr-pace")
+
+
+def _name(key: Key) -> str:
+    checkpoint, height, width = key
+    return f"{checkpoint}, {width}x{height}"
+
+
+def probe(request: MergeRequest, *, wait: bool) -> Host | None:
+    """The loaded checkpoint, its pace measured; None if there is nothing to say yet and the model is busy.
+
+    Args:
+        wait: for the model, and measure it now; else, and while a picture is made, what was measured before has to do
+
+    Raises:
+        LoraclrError: as `a1111.session`, or the graphics card has not enough memory left to measure it
+    """
+    host = a1111.peek()
+    key = key_of(request, host) if host is not None else None
+    if key and known(key) and (fresh(key) or shared.state.job or not wait):
+        return host
+    if not wait and (shared.state.job or host is None):
+        return None
+    with a1111.session(job="LoRACLR estimate") as host:
+        try:
+            measure(host, key_of(request, host))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise LoraclrError(
+                "The graphics memory is too small to run the checkpoint on one picture: record smaller ones (width and height "
+                "under Advanced), or close what else uses the card."
+            ) from error
+        return host

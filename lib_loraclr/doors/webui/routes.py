@@ -1,0 +1,241 @@
+"""HTTP: `/loraclr/v1/…`, only with `--api`. Names in, never paths; every answer is JSON. Described in docs/api.md."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import io
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import wraps
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from modules import shared
+from pydantic import BaseModel, Field
+
+from ...errors import LoraclrError
+from ...hosts.a1111 import (
+    InstalledCheckpoint,
+    InstalledLora,
+    find_lora,
+    free_checkpoint_name,
+    free_name,
+    installed_loras,
+    loaded_family,
+)
+from ...request import MergeRequest, parse_options, schema
+from ...solving import METHODS, find_method
+from . import check as checking
+from . import jobs, settings
+from .catalogue import obstacle, require_fitting
+from .form import short_name
+
+_EXAMPLE = {
+    "concepts": [
+        {"lora": "fox-face", "trigger": "sks animal"},
+        {"lora": "penguin", "te_weight": 0.8, "unet_weight": 0.8, "trigger": "ohwx bird"},
+    ],
+    "method": "contrastive",
+    "options": {"effort": "fast"},
+}
+
+
+class MergeBody(BaseModel):
+    """What to merge."""
+
+    request: dict[str, Any] = Field(description="A merge request; `lora` of each concept is an installed LoRA's name.")
+    preview: bool | None = Field(None, description="Whether to draw the picture; as in the settings if left out.")
+
+
+class KeepBody(BaseModel):
+    """Where to."""
+
+    name: str = Field(description="Name inside the LoRA (or checkpoint) folder; sub-folders separated by /.")
+    overwrite: bool = Field(False, description="Replace a LoRA of that name; a checkpoint takes the next free name.")
+
+
+def add(app: FastAPI) -> None:
+    """Add the routes to the WebUI's server."""
+    options = shared.cmd_opts
+    guarded = [Depends(_authenticate)] if options.api_auth else []
+    router = APIRouter(prefix="/loraclr/v1", tags=["LoRACLR"], dependencies=guarded)
+    router.add_api_route("/loras", _answer(loras), methods=["GET"])
+    router.add_api_route("/methods", _answer(methods), methods=["GET"])
+    # in this way, for pydantic 1 and 2 disagree about the place of examples
+    example = {"requestBody": {"content": {"application/json": {"example": {"request": _EXAMPLE}}}}}
+    router.add_api_route("/check", _answer(check), methods=["POST"], openapi_extra=example)
+    router.add_api_route("/merge", _answer(merge), methods=["POST"], openapi_extra=example)
+    router.add_api_route("/jobs/{job_id}", _answer(status), methods=["GET"])
+    router.add_api_route("/jobs/{job_id}/interrupt", _answer(interrupt), methods=["POST"])
+    router.add_api_route("/jobs/{job_id}/result", _answer(result), methods=["GET"])
+    router.add_api_route("/jobs/{job_id}/keep", _answer(keep), methods=["POST"])
+    router.add_api_route("/jobs/{job_id}/discard", _answer(discard), methods=["POST"])
+    app.include_router(router)
+
+
+def _authenticate(credentials: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008  (FastAPI's way)
+    """The credentials of `--api-auth`, as the WebUI's own routes ask for them (`modules/api/api.py`)."""
+    known = dict(pair.split(":", 1) for pair in shared.cmd_opts.api_auth.split(",") if ":" in pair)
+    password = known.get(credentials.username, "")
+    same = hmac.compare_digest(password.encode(), credentials.password.encode())
+    if not (same and credentials.username in known):
+        raise HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})
+
+
+class _Missing(Exception):
+    """No such job."""
+
+
+def _answer(route: Callable[..., Any]) -> Callable[..., Any]:
+    """The route, its errors as JSON like those of the WebUI's own routes: `error` (the kind) and `detail` (the text)."""
+
+    @wraps(route)
+    def answered(*arguments: Any, **named: Any) -> Any:
+        try:
+            return route(*arguments, **named)
+        except _Missing as error:
+            return JSONResponse({"error": "NoSuchJob", "detail": str(error)}, 404)
+        except jobs.NameTaken as error:
+            return JSONResponse({"error": "NameTaken", "detail": str(error)}, 409)
+        except LoraclrError as error:
+            return JSONResponse({"error": "LoraclrError", "detail": str(error)}, 400)
+
+    return answered
+
+
+def loras(rescan: bool = False) -> list[dict[str, Any]]:
+    """The installed LoRAs; `obstacle` says why one cannot be merged on the loaded checkpoint."""
+    return [_described(lora) for lora in installed_loras(rescan=rescan)]
+
+
+def _described(lora: InstalledLora) -> dict[str, Any]:
+    return {
+        "name": lora.name,
+        "alias": lora.alias,
+        "folder": lora.folder,
+        "family": lora.family,
+        "trigger": lora.trigger,
+        "trigger_is_guess": lora.trigger_is_guess,
+        "licence": lora.licence,
+        "obstacle": obstacle(lora),
+    }
+
+
+def methods() -> list[dict[str, Any]]:
+    """The merge methods, each with the schema of its options."""
+    return [
+        {
+            "name": method.name,
+            "label": method.label,
+            "summary": method.summary,
+            "source": method.source,
+            "options": [{**asdict(item), "type": item.type.__name__} for item in schema(method.options)],
+        }
+        for method in METHODS.values()
+    ]
+
+
+def check(body: MergeBody) -> dict[str, Any]:
+    """What a merge would do: obstacles, warnings, licences, expected time and size. Nothing is merged."""
+    job = _job(body)
+    found = checking.check(job.request, job.names, draw=job.draw)
+    return {**asdict(found), "possible": found.possible, "expected_seconds": sum(found.seconds.values())}
+
+
+def merge(body: MergeBody) -> dict[str, str]:
+    """Begin a merge; ask for the job's status with the id that is returned."""
+    job = _job(body)
+    jobs.start(job)
+    return {"id": job.id}
+
+
+def _job(body: MergeBody) -> jobs.Job:
+    request = MergeRequest.from_dict({"memory_mb": int(settings.value("loraclr_memory")), **body.request})
+    found = [find_lora(concept.lora) for concept in request.concepts]
+    for lora in found:
+        require_fitting(lora)
+    concepts = [replace(c, lora=str(lora.path)) for c, lora in zip(request.concepts, found, strict=True)]
+    draw = settings.value("loraclr_preview") if body.preview is None else body.preview
+    job = jobs.Job(replace(request, concepts=tuple(concepts)), tuple(lora.name for lora in found), draw)
+    try:
+        job.request.check()
+    except LoraclrError as error:
+        raise LoraclrError(jobs.shown(error, job)) from error
+    parse_options(find_method(request.method).options, request.options, f"method {request.method}")
+    return job
+
+
+def _find(job_id: str) -> jobs.Job:
+    job = jobs.find(job_id)
+    if job is None:
+        raise _Missing(f"There is no job {job_id!r}: ids come from /loraclr/v1/merge, and are forgotten after a while.")
+    return job
+
+
+def status(job_id: str) -> dict[str, Any]:
+    """How far a merge is. `state`: queued, running, finished, failed, interrupted, kept, discarded."""
+    job, family = _find(job_id), loaded_family()
+    return {
+        "id": job.id,
+        "state": job.state,
+        "progress": job.fraction(),
+        "text": job.text(),
+        "error": job.error or None,
+        "loras": list(job.names),
+        "family": family.name if family else None,
+    }
+
+
+def interrupt(job_id: str) -> dict[str, Any]:
+    """Stop a merge after the current evaluation of the model; everything is as it was."""
+    jobs.interrupt(_find(job_id))
+    return status(job_id)
+
+
+def result(job_id: str, preview: bool = True) -> dict[str, Any]:
+    """The report of a finished merge, a free name for its file, and its picture (PNG, base64)."""
+    job = _find(job_id)
+    if job.result is None:
+        raise LoraclrError(f"There is no result: the merge is {job.state}.")
+    picture = job.result.preview if preview else None
+    return {
+        "id": job.id,
+        "report": asdict(job.result.merge.report),
+        "size": job.result.size,
+        "free_name": _free_name(job),
+        "preview": _encoded(picture) if picture else None,
+    }
+
+
+def _free_name(job: jobs.Job) -> str | None:
+    """A name that is free; None where the sub-folder of the settings is none that a file may be in."""
+    wanted = short_name(job.names)
+    try:
+        if job.request.save_as == "checkpoint":
+            return free_checkpoint_name(wanted)
+        return free_name(wanted, settings.value("loraclr_sub_folder"))
+    except LoraclrError:
+        return None
+
+
+def _encoded(picture: Any) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def keep(job_id: str, body: KeepBody) -> dict[str, Any]:
+    """Write the file; the new LoRA is usable at once, a new checkpoint is listed."""
+    kept = jobs.keep(_find(job_id), body.name, overwrite=body.overwrite)
+    if isinstance(kept, InstalledCheckpoint):
+        return {"name": kept.name, "title": kept.title}
+    return {**_described(kept), "tag": f"<lora:{kept.alias}:1>"}
+
+
+def discard(job_id: str) -> dict[str, Any]:
+    """Let go of a result; nothing is written."""
+    jobs.discard(_find(job_id))
+    return status(job_id)

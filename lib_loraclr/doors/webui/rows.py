@@ -1,0 +1,235 @@
+"""One row per concept: an HTML table that the browser edits and javascript/loraclr.js reads back as JSON.
+
+gradio has no table of pictures, numbers and texts; two dozen hidden rows of its components would slow the page for everybody.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ...errors import LoraclrError
+from ...hosts.a1111 import InstalledLora, find_lora
+from ...request import KINDS, Concept, parse_number
+from .catalogue import obstacle, preview_url
+from .notes import safe
+
+#: what a row has of a concept, and what stands there before anybody writes in it
+_FIELDS = {item.name: item.default for item in fields(Concept) if item.name != "lora"}
+_NUMBERS = {"te_weight": "text encoder weight", "unet_weight": "UNet weight", "importance": "importance"}
+_TIPS = {
+    "te_weight": "Strength on the text encoder, as in <lora:name:te:unet>",
+    "unet_weight": "Strength on the UNet, as in <lora:name:te:unet>",
+    "trigger": "The words that call this concept in a prompt",
+    "kind": "A subject is called by its trigger words; a style changes everything it is applied to",
+    "importance": "How much this concept's errors count while merging; it is not the weight",
+    "prompts": "Record this concept on these prompts instead of the templates, one per line",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A concept as the table has it.
+
+    Attributes:
+        lora: the installed name
+        typed: field of `Concept` -> what stands in it; what is not there is as `Concept` has it by default
+    """
+
+    lora: str
+    typed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        """What stands in a field."""
+        return self.typed.get(name, "" if name in ("prompts", "trigger") else _FIELDS[name])
+
+    def weighted(self, other: Row) -> Row:
+        """With the weights of another row."""
+        return Row(self.lora, {**self.typed, **{name: other[name] for name in ("te_weight", "unet_weight")}})
+
+    def concept(self, lora: InstalledLora) -> Concept:
+        """Raises:
+        LoraclrError: a number that is none
+        """
+        values: dict[str, Any] = {"trigger": str(self["trigger"]).strip(), "kind": self["kind"]}
+        values["prompts"] = tuple(line.strip() for line in str(self["prompts"]).splitlines() if line.strip())
+        for name, label in _NUMBERS.items():
+            values[name] = float(parse_number(self[name], f"The {label} of {self.lora} is {self[name]!r}"))
+        return Concept(str(lora.path), **values)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Attributes:
+    rows: in their order
+    taken: which take-over from a prompt they have seen; empty for none
+    words: the other words of that prompt
+    """
+
+    rows: tuple[Row, ...] = ()
+    taken: str = ""
+    words: str = ""
+
+    @classmethod
+    def parse(cls, text: str | None) -> Table:
+        """From the browser's JSON; what is not of that form is no table."""
+        try:
+            values = json.loads(text or "{}")
+            rows = tuple(_parsed(row) for row in values.get("rows", ()))
+        except (ValueError, TypeError, AttributeError, KeyError):
+            return cls()
+        return cls(rows, str(values.get("taken", "")), str(values.get("words", "")))
+
+    def dump(self) -> str:
+        rows = [{"lora": row.lora, **row.typed} for row in self.rows]
+        return json.dumps({"taken": self.taken, "words": self.words, "rows": rows})
+
+
+def _parsed(values: Mapping[str, Any]) -> Row:
+    typed = dict(values)
+    lora = typed.pop("lora")
+    if not typed.keys() <= _FIELDS.keys():
+        raise ValueError(f"no such field among {sorted(typed)}")
+    return Row(lora, typed)
+
+
+def selected(names: Sequence[str], shown: Table, taken: Table) -> Table:
+    """The rows for a selection: what the person typed stays, what was taken over from a prompt comes once, others are new.
+
+    Of a LoRA that has a row already a prompt's weights are taken over, and nothing else.
+    """
+    known = {row.lora: row for row in shown.rows}
+    if taken.taken != shown.taken:
+        for row in taken.rows:
+            known[row.lora] = known.get(row.lora, row).weighted(row)
+    return Table(tuple(known.get(name) or _new(name) for name in names), taken.taken)
+
+
+def of_prompt(concept: Concept) -> Row:
+    """The row of a LoRA that a prompt names, with the prompt's weights."""
+    weights = {"te_weight": concept.te_weight, "unet_weight": concept.unet_weight}
+    return Row(concept.lora, {**_new(concept.lora).typed, **weights})
+
+
+def _new(name: str) -> Row:
+    try:
+        lora = find_lora(name)
+    except LoraclrError:
+        return Row(name)
+    # a style that only its file name could call is one without trigger words
+    style = lora.trigger_is_guess and "style" in f"{lora.folder}/{lora.name}".lower()
+    return Row(name, {"trigger": "" if style else lora.trigger, "kind": "style" if style else "subject"})
+
+
+def found(rows: Sequence[Row]) -> dict[str, InstalledLora]:
+    """The LoRAs of these rows that are still installed."""
+    loras = {}
+    for row in rows:
+        try:
+            loras[row.lora] = find_lora(row.lora)
+        except LoraclrError:
+            continue
+    return loras
+
+
+def render(table: Table, loras: Mapping[str, InstalledLora]) -> str:
+    """The table as HTML; every text from files is safe."""
+    if not table.rows:
+        return (
+            f"<div class='loraclr-rows loraclr-empty' data-taken='{safe(table.taken)}'>"
+            "<p>Choose two or more LoRAs above. Each gets a row here with its weights and trigger words.</p></div>"
+        )
+    body = "".join(_row(row, loras.get(row.lora)) for row in table.rows)
+    head = (
+        "<div class='loraclr-row loraclr-head'><span></span><span>Concept</span>"
+        f"<span title='{safe(_TIPS['te_weight'])}'>Text encoder</span>"
+        f"<span title='{safe(_TIPS['unet_weight'])}'>UNet</span>"
+        f"<span title='{safe(_TIPS['trigger'])}'>Trigger words</span>"
+        f"<span title='{safe(_TIPS['kind'])}'>Kind</span><span></span></div>"
+    )
+    return f"<div class='loraclr-rows' data-taken='{safe(table.taken)}'>{head}{body}{_bulk(table.rows)}</div>"
+
+
+def _row(row: Row, lora: InstalledLora | None) -> str:
+    reason = obstacle(lora) if lora else "it is not installed any more"
+    folder = f"{lora.folder}/" if lora and lora.folder else ""
+    badge = f" <span class='loraclr-badge'>{safe(lora.family)}</span>" if lora and reason else ""
+    refused = f"<div class='loraclr-refused'>Cannot be merged: {safe(reason)}.</div>" if reason else ""
+    guess = " loraclr-guess" if lora and lora.trigger_is_guess and row["trigger"] == lora.trigger else ""
+    more = " open" if row["prompts"] or _number(row["importance"]) != "1" else ""
+    return (
+        f"<div class='loraclr-row loraclr-concept{' loraclr-bad' if reason else ''}' data-lora='{safe(row.lora)}'>"
+        f"{_picture(lora)}"
+        f"<span class='loraclr-name' title='{safe(folder + row.lora)}'>"
+        f"<small>{safe(folder)}</small>{safe(row.lora)}{badge}</span>"
+        f"{_cell('Text encoder', _number_input(row, 'te_weight'))}{_cell('UNet', _number_input(row, 'unet_weight'))}"
+        f"<input type='text' class='loraclr-trigger{guess}' data-field='trigger' value='{safe(row['trigger'])}' "
+        f"placeholder='trigger words' aria-label='Trigger words of {safe(row.lora)}' title='{safe(_trigger_tip(lora, guess))}'>"
+        f"{_kind(row)}"
+        f"<details class='loraclr-more'{more}><summary title='Importance and own prompts'>…</summary></details>"
+        f"<div class='loraclr-extra'><label>Importance {_number_input(row, 'importance')}</label>"
+        f"<textarea data-field='prompts' rows='2' placeholder='Own prompts in place of the templates, one per line' "
+        f"aria-label='Own prompts of {safe(row.lora)}' title='{safe(_TIPS['prompts'])}'>"
+        f"{safe(row['prompts'])}</textarea></div>"
+        f"{refused}</div>"
+    )
+
+
+def _trigger_tip(lora: InstalledLora | None, guess: str) -> str:
+    if guess:
+        return "The file names no trigger words, so its name stands here: correct it if need be"
+    return _TIPS["trigger"]
+
+
+def _picture(lora: InstalledLora | None) -> str:
+    url = preview_url(lora) if lora else None
+    if url:
+        return f"<img class='loraclr-thumb' src='{safe(url)}' alt='' loading='lazy'>"
+    return f"<span class='loraclr-thumb' aria-hidden='true'>{safe((lora.name if lora else '?')[:1].upper())}</span>"
+
+
+def _cell(label: str, inside: str) -> str:
+    """A field with its label, which is seen where the page is too narrow for the table's head."""
+    return f"<label class='loraclr-cell'><small>{label}</small>{inside}</label>"
+
+
+def _number_input(row: Row, name: str) -> str:
+    step = "0.1" if name == "importance" else "0.05"
+    return (
+        f"<input type='number' step='{step}' data-field='{name}' value='{safe(_number(row[name]))}' "
+        f"aria-label='{safe(name.replace('_', ' '))} of {safe(row.lora)}' title='{safe(_TIPS[name])}'>"
+    )
+
+
+def _kind(row: Row) -> str:
+    options = "".join(
+        f"<option value='{kind}'{' selected' if kind == row['kind'] else ''}>{kind}</option>" for kind in KINDS
+    )
+    return f"<select data-field='kind' aria-label='Kind of {safe(row.lora)}' title='{safe(_TIPS['kind'])}'>{options}</select>"
+
+
+def _bulk(rows: Sequence[Row]) -> str:
+    if len(rows) < 2:
+        return ""
+    fields = "".join(
+        _cell(
+            label,
+            f"<input type='number' step='0.05' data-all='{name}' placeholder='all' aria-label='All weights: {label}' "
+            "title='Sets this weight in every row'>",
+        )
+        for name, label in (("te_weight", "Text encoder"), ("unet_weight", "UNet"))
+    )
+    cells = "<span></span>" * 3
+    return f"<div class='loraclr-row loraclr-bulk'><span></span><span>All concepts</span>{fields}{cells}</div>"
+
+
+def _number(value: Any) -> str:
+    """As a person would write it; what is no number comes back as it was."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return f"{number:g}" if math.isfinite(number) else str(value)

@@ -1,0 +1,53 @@
+"""The section LoRACLR of the Settings tab."""
+
+from __future__ import annotations
+
+import gradio as gr
+from modules import shared
+
+from ...request import TEMPLATES
+from ...solving import EFFORTS, METHODS
+
+_SECTION = ("loraclr", "LoRACLR")
+#: key -> (default, label, component, its arguments, explanation)
+_OPTIONS = {
+    "loraclr_memory": (
+        1024,
+        "Memory budget of a merge in MB",
+        gr.Number,
+        {"precision": 0, "minimum": 64},
+        "in RAM, for recorded inputs and predictions together",
+    ),
+    "loraclr_method": ("contrastive", "Default method", gr.Dropdown, {"choices": list(METHODS)}, ""),
+    "loraclr_effort": ("balanced", "Default effort", gr.Radio, {"choices": list(EFFORTS)}, ""),
+    "loraclr_prompts": (
+        "photo",
+        "Default prompt templates",
+        gr.Radio,
+        {"choices": list(TEMPLATES)},
+        "booru for checkpoints that are prompted with tags",
+    ),
+    "loraclr_sub_folder": ("", "Sub-folder for merged LoRAs", gr.Textbox, {}, "inside the LoRA folder; empty for none"),
+    "loraclr_preview": (True, "Draw the picture of a merge", gr.Checkbox, {}, "it also becomes the card's picture"),
+}
+
+
+def add() -> None:
+    """For `script_callbacks.on_ui_settings`."""
+    for key, (default, label, component, arguments, text) in _OPTIONS.items():
+        info = shared.OptionInfo(default, label, component, dict(arguments), section=_SECTION)
+        shared.opts.add_option(key, (info.info(text) if text else info).needs_reload_ui())
+
+
+def value(key: str):
+    """A setting, or its default where a saved one does not fit any more."""
+    default, _, _, arguments, _ = _OPTIONS[key]
+    found = getattr(shared.opts, key, default)
+    choices = arguments.get("choices")
+    return default if found is None or (choices and found not in choices) else found
+
+
+def may_open_folders() -> bool:
+    """Whether who looks at the tab may be at the computer that the WebUI runs on, and folders are not hidden from them."""
+    options = shared.cmd_opts
+    return not (options.webui_is_non_local or options.hide_ui_dir_config)

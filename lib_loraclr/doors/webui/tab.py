@@ -1,0 +1,260 @@
+"""The LoRACLR tab: its components. What they do is in actions.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import gradio as gr
+from modules.call_queue import wrap_gradio_gpu_call
+from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolButton
+
+from ...errors import LoraclrError
+from ...hosts import a1111
+from . import notes, settings, start
+from .fields import Fields
+from .form import EFFORT
+from .rows import Table, render
+
+
+def create() -> list[tuple[gr.Blocks, str, str]]:
+    """For `script_callbacks.on_ui_tabs`. Looks at no file: the list is filled when the tab is opened."""
+    start.end_former()
+    with gr.Blocks(analytics_enabled=False) as tab:
+        try:
+            a1111.refuse_forge()
+            _Tab()
+        except LoraclrError as error:
+            gr.HTML(notes.error(str(error)))
+    for block in tab.blocks.values():
+        # what a person chose for one merge is no default for the next, nor may it outlive a change of defaults here
+        block.do_not_save_to_config = True
+    return [(tab, "LoRACLR", "loraclr")]
+
+
+class _Actions:
+    """`actions.Actions`, imported when the first is wanted: the engine behind them takes longer to import than the WebUI's start
+    may take for a tab that nobody has opened."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    @cached_property
+    def _actions(self) -> Any:
+        return start.actions(self._names)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def act(*values: Any) -> Any:
+            return getattr(self._actions, name)(*values)
+
+        return act
+
+
+class _Tab:
+    """The tab's components, made in the order they are seen, and their events."""
+
+    def __init__(self) -> None:
+        self._hidden()
+        with gr.Row(elem_id="loraclr_toprow", variant="compact", equal_height=False):
+            with gr.Column(scale=6, elem_id="loraclr_pick"):
+                self._picker()
+            with gr.Column(scale=1, elem_id="loraclr_actions_column", min_width=320):
+                self._buttons()
+        with ResizeHandleRow(equal_height=False):
+            with gr.Column(variant="compact", elem_id="loraclr_settings"):
+                self.rows = gr.HTML(render(Table(), {}), elem_id="loraclr_rows")
+                self.left = Fields()
+            with gr.Column(elem_id="loraclr_results"):
+                self._results()
+        self._connect()
+
+    def _hidden(self) -> None:
+        """What the browser hands over: task ids, rows as JSON, txt2img's prompt; and what Python hands back."""
+        self.task = gr.Label(visible=False, elem_id="loraclr_task")
+        self.table = gr.Textbox(visible=False, elem_id="loraclr_table")
+        self.taken = gr.Textbox(Table().dump(), visible=False, elem_id="loraclr_taken")
+        self.prompt = gr.Textbox(visible=False, elem_id="loraclr_prompt")
+        self.job = gr.Textbox(visible=False, elem_id="loraclr_job")
+        self.kept = gr.Textbox(visible=False, elem_id="loraclr_kept")
+        self.opened = gr.Button(visible=False, elem_id="loraclr_opened")
+        self.lost = gr.Textbox(visible=False, elem_id="loraclr_lost")
+        self.again = gr.Button(visible=False, elem_id="loraclr_again")
+        self.answered = gr.Textbox(visible=False, elem_id="loraclr_answered")
+        self.timed = gr.Textbox(visible=False, elem_id="loraclr_timed")
+        gr.Button("Skip", visible=False, elem_id="loraclr_skip")  # Alt+Enter looks for it
+
+    def _picker(self) -> None:
+        with FormRow(elem_id="loraclr_pick_row"):
+            self.picker = DropdownMulti(
+                label="LoRAs to merge",
+                choices=[],
+                elem_id="loraclr_loras",
+                tooltip="Type to search in folders, names and aliases. ⚠ marks those made for another kind of checkpoint.",
+            )
+            self.refresh = ToolButton("\U0001f504", elem_id="loraclr_refresh", tooltip="Look for new LoRAs")
+            self.from_prompt = ToolButton(
+                "↙️",
+                elem_id="loraclr_from_prompt",
+                tooltip="Take the <lora:…> tags, their weights and the other words from txt2img's prompt",
+            )
+        self.message = gr.HTML("", elem_id="loraclr_message")
+
+    def _buttons(self) -> None:
+        with gr.Row(elem_id="loraclr_actions"):
+            self.check = gr.Button(
+                "Check", elem_id="loraclr_check", tooltip="What would be merged, what cannot and why, how long it takes"
+            )
+            with gr.Row(elem_id="loraclr_generate_box", elem_classes=["generate-box"]):
+                self.interrupt = gr.Button(
+                    "Interrupt",
+                    elem_id="loraclr_interrupt",
+                    elem_classes="generate-box-interrupt",
+                    tooltip="Stop after the current evaluation of the model; nothing is kept (Esc)",
+                )
+                self.interrupting = gr.Button(
+                    "Interrupting...", elem_id="loraclr_interrupting", elem_classes="generate-box-interrupting"
+                )
+                self.merge = gr.Button(
+                    "Merge",
+                    elem_id="loraclr_generate",
+                    variant="primary",
+                    tooltip="Merge now (Ctrl+Enter); nothing is written yet",
+                )
+
+    def _results(self) -> None:
+        with gr.Column(variant="panel", elem_id="loraclr_results_panel", elem_classes=["progress-container"]):
+            with gr.Group(elem_id="loraclr_bar_anchor"):
+                self.view = gr.HTML(notes.WELCOME, elem_id="loraclr_view")
+            self.picture = gr.Image(
+                visible=False,
+                show_label=False,
+                interactive=False,
+                type="pil",
+                elem_id="loraclr_picture",
+                show_download_button=False,
+            )
+            with gr.Row(visible=False, elem_id="loraclr_decide") as self.decide:
+                self.keep = gr.Button(
+                    "Keep",
+                    variant="primary",
+                    elem_id="loraclr_keep",
+                    tooltip="Write the file, its card and its picture",
+                )
+                self.replace = gr.Button(
+                    "Replace existing",
+                    visible=False,
+                    variant="stop",
+                    elem_id="loraclr_replace",
+                    tooltip="Write over the LoRA of this name, with its card and its picture",
+                )
+                self.discard = gr.Button(
+                    "Discard", elem_id="loraclr_discard", tooltip="Nothing was written, nothing stays"
+                )
+            with gr.Row(visible=False, elem_id="loraclr_use") as self.use:
+                self.send = gr.Button(
+                    "Send to txt2img",
+                    variant="primary",
+                    elem_id="loraclr_send",
+                    tooltip="Adds the tag and the trigger words to the prompt there",
+                )
+                self.copy = gr.Button("Copy tag", elem_id="loraclr_copy", tooltip="To paste into any prompt")
+                self.folder = gr.Button(
+                    "Open folder",
+                    elem_id="loraclr_folder",
+                    visible=settings.may_open_folders(),
+                    tooltip="Where the new LoRA is, on the computer that the WebUI runs on",
+                )
+            self.log = gr.HTML("", elem_id="loraclr_log")
+
+    def _connect(self) -> None:
+        """The events; functions of javascript/loraclr.js put the task id and the table into the first inputs."""
+        left, fields = self.left, list(self.left.fields.values())
+        bound = _Actions(list(left.fields))
+        listing = {"outputs": [self.picker, self.message], "show_progress": False}
+        opened = self.opened.click(bound.open, [self.picker], **listing).then(
+            bound.restore,
+            [self.job, self.lost],
+            [self.view, self.picture, self.decide, self.use, self.log, self.job],
+            _js="loraclrLost",
+            show_progress=False,
+        )
+        self.refresh.click(bound.refresh, [self.picker], **listing)
+        taken = self.from_prompt.click(
+            bound.take,
+            [self.prompt, self.taken, left.fields["templates"], left.fields["plain"]],
+            [self.picker, self.taken, self.message, left.fields["templates"], left.fields["plain"]],
+            _js="loraclrPrompt",
+            show_progress=False,
+        )
+        # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
+        # take-over does not change, but their weights may have.
+        for select in (opened.then, taken.then, self.picker.change, self.again.click):
+            self._connect_selection(bound, select)
+        self.left.preset.change(
+            bound.preset, [self.left.preset], [left.fields["templates"], left.fields["plain"]], show_progress=False
+        )
+        left.fields["method"].change(
+            bound.method,
+            [left.fields["method"]],
+            [*self.left.method_boxes.values(), left.fields[EFFORT]],
+            show_progress=False,
+        )
+        whole = [self.task, self.table, self.picker, self.job, self.left.draw, *fields]
+        shown = [self.view, self.picture, self.decide, self.use, self.replace, self.job]
+        self.check.click(
+            bound.check, whole, [self.view, left.fields[EFFORT]], _js="loraclrCollect", show_progress="minimal"
+        )
+        self.merge.click(
+            wrap_gradio_gpu_call(bound.merge, extra_outputs=[gr.update() for _ in shown]),
+            whole,
+            [*shown, self.log],
+            _js="loraclrSubmit",
+            show_progress=False,
+        ).then(
+            bound.another,
+            [self.table, self.left.name, self.left.sub_folder],
+            [self.left.name],
+            _js="loraclrTable",
+            show_progress=False,
+        )
+        for button in (self.interrupt, self.interrupting):
+            button.click(bound.interrupt, [self.task], _js="loraclrTask", show_progress=False)
+        self._connect_result(bound)
+
+    def _connect_selection(self, bound: _Actions, select: Callable[..., Any]) -> None:
+        """Rows, name and times for what is chosen.
+
+        gradio drops an event while the answer to the one before is awaited, as when LoRAs are chosen quickly; so every answer
+        says which selection it is for, and the browser asks again where that is not the one it has (`loraclrSettle`).
+
+        Args:
+            select: the event
+        """
+        chosen = select(
+            bound.select,
+            [self.table, self.taken, self.picker, self.left.name, self.left.sub_folder],
+            [self.rows, self.left.name, self.answered],
+            _js="loraclrTable",
+            show_progress=False,
+        )
+        chosen.success(None, [self.picker, self.answered], _js="loraclrSettle")
+        fields = self.left.fields
+        timed = chosen.then(
+            bound.times, [self.picker, *fields.values()], [fields[EFFORT], self.timed], show_progress=False
+        )
+        timed.success(None, [self.picker, self.timed], _js="loraclrSettle")
+
+    def _connect_result(self, bound: _Actions) -> None:
+        where = [self.job, self.left.name, self.left.sub_folder]
+        kept = [self.log, self.decide, self.use, self.replace, self.kept, self.left.name]
+        for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):
+            button.click(write, where, kept, show_progress="minimal").then(None, [self.kept], _js="loraclrKept")
+        for field in where[1:]:
+            # what may be replaced is the name that was refused, not one that is written after it
+            field.input(bound.another_name, outputs=[self.replace], show_progress=False)
+        gone = [self.view, self.picture, self.decide, self.use, self.replace, self.log, self.job]
+        self.discard.click(bound.discard, [self.job], gone, show_progress=False)
+        self.send.click(None, [self.kept], _js="loraclrSend")
+        self.copy.click(None, [self.kept], _js="loraclrCopy")
+        self.folder.click(bound.open_folder, [self.job], show_progress=False)

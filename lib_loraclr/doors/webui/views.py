@@ -1,0 +1,169 @@
+"""What is shown of a check and of a result: HTML by hand, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...hosts.a1111 import InstalledCheckpoint
+from ...output import ConceptReport, MergeReport, figure
+from ...solving import METHODS
+from .notes import duration, error, note, safe
+
+if TYPE_CHECKING:
+    from .check import Check, Finding
+    from .jobs import Job
+
+# -- check
+
+
+def check_view(check: Check) -> str:
+    """What a merge would do."""
+    verdict = "Ready to merge." if check.possible else "This cannot be merged as it is."
+    style = "" if check.possible else " loraclr-error"
+    parts = [
+        f"<div class='loraclr-note{style}' role='status'><b>{verdict}</b> Checkpoint: {safe(check.checkpoint)}.</div>"
+    ]
+    parts += [error(problem) for problem in check.problems]
+    rows = "".join(_finding(finding) for finding in check.findings)
+    head = "<tr><th>Concept</th><th>Trigger words</th><th>Kind</th><th>Rank</th><th>Layers</th></tr>"
+    parts.append(f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>")
+    parts.append(_needs(check))
+    warnings = [*check.warnings, *(w for finding in check.findings for w in finding.warnings)]
+    if warnings:
+        parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{safe(w)}</li>' for w in warnings)}</ul>")
+    licences = [f"{licence} ({', '.join(names)})" for licence, names in check.licences.items()]
+    told = (
+        "; ".join(licences)
+        if licences
+        else "none is named in the files; ask their authors before you publish the merge"
+    )
+    parts.append(f"<p class='loraclr-small'>Licences: {safe(told)}.</p>")
+    return f"<div class='loraclr-result'>{''.join(parts)}</div>"
+
+
+def _finding(finding: Finding) -> str:
+    if finding.problem:
+        return f"<tr class='loraclr-bad'><td>{safe(finding.name)}</td><td colspan='4'>{safe(finding.problem)}</td></tr>"
+    cells = [finding.name, finding.trigger or "(none: acts on everything)", finding.kind, finding.rank, finding.layers]
+    return f"<tr>{''.join(f'<td>{safe(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _needs(check: Check) -> str:
+    seconds = sum(check.seconds.values())
+    facts = [
+        ("Time (estimate)", duration(seconds), "From a measurement made just now, and what merges took before"),
+        ("RAM", _megabytes(check.ram_mb), "Beside the WebUI's own; the memory budget is under Advanced"),
+    ]
+    if check.device_mb:
+        needed = f"{_megabytes(check.device_mb)} beside the checkpoint, and what pictures need"
+        facts.append(("Graphics memory", needed, "For the LoRAs that are merged"))
+    facts.append(("File", f"up to {_megabytes(check.file_mb)}", "The rank decides; rank auto mostly stays below this"))
+    return _facts(facts)
+
+
+# -- result
+
+
+def result_view(job: Job) -> str:
+    """Retention as a chart and a table, and what else a person decides by."""
+    report, size = job.result.merge.report, job.result.size
+    smallest, mean, largest = report.rank
+    facts = [
+        (
+            "Base drift",
+            f"{figure(report.base_drift)} (all tags: {figure(report.base_drift_all_tags)})",
+            "How much prompts change that call no concept; 0 is not at all",
+        ),
+        (
+            "Rank",
+            f"{smallest}" if smallest == largest else f"{smallest} to {largest} (mean {mean:.0f})",
+            "Of the layers in the file",
+        ),
+        ("Layers", str(report.layers), "How many of the checkpoint's layers the file changes"),
+        ("File", _megabytes(size / (1 << 20)), "Size of the file that Keep writes"),
+        ("Method", METHODS[report.method].label if report.method in METHODS else report.method, report.source),
+    ]
+    warnings = "".join(f"<li>{safe(warning)}</li>" for warning in report.warnings)
+    return (
+        "<div class='loraclr-result'>"
+        "<div class='loraclr-heading'>Retention <span class='loraclr-small'>how much of each concept is left: 1 is as its own "
+        "LoRA makes it, 0 is as if it were not there</span></div>"
+        f"{_chart(report)}{_table(report.concepts)}{_facts(facts)}"
+        f"{f'<ul class=loraclr-warnings>{warnings}</ul>' if warnings else ''}</div>"
+    )
+
+
+def _chart(report: MergeReport) -> str:
+    values = [v for c in report.concepts for v in (c.all_tags, c.merged) if v is not None]
+    low = max(-1.0, min([0.0, *values]))  # further down a bar only says "gone", and would dwarf the others
+    span = max([1.0, *values]) - low
+    bars = []
+    for concept in report.concepts:
+        merged = _bar(concept.merged, low, span, "merged")
+        together = _bar(concept.all_tags, low, span, "together")
+        bars.append(
+            f"<div class='loraclr-bars'><span class='loraclr-label' title='{safe(concept.name)}'>{safe(concept.name)}</span>"
+            f"<div class='loraclr-tracks'>{merged}{together}</div></div>"
+        )
+    legend = (
+        "<div class='loraclr-legend'><span class='loraclr-key merged'></span>merged"
+        "<span class='loraclr-key together'></span>all tags in one prompt</div>"
+    )
+    return f"<div class='loraclr-chart' role='img' aria-label='Retention per concept'>{''.join(bars)}{legend}</div>"
+
+
+def _bar(value: float | None, low: float, span: float, kind: str) -> str:
+    """A bar from 0 to the value, on a track from `low` to `low + span`."""
+    if value is None:
+        return "<div class='loraclr-track'></div>"
+    drawn = max(value, low)
+    left, width = (min(drawn, 0.0) - low) / span * 100, abs(drawn) / span * 100
+    zero = -low / span * 100
+    return (
+        f"<div class='loraclr-track'><i class='loraclr-zero' style='left:{zero:.1f}%'></i>"
+        f"<i class='loraclr-bar {kind}' style='left:{left:.1f}%;width:{width:.1f}%'></i>"
+        f"<span>{figure(value)}</span></div>"
+    )
+
+
+def _table(concepts: Sequence[ConceptReport]) -> str:
+    head = "<tr><th>Concept</th><th>Trigger words</th><th>All tags</th><th>Merged</th></tr>"
+    rows = "".join(
+        f"<tr><td>{safe(c.name)}</td><td>{safe(c.trigger or '(none)')}</td>"
+        f"<td>{figure(c.all_tags)}</td><td><b>{figure(c.merged)}</b></td></tr>"
+        for c in concepts
+    )
+    return f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def kept_view(job: Job) -> str:
+    """After Keep."""
+    if isinstance(job.kept, InstalledCheckpoint):
+        return note(
+            f"Kept as checkpoint {job.kept.name}. Choose it at the top left; the trigger words call the concepts, no tag does."
+        )
+    return note(f"Kept as {job.kept.name}. Use it in any prompt as {tag(job)} together with the trigger words.")
+
+
+def tag(job: Job) -> str:
+    """What a prompt names it by; a checkpoint needs nothing."""
+    if isinstance(job.kept, InstalledCheckpoint):
+        return ""
+    return f"<lora:{job.kept.alias}:1>"
+
+
+def triggers(job: Job) -> list[str]:
+    return list(dict.fromkeys(concept.trigger for concept in job.request.concepts if concept.trigger))
+
+
+def _facts(facts: Sequence[tuple[str, str, str]]) -> str:
+    """Names, values, and what they mean, as tooltips."""
+    items = "".join(
+        f"<div title='{safe(tip)}'><dt>{safe(name)}</dt><dd>{safe(value)}</dd></div>" for name, value, tip in facts
+    )
+    return f"<dl class='loraclr-facts'>{items}</dl>"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1024:.1f} GB" if size >= 1024 else f"{size:.1f} MB" if size < 10 else f"{size:.0f} MB"

@@ -1,0 +1,83 @@
+"""LoRA files: read with suspicion, understood in every style, written whole or not at all.
+
+tensor_files       the safetensors format
+lora_files         a LoRA file, and files that belong together
+layer_keys         names of layers, in every style; unet_names those of a UNet
+lora_family        which family of models a file was made for
+deltas             what each kind of network stores, and the change of a weight it stands for
+adapter_config     alpha, where a file keeps it outside its tensors
+embeddings         embeddings that a file bundles
+triggers           the words that call a LoRA
+"""
+
+from .deltas import kind_name, kind_of, layer_delta, unused_parameters
+from .embeddings import embedding_misfit, embedding_name, embeddings_by_name, vectors_per_encoder
+from .layer_keys import (
+    UNET,
+    attention_projections,
+    bias_key,
+    incomplete_attention,
+    is_text_encoder,
+    other_names,
+    split_key,
+    text_encoder_key,
+    unet_key,
+)
+from .lora_family import family_by_header, family_by_tensors, family_of
+from .lora_files import (
+    LoraFile,
+    read_lora,
+    read_tensors,
+    refuse_existing,
+    require_safetensors,
+    require_space,
+    serialize,
+    with_hashes,
+    write_files,
+)
+from .tensor_files import DTYPE_NAMES, DTYPES, NewTensor, StoredTensor, read_header, tensor_bytes, write_tensors
+from .triggers import find_trigger, tag_frequency
+from .unet_names import compvis_names, diffusers_name
+
+__all__ = [
+    "DTYPES",
+    "DTYPE_NAMES",
+    "LoraFile",
+    "NewTensor",
+    "StoredTensor",
+    "UNET",
+    "attention_projections",
+    "bias_key",
+    "embeddings_by_name",
+    "compvis_names",
+    "diffusers_name",
+    "family_by_header",
+    "family_by_tensors",
+    "family_of",
+    "find_trigger",
+    "incomplete_attention",
+    "is_text_encoder",
+    "kind_name",
+    "kind_of",
+    "layer_delta",
+    "embedding_misfit",
+    "embedding_name",
+    "other_names",
+    "vectors_per_encoder",
+    "read_header",
+    "read_lora",
+    "read_tensors",
+    "refuse_existing",
+    "require_safetensors",
+    "require_space",
+    "serialize",
+    "split_key",
+    "tag_frequency",
+    "tensor_bytes",
+    "text_encoder_key",
+    "unet_key",
+    "unused_parameters",
+    "with_hashes",
+    "write_files",
+    "write_tensors",
+]

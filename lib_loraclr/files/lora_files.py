@@ -1,0 +1,277 @@
+"""LoRA files: read with suspicion, written whole or not at all.
+
+Only `.safetensors` is read. `.pt`, `.ckpt` and `.bin` are pickles, and reading a pickle runs what its author put there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import LoraclrError
+from . import embeddings
+from .adapter_config import assumed, stated_alphas
+from .layer_keys import split_key
+from .tensor_files import DTYPE_NAMES, HEADER_LENGTH, NewTensor, write_tensors
+
+_PICKLES = {".pt", ".ckpt", ".bin", ".pth"}
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA file holds; every key of the file is in exactly one of `layers`, `embeddings`, `unknown`.
+
+    Attributes:
+        path: where it was read
+        metadata: its `__metadata__`, strings as they are
+        layers: layer key -> {parameter name: tensor}, e.g. {"lora_up.weight": `[d_out, r]`, ...}
+        embeddings: tensors of bundled embeddings (`bundle_emb.…`), passed through by a merge
+        unknown: keys that are not of a form we know
+        warnings: what had to be assumed
+    """
+
+    path: Path
+    metadata: Mapping[str, str]
+    layers: Mapping[str, Mapping[str, Tensor]]
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def hash(self) -> str:
+        """The hash the WebUI knows the file by (`sshs_model_hash`): sha256 of all that follows the header."""
+        with self.path.open("rb") as stream:
+            (length,) = HEADER_LENGTH.unpack(stream.read(8))
+            stream.seek(8 + length)
+            return _sha256(stream)
+
+    def without_layers(self) -> LoraFile:
+        """The same file without the tensors of its layers, its hash known: it may be gone when that is asked for."""
+        light = dataclasses.replace(self, layers={})
+        light.__dict__["hash"] = self.hash
+        return light
+
+
+def require_safetensors(path: Path) -> None:
+    """Refuse what cannot be a LoRA file before it is opened.
+
+    Raises:
+        LoraclrError: no such file, a folder, a pickle, or another extension
+    """
+    if path.suffix.lower() in _PICKLES:
+        raise LoraclrError(
+            f"{path} is a pickle ({path.suffix}), and reading a pickle can run any program its author put there: "
+            "convert it to .safetensors first."
+        )
+    if path.suffix.lower() != ".safetensors":
+        raise LoraclrError(f"{path} is not a .safetensors file: name a LoRA in the safetensors format.")
+    if not path.is_file():
+        raise LoraclrError(f"There is no file {path}: check the name and the folder.")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a `.safetensors` file, and its metadata.
+
+    Raises:
+        LoraclrError: not safetensors, truncated, or a header that does not fit the file
+    """
+    require_safetensors(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except PermissionError as error:
+        raise LoraclrError(f"{path} may not be read: change its permissions, or copy it elsewhere.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LoraclrError(
+            f"{path} cannot be read as safetensors ({error}): the file is damaged or incomplete, download it again."
+        ) from error
+
+
+def read_lora(path: Path | str) -> LoraFile:
+    """Read a LoRA file.
+
+    Raises:
+        LoraclrError: it cannot be read, holds no layer, NaN or infinity, or an embedding that could not be passed on
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    layers: dict[str, dict[str, Tensor]] = {}
+    bundled, unknown, names = {}, [], {}
+    for key, tensor in tensors.items():
+        if not _is_finite(tensor):
+            raise LoraclrError(
+                f"{path} holds NaN or infinity in {key}: the training that made it went wrong; use an earlier epoch."
+            )
+        if key.startswith(embeddings.PREFIX):
+            if tensor.dtype not in DTYPE_NAMES:
+                raise LoraclrError(
+                    f"{path} bundles the embedding {key} as {tensor.dtype}, which a merge cannot pass on: "
+                    "leave this file out, or take the embedding out of it."
+                )
+            bundled[key] = tensor
+        # a parameter that a file holds twice, in two styles, is read once
+        elif (parts := split_key(key)) is not None and parts[1] not in layers.get(parts[0], {}):
+            layers.setdefault(parts[0], {})[parts[1]] = tensor
+            names[parts[0]] = key
+        else:
+            unknown.append(key)
+    if not layers:
+        shown = ", ".join([*unknown, *bundled][:3]) or "none at all"
+        raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA for Stable Diffusion?")
+    _check_shapes(layers, path)
+    _check_embeddings(bundled, path)
+    peft = any(key.startswith("base_model.") for key in tensors)
+    for key, alpha in stated_alphas(layers, names, metadata, path, peft=peft).items():
+        layers[key]["alpha"] = alpha
+    warning = assumed(layers) if peft else None
+    return LoraFile(path, metadata, layers, bundled, tuple(unknown), (warning,) if warning else ())
+
+
+def _check_embeddings(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse what the WebUI would load neither here nor out of the merged file.
+
+    Raises:
+        LoraclrError: an embedding of an unknown form
+    """
+    try:
+        embeddings.embeddings_by_name(tensors)
+    except LoraclrError as error:
+        raise LoraclrError(f"{path}: {error}") from error
+
+
+def _check_shapes(layers: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+    """Refuse numbers that are not one number, and factors that are no matrices, whatever kind of network they are of.
+
+    Raises:
+        LoraclrError: one of them
+    """
+    for layer, parameters in layers.items():
+        for name, tensor in parameters.items():
+            single = name in ("alpha", "scale", "on_input")
+            factor = re.match(r"(lora_(up|down|mid|A|B)|hada|lokr|[ab][12]\.weight)", name)
+            if (tensor.numel() != 1) if single else (tensor.numel() == 0 or (factor and tensor.dim() < 2)):
+                wanted = "one number" if single else "a matrix" if factor else "numbers"
+                raise LoraclrError(
+                    f"{path} holds {layer}.{name} with shape {list(tensor.shape)}, and {wanted} should stand there: the file is "
+                    "damaged, leave it out."
+                )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # torch cannot ask this of 8-bit floats; every one of them is a float32 too
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
+
+
+def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A `.safetensors` file as bytes, the same for the same content: tensors of the widest type first, then by name."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    stream = io.BytesIO()
+    write_tensors(stream, [NewTensor.of(name, tensors[name]) for name in names], lambda _: metadata)
+    return stream.getvalue()
+
+
+def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """`metadata` with fresh `sshs_model_hash` and `sshs_legacy_hash`, computed as kohya's trainer does.
+
+    A copied hash would make the WebUI take the file for its parent (`extensions-builtin/Lora/network.py`).
+    """
+    kept = {key: value for key, value in metadata.items() if not key.startswith("sshs_")}
+    blob = serialize(tensors, {key: value for key, value in kept.items() if key.startswith("ss_")})
+    (length,) = HEADER_LENGTH.unpack(blob[:8])
+    legacy = hashlib.sha256(blob[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
+    return {**kept, "sshs_model_hash": hashlib.sha256(blob[8 + length :]).hexdigest(), "sshs_legacy_hash": legacy}
+
+
+def write_files(writers: Mapping[Path, Callable], *, overwrite: bool) -> None:
+    """Write several files that belong together: first all under temporary names, then all moved in place.
+
+    Args:
+        writers: path -> function that writes the file's content to the binary stream it is given
+
+    Raises:
+        LoraclrError: one of them exists and `overwrite` is False, or cannot be written (disk full, no permission)
+    """
+    for path in writers:
+        refuse_existing(path, overwrite=overwrite)
+    temporary: dict[Path, Path] = {}
+    moved: list[Path] = []
+    try:
+        for path, write in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
+            temporary[path] = Path(name)
+            with os.fdopen(handle, "wb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # mkstemp makes files only their owner can read; a LoRA gets the permissions a new file would have
+            temporary[path].chmod(0o666 & ~_umask())
+        for path in list(temporary):
+            refuse_existing(path, overwrite=overwrite)
+            new = not path.exists()
+            temporary[path].replace(path)
+            del temporary[path]
+            if new:
+                moved.append(path)
+        moved.clear()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LoraclrError(f"{path} cannot be written ({reason}): free some space or choose another folder.") from error
+    finally:
+        for left in (*temporary.values(), *moved):
+            left.unlink(missing_ok=True)
+
+
+def require_space(path: Path, size: int) -> None:
+    """Refuse to begin a file that the disk has no room for.
+
+    Args:
+        size: in bytes
+
+    Raises:
+        LoraclrError: there is less left where `path` would be
+    """
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(nearest).free
+    if free < size:
+        raise LoraclrError(
+            f"{path} would take {size / 2**30:.2f} GB, and {nearest} has {free / 2**30:.2f} GB left: "
+            "free some space or choose another folder."
+        )
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raises:
+    LoraclrError: `path` exists and may not be overwritten
+    """
+    if path.exists() and not overwrite:
+        raise LoraclrError(f"{path} exists already: choose another name, or allow overwriting it (--overwrite).")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sha256(stream) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,62 @@
+"""What a loaded model is to a merge: the host that holds it, its layers, low-rank changes of them, and its memory.
+
+host, families     what is asked of whatever holds the model, and the families of models
+substitution       the model run with changed weights, which are never written
+low_rank           factors and their algebra
+memory             how a budget is spent, and what a graphics card has left
+"""
+
+from .families import FAMILIES, OTHER_CHANNELS, REFINER, SD1, SD2, SDXL, Family
+from .host import Conditioning, Host
+from .low_rank import (
+    Deltas,
+    Factors,
+    Truncation,
+    balanced,
+    concatenate,
+    exact,
+    factored,
+    orthonormal_basis,
+    precise,
+    truncate,
+    whole,
+    zero,
+)
+from .memory import MEGABYTE, MemoryPlan, free_cached, free_on_card, is_out_of_memory, plan_memory
+from .substitution import INPAINTING_CHANNELS, LATENT_CHANNELS, Layer, adaptable_layers, always_one, substituted
+
+__all__ = [
+    "Conditioning",
+    "Deltas",
+    "FAMILIES",
+    "OTHER_CHANNELS",
+    "SDXL",
+    "Factors",
+    "Family",
+    "Host",
+    "INPAINTING_CHANNELS",
+    "LATENT_CHANNELS",
+    "Layer",
+    "MEGABYTE",
+    "MemoryPlan",
+    "REFINER",
+    "SD1",
+    "SD2",
+    "Truncation",
+    "adaptable_layers",
+    "always_one",
+    "balanced",
+    "concatenate",
+    "exact",
+    "factored",
+    "free_cached",
+    "free_on_card",
+    "is_out_of_memory",
+    "orthonormal_basis",
+    "plan_memory",
+    "precise",
+    "substituted",
+    "truncate",
+    "whole",
+    "zero",
+]

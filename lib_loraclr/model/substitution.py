@@ -1,0 +1,188 @@
+"""Run a model with changed weights, without changing them.
+
+While a context is open, every layer with a delta computes with `W + delta`; the parameter itself is never written, so that
+it is restored bit for bit on success, error and interrupt alike. The sum is made when the layer runs and dropped
+right after: a second copy of the model never exists. Where the factors require gradients, they get them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .low_rank import Deltas, Factors
+
+#: channels that a UNet reads: latents; and for inpainting also a mask, and the latents of what it leaves
+LATENT_CHANNELS, INPAINTING_CHANNELS = 4, 9
+
+#: (module, positional arguments, keyword arguments) of a call -> what the layer multiplies with its weight
+Observation = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Tensor]
+
+
+def first_argument(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """The input of a module that computes with nothing but what it is called with first."""
+    return arguments[0] if arguments else next(iter(named.values()))
+
+
+def latents(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """Of what the first convolution of an inpainting UNet reads, the latents."""
+    return first_argument(module, arguments, named)[:, :LATENT_CHANNELS]
+
+
+_ONE = torch.ones(1, 1)
+
+
+def always_one(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """The input of a vector: what a bias is multiplied with, and a norm's weight on the average, its input being normalised."""
+    return _ONE
+
+
+def _not_cast() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where a layer's weight lives in the loaded model.
+
+    Attributes:
+        module: the module whose call uses the weight; forward hooks go here
+        owner: the module that holds the parameter (the same one, except inside `nn.MultiheadAttention`)
+        parameter: its name in `owner`
+        rows: the rows of the parameter that are this layer's, where several layers are packed into one
+        observed: what of a call of `module` is this layer's input; asked before the call, with changed weights in place
+        channels: how many of a convolution's channels are this layer's, from the first on, where not all
+        cast: what precision the host casts the module's parameters to for the call that is about to begin; None for none
+    """
+
+    module: nn.Module
+    owner: nn.Module
+    parameter: str = "weight"
+    rows: slice | None = None
+    observed: Observation = first_argument
+    channels: int | None = None
+    cast: Callable[[], torch.dtype | None] = _not_cast
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layer:
+        return cls(module, module)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight itself, `[d_out, d_in]` or `[d_out, c_in, k, k]`; of a vector `[d]`."""
+        parameter = getattr(self.owner, self.parameter)
+        parameter = parameter if self.rows is None else parameter[self.rows]
+        return parameter if self.channels is None else parameter[:, : self.channels]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(d_out, d_in)`, a convolution's kernel flattened; of a vector `(d, 1)`."""
+        weight = self.weight
+        return weight.shape[0], weight[0].numel()
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is a bias or a norm's weight, which merges as a layer whose one input is always 1."""
+        return self.weight.dim() == 1
+
+
+def adaptable_layers(module: nn.Module) -> dict[str, Layer]:
+    """What of a module LoRA files can change: `""` for its weight, `".bias"` for its bias (`layer_keys.bias_key`).
+
+    Of an inpainting UNet's first convolution that is what reads latents, as in the WebUI (`networks.network_apply_weights`).
+    """
+    found = {}
+    if isinstance(module, nn.Conv2d) and module.in_channels == INPAINTING_CHANNELS:
+        found[""] = Layer(module, module, channels=LATENT_CHANNELS, observed=latents)
+    elif isinstance(module, nn.Linear | nn.Conv2d):
+        found[""] = Layer.of(module)
+    elif isinstance(module, nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
+        found[""] = Layer(module, module, observed=always_one)
+    if found and module.bias is not None:
+        found[".bias"] = Layer(module, module, "bias", observed=always_one)
+    return found
+
+
+@contextmanager
+def substituted(layers: Mapping[str, Layer], deltas: Deltas) -> Iterator[None]:
+    """Run the model with `W + up @ down` in every layer named in `deltas`.
+
+    Args:
+        layers: layer key -> layer of the model
+        deltas: layer key -> factors, up `[d_out, r]`, down `[r, d_in]`, on the device of the layer; or several, all added
+
+    Raises:
+        KeyError: a delta names a layer that the model does not have
+    """
+    by_parameter: dict[tuple[nn.Module, nn.Module, str], list[tuple[Layer, Factors]]] = {}
+    for key, delta in deltas.items():
+        layer = layers[key]
+        parts = by_parameter.setdefault((layer.module, layer.owner, layer.parameter), [])
+        parts += [(layer, factors) for factors in (delta if isinstance(delta, tuple) else (delta,))]
+    with ExitStack() as stack:
+        for (module, owner, name), parts in by_parameter.items():
+            stack.enter_context(_substituted_parameter(module, owner, name, parts))
+        yield
+
+
+@contextmanager
+def _substituted_parameter(
+    module: nn.Module, owner: nn.Module, name: str, parts: list[tuple[Layer, Factors]]
+) -> Iterator[None]:
+    # nn.Module keeps parameters in a dictionary of its own and finds them by __getattr__, which Python asks last:
+    # an entry in the instance's __dict__ shadows the parameter, and the parameter stays where it is.
+    def put(*_: object) -> None:
+        # a context opened inside this one has its hook before ours, and is what counts
+        if name not in owner.__dict__:
+            owner.__dict__[name] = _changed_weight(owner._parameters[name], parts)
+
+    def take_back(*_: object) -> None:
+        owner.__dict__.pop(name, None)
+
+    # First in line, so that whoever observes the call sees the changed weight, whichever context was opened first;
+    # and taken back after a call that failed too (recomputing a checkpointed block ends early by an exception).
+    handles = [
+        module.register_forward_pre_hook(put, prepend=True),
+        module.register_forward_hook(take_back, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        take_back()
+
+
+def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tensor:
+    """`weight` plus the deltas of its parts, added in fp32 and rounded once to the precision that it is used in."""
+    with _without_autocast():
+        changed = weight.float()
+        for layer, factors in parts:
+            if layer.channels is not None:
+                halves = (_added(changed[:, : layer.channels], factors), changed[:, layer.channels :])
+                changed = torch.cat(halves, dim=1)
+            elif layer.rows is None:
+                changed = _added(changed, factors)
+            else:
+                start, stop, _ = layer.rows.indices(len(changed))
+                changed = torch.cat([changed[:start], _added(changed[start:stop], factors), changed[stop:]])
+        return changed.to(parts[0][0].cast() or weight.dtype)
+
+
+def _added(weight: Tensor, factors: Factors) -> Tensor:
+    """`weight + up @ down` in fp32, with no second matrix of its size.
+
+    Half-precision factors are multiplied in fp32 too, as whoever loads the file does.
+    """
+    flat = weight.reshape(len(weight), -1).float()
+    return torch.addmm(flat, factors.up.float(), factors.down.float()).view_as(weight)
+
+
+def _without_autocast() -> AbstractContextManager[object]:
+    """A host may run its model under autocast, which would multiply the factors in half precision."""
+    return torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled() else nullcontext()

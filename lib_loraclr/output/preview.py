@@ -1,0 +1,138 @@
+"""The picture of a merge: every concept as base | alone | all tags | merged, same seeds, then two concepts at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..model import Factors, Host, concatenate
+from ..progress import Progress
+from ..recording import BATCH, bundled_embeddings, sample
+from ..request import concept_prompts, is_background
+from .merged import Merge
+
+COLUMNS = ("base", "alone", "all tags", "merged")
+#: between cells
+MARGIN = 6
+#: cells are enlarged to at least this many pixels, so that captions fit
+CELL, LARGEST_CELL = 192, 384
+#: height of the captions' letters and of their line, as shares of a cell: the sheet is mostly looked at much reduced
+_LETTERS, _LINE = 0.1, 0.15
+#: readable on the white of one theme and the near black of another, for the sheet has no ground of its own
+_INK = (128, 128, 128, 255)
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """Attributes:
+    steps: of each picture
+    guidance: classifier-free guidance
+    seed: of the first picture
+    pairs: how many prompts with two concepts
+    font: TrueType file of the captions; None for Pillow's own
+    """
+
+    steps: int = 16
+    guidance: float = 5.0
+    seed: int = 3_000_000
+    pairs: int = 4
+    font: str | None = None
+
+
+def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Progress | None = None) -> Image.Image:
+    """Draw the picture; the model is left as it was."""
+    progress = progress or Progress()
+    concepts, negative = merge.request.concepts, merge.request.prompts.negative
+    height = merge.request.recording.height or host.default_size
+    width = merge.request.recording.width or host.default_size
+    called = [i for i, concept in enumerate(concepts) if not is_background(concept)]
+    pairs = [(a, b) for a, b in zip(called[::2], called[1::2], strict=False)][: options.pairs]
+    prompts = [concept_prompts(concept, merge.request.prompts)[0] for concept in concepts]
+    pair = merge.request.prompts.pair
+    doubles = [pair.replace("{first}", concepts[a].trigger).replace("{second}", concepts[b].trigger) for a, b in pairs]
+    everyone = _sum([given.deltas for given in merge.inputs])
+    chunks = -(-len(prompts) // BATCH)
+    progress.start("drawing the preview", options.steps * (3 * chunks + len(concepts) + 2 * bool(doubles)))
+
+    def draw(deltas: Mapping[str, Factors], texts: Sequence[str], seed: int, wide: int = 1) -> list[Image.Image]:
+        with host.apply(deltas):
+            latents = sample(
+                host,
+                texts,
+                range(seed, seed + len(texts)),
+                size=(height, width * wide),
+                steps=options.steps,
+                guidance=options.guidance,
+                negative=negative,
+                tick=progress.advance,
+            )
+        return host.decode(latents)
+
+    base = draw({}, prompts, options.seed)
+    with host.knowing(bundled_embeddings(merge.inputs)):
+        together, merged = (draw(deltas, prompts, options.seed) for deltas in (everyone, merge.factors))
+        alone = [draw(given.deltas, [prompts[i]], options.seed + i)[0] for i, given in enumerate(merge.inputs)]
+        seed = options.seed + len(prompts)
+        both = [draw(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors) if doubles]
+    rows = [([base[i], alone[i], together[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
+    for k, (a, b) in enumerate(pairs):
+        rows.append(([both[0][k], both[1][k]], f"{concepts[a].label} + {concepts[b].label}"))
+    return _lay_out(rows, options.font)
+
+
+def _sum(deltas: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
+    keys = sorted(set().union(*deltas))
+    return {key: concatenate([d[key] for d in deltas if key in d]) for key in keys}
+
+
+def caption_height(cell_width: int) -> int:
+    """Height of a line of captions, in pixels."""
+    return round(cell_width * _LINE)
+
+
+def _lay_out(rows: Sequence[tuple[Sequence[Image.Image], str]], font: str | None) -> Image.Image:
+    first = rows[0][0][0]
+    # by whole numbers, so that small pictures stay sharp; large ones are made smaller: the picture also becomes a card's
+    scale = max(1, round(CELL / first.width)) if first.width <= LARGEST_CELL else LARGEST_CELL / first.width
+    cell_width, cell_height = round(first.width * scale), round(first.height * scale)
+    line = caption_height(cell_width)
+    step = cell_height + line + MARGIN
+    sheet = Image.new("RGBA", (4 * cell_width + 5 * MARGIN, line + step * len(rows)), (0, 0, 0, 0))
+    pen, letters = ImageDraw.Draw(sheet), _font(font, round(cell_width * _LETTERS))
+
+    def write(left: int, top: int, text: str, width: int) -> None:
+        pen.text((left, top + line // 2), _fitted(text, letters, width), fill=_INK, font=letters, anchor="lm")
+
+    for column, text in enumerate(COLUMNS):
+        write(MARGIN + column * (cell_width + MARGIN), 0, text, cell_width)
+    for number, (pictures, label) in enumerate(rows):
+        top = line + number * step
+        whole = len(pictures) == len(COLUMNS)
+        captions = [label] if whole else [f"{label}: all tags", f"{label}: merged"]
+        across = 4 // len(pictures)
+        for column, picture in enumerate(pictures):
+            left = MARGIN + column * across * (cell_width + MARGIN)
+            sheet.paste(picture.resize((round(picture.width * scale), cell_height), Image.LANCZOS), (left, top + line))
+            if column < len(captions):
+                write(left, top, captions[column], 4 * cell_width if whole else 2 * cell_width)
+    return sheet
+
+
+def _font(file: str | None, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    if file:
+        return ImageFont.truetype(file, size)
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has its font in one size only
+        return ImageFont.load_default()
+
+
+def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, shortened where it would run into the next caption."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

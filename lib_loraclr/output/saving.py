@@ -1,0 +1,221 @@
+"""A merge as files: a LoRA, whole deltas or a checkpoint, and the WebUI's card. Nothing is kept until it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+
+import torch
+
+from .. import __version__
+from ..errors import LoraclrError
+from ..files import refuse_existing, require_space, serialize, tag_frequency, with_hashes, write_files, write_tensors
+from ..model import Host
+from ..request import MergeRequest
+from .baking import BakedCheckpoint, require_copyable
+from .merged import Merge
+from .merged_tensors import full_tensors, lora_tensors
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_RECIPE = "loraclr.request"
+
+
+def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
+    """Metadata by which the WebUI lists the file rightly, and from which the merge can be repeated."""
+    merged_tags: dict[str, Counter[str]] = {}
+    for given in merge.inputs:
+        for tag_folder, tags in tag_frequency(given.file.metadata).items():
+            merged_tags.setdefault(tag_folder, Counter()).update(tags)
+    metadata = {
+        **host.family.metadata(host.prediction_type),
+        "ss_output_name": name,
+        **_network(merge, host),
+        "ss_training_comment": f"merged by LoRACLR {__version__} ({merge.request.method})",
+        "ss_tag_frequency": json.dumps(merged_tags, ensure_ascii=False) if merged_tags else "",
+        **_told(merge, host, name, [given.file.metadata for given in merge.inputs]),
+    }
+    return {key: value for key, value in metadata.items() if value}
+
+
+def _network(merge: Merge, host: Host) -> dict[str, str]:
+    """What kind of network it is, in the words of the program that made this kind: kohya's trainer or LyCORIS."""
+    if merge.request.save_as == "full":
+        return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
+    layers = host.layers()
+    ranks: dict[bool, list[int]] = {True: [], False: []}
+    for key, factors in merge.factors.items():
+        weight = layers[key].weight
+        if weight.dim() == 1:
+            continue
+        ranks[weight.dim() == 4 and weight[0, 0].numel() > 1].append(factors.rank)
+    kernels, points = ranks[True], ranks[False]
+    rank = max(points or kernels or [1])
+    told = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    if not kernels:
+        return {"ss_network_module": "networks.lora", **told}
+    arguments = {"algo": "locon", "conv_dim": str(max(kernels)), "conv_alpha": str(float(max(kernels)))}
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(arguments), **told}
+
+
+def checkpoint_metadata(merge: Merge, host: Host, name: str, base: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of a checkpoint with the merge in it.
+
+    Args:
+        base: the metadata of the checkpoint that was copied; kept, but for what was said of its content
+    """
+    stale = ("sshs_", "modelspec.hash", "modelspec.thumbnail", "modelspec.date")
+    kept = {key: value for key, value in base.items() if not key.startswith(stale)}
+    known = {name: kept[name] for name in ("modelspec.architecture",) if name in kept}
+    own = {
+        **host.family.modelspec(host.prediction_type),
+        **known,
+        **_told(merge, host, name, [base, *(given.file.metadata for given in merge.inputs)]),
+    }
+    own["modelspec.merged_from"] = f"{PurePosixPath(own['loraclr.checkpoint']).stem}, {own['modelspec.merged_from']}"
+    return {**kept, **{key: value for key, value in own.items() if value}}
+
+
+def _told(merge: Merge, host: Host, name: str, sources: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What every file says of itself.
+
+    Args:
+        sources: metadata of all that it was made from, for their licences
+    """
+    request = merge.request
+    concepts = request.concepts
+    licences = sorted({metadata.get("modelspec.license", "") or "not named" for metadata in sources})
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": name,
+        "modelspec.trigger_phrase": ", ".join(concept.trigger for concept in concepts if concept.trigger),
+        "modelspec.license": "" if licences == ["not named"] else " / ".join(licences),
+        "modelspec.merged_from": ", ".join(concept.label for concept in concepts),
+        _RECIPE: json.dumps(_recipe(request), ensure_ascii=False),
+        "loraclr.inputs": json.dumps(
+            {c.label: given.file.hash for c, given in zip(concepts, merge.inputs, strict=True)}
+        ),
+        "loraclr.checkpoint": PurePosixPath(host.checkpoint.replace("\\", "/")).name,
+        "loraclr.source": merge.report.source,
+        "loraclr.versions": json.dumps({"loraclr": __version__, "torch": torch.__version__, "host": host.name}),
+    }
+
+
+def _recipe(request: MergeRequest) -> dict:
+    """The request without this machine's folders: they are nobody's business, and mean nothing elsewhere."""
+    named = [dataclasses.replace(c, lora=Path(c.lora.replace("\\", "/")).name) for c in request.concepts]
+    return dataclasses.replace(request, concepts=tuple(named)).to_dict()
+
+
+def read_recipe(metadata: Mapping[str, str], source: str) -> tuple[MergeRequest, dict[str, str]]:
+    """The request a merged file was made from, and the hashes of its inputs by label.
+
+    Raises:
+        LoraclrError: the file holds no recipe
+    """
+    if _RECIPE not in metadata:
+        raise LoraclrError(f"{source} holds no LoRACLR recipe: name a file that LoRACLR merged.")
+    return MergeRequest.from_json(metadata[_RECIPE]), json.loads(metadata.get("loraclr.inputs", "{}"))
+
+
+def user_card(merge: Merge, host: Host) -> dict[str, object]:
+    """`NAME.json` as the WebUI's metadata editors write it (`modules/ui_edit_user_metadata.py` and those that extend it)."""
+    report = merge.report
+    lines = [f"{c.name}: {c.trigger or 'no trigger'}" for c in report.concepts]
+    card = {"description": "Merged by LoRACLR: " + "; ".join(lines), "notes": report.table()}
+    if merge.request.save_as == "checkpoint":
+        return card
+    return {
+        **card,
+        "sd version": host.family.webui_version,
+        "activation text": ", ".join(c.trigger for c in report.concepts if c.trigger),
+        "preferred weight": 1.0,
+        "negative text": "",
+    }
+
+
+def check_destination(path: Path, save_as: str, checkpoint: Path | None, *, overwrite: bool = False) -> None:
+    """Refuse before a merge what would be refused after it.
+
+    Args:
+        checkpoint: that the merge is made on, if that is known
+
+    Raises:
+        LoraclrError: a file of that name exists, it is the checkpoint itself, the checkpoint cannot be copied, or there is
+            too little room for it
+    """
+    config = (".yaml",) if save_as == "checkpoint" else ()
+    for suffix in (".safetensors", ".json", ".png", ".report.json", *config):
+        refuse_existing(path.with_suffix(suffix), overwrite=overwrite)
+    if checkpoint is None or not checkpoint.exists():
+        return
+    if path.exists() and path.samefile(checkpoint):
+        raise LoraclrError(f"{path} is the checkpoint itself, which is never written to: choose another name.")
+    if save_as == "checkpoint":
+        require_copyable(checkpoint)
+        require_space(path, checkpoint.stat().st_size)
+
+
+def save_merge(
+    merge: Merge,
+    host: Host,
+    path: Path,
+    *,
+    preview: Image | None = None,
+    with_report: bool = False,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the file, its card, and what else was asked for: all of them or none.
+
+    Raises:
+        LoraclrError: one of the files exists and may not be overwritten, it is the checkpoint itself, there is no room, or it
+            cannot be written
+    """
+    check_destination(path, merge.request.save_as, host.checkpoint_path, overwrite=overwrite)
+    card = json.dumps(user_card(merge, host), indent=4, ensure_ascii=False).encode()
+    writers = {path: _writer(merge, host, path), path.with_suffix(".json"): lambda stream: stream.write(card)}
+    config = host.checkpoint_path.with_suffix(".yaml")
+    if merge.request.save_as == "checkpoint" and config.is_file():
+        writers[path.with_suffix(".yaml")] = lambda stream: stream.write(config.read_bytes())
+    if preview is not None:
+        writers[path.with_suffix(".png")] = lambda stream: preview.save(stream, format="PNG")
+    if with_report:
+        text = merge.report.to_json().encode()
+        writers[path.with_suffix(".report.json")] = lambda stream: stream.write(text)
+    write_files(writers, overwrite=overwrite)
+    return list(writers)
+
+
+def _writer(merge: Merge, host: Host, path: Path) -> Callable[[BinaryIO], object]:
+    """What writes the file itself."""
+    if merge.request.save_as == "lora":
+        tensors = lora_tensors(merge, host)
+        blob = serialize(tensors, with_hashes(tensors, lora_metadata(merge, host, path.stem)))
+        return lambda stream: stream.write(blob)
+    if merge.request.save_as == "full":
+        whole, told = full_tensors(merge, host), lora_metadata(merge, host, path.stem)
+        require_space(path, sum(tensor.size for tensor in whole))
+        return lambda stream: write_tensors(stream, whole, lambda digest: {**told, "sshs_model_hash": digest})
+    baked = _baked(merge, host)
+    told = checkpoint_metadata(merge, host, path.stem, baked.metadata)
+    hash_of = "modelspec.hash_sha256"
+    return lambda stream: write_tensors(stream, baked.tensors, lambda digest: {**told, hash_of: f"0x{digest}"})
+
+
+def _baked(merge: Merge, host: Host) -> BakedCheckpoint:
+    deltas = {key: factors.to("cpu") for key, factors in merge.factors.items()}
+    return BakedCheckpoint(host.checkpoint_path, deltas, merge.request.memory_mb)
+
+
+def file_size(merge: Merge, host: Host) -> int:
+    """Of the file in bytes, without its header."""
+    if merge.request.save_as == "checkpoint":
+        return _baked(merge, host).size
+    if merge.request.save_as == "full":
+        return sum(tensor.size for tensor in full_tensors(merge, host))
+    return sum(tensor.numel() * tensor.element_size() for tensor in lora_tensors(merge, host).values())

@@ -1,0 +1,35 @@
+"""What to merge and how: checked before a tensor is read, JSON both ways, no torch.
+
+merge_request      concepts, method, output, and how the model is recorded
+prompts            what is asked of the model
+options            the options of a method, as every door shows them
+output_names       what a merged file may be called
+"""
+
+from .merge_request import KINDS, PRECISIONS, SAVE_AS, Concept, MergeRequest, RecordingOptions, parse_lora_argument
+from .options import Option, option, parse_number, parse_options, schema
+from .output_names import clean_name, output_path
+from .prompts import TEMPLATES, PromptOptions, check_prompts, concept_prompts, is_background, plain_prompts_that_call
+
+__all__ = [
+    "Concept",
+    "KINDS",
+    "MergeRequest",
+    "Option",
+    "PRECISIONS",
+    "PromptOptions",
+    "RecordingOptions",
+    "SAVE_AS",
+    "TEMPLATES",
+    "check_prompts",
+    "clean_name",
+    "concept_prompts",
+    "is_background",
+    "option",
+    "output_path",
+    "parse_lora_argument",
+    "parse_number",
+    "parse_options",
+    "plain_prompts_that_call",
+    "schema",
+]

@@ -1,0 +1,106 @@
+"""Merge methods: how the deltas of one layer become one.
+
+A method is one plain function `(problem, options) -> LayerResult`, returned unchanged by its decorator. A new
+one costs one file and one import line at the end of this one, and then shows up in every door, in the contract tests and in
+the benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ...errors import unknown_name
+from ...model import Factors
+from ..layer_problem import LayerProblem
+from ..objective import RefinementOptions
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What a method made of one layer.
+
+    Attributes:
+        factors: the merged delta, up `[d_out, r]`, down `[r, d_in]`
+        notes: figures of the solution, for the report (name -> number)
+    """
+
+    factors: Factors
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+class MethodFunction(Protocol):
+    def __call__(self, problem: LayerProblem, options: Any) -> LayerResult: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        name: what requests call it
+        label: what people read
+        source: the paper it comes from
+        summary: the first line of the function's docstring
+        function: the method
+        options: its option dataclass
+        records: whether it needs recorded inputs
+        refinement: (options, number of concepts) -> what to do at the model's output afterwards, or None for nothing
+    """
+
+    name: str
+    label: str
+    source: str
+    summary: str
+    function: MethodFunction
+    options: type
+    records: bool
+    refinement: Callable[[Any, int], RefinementOptions | None]
+
+
+METHODS: dict[str, Method] = {}
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For methods without options."""
+
+
+def merge_method(
+    *,
+    name: str,
+    label: str,
+    source: str,
+    options: type = NoOptions,
+    records: bool = True,
+    refinement: Callable[[Any, int], RefinementOptions | None] = lambda options, concepts: None,
+) -> Callable[[MethodFunction], MethodFunction]:
+    """Register a merge method.
+
+    Raises:
+        ValueError: the name is taken
+    """
+
+    def register(function: MethodFunction) -> MethodFunction:
+        if name in METHODS:
+            raise ValueError(f"the merge method {name!r} is registered twice")
+        summary = (function.__doc__ or "").strip().splitlines()[0]
+        METHODS[name] = Method(name, label, source, summary, function, options, records, refinement)
+        return function
+
+    return register
+
+
+def find_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        LoraclrError: there is none
+    """
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return METHODS[name]
+
+
+from . import average, contrastive, paper, ridge, weighted_sum  # noqa: E402, F401  (each registers itself)

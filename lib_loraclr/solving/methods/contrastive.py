@@ -1,0 +1,97 @@
+"""LoRACLR's contrastive merge: closed form, then the scale-free hinge, then (by effort) the model's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...model import Factors
+from ...request import option
+from ..layer_problem import LayerProblem
+from ..objective import LayerObjective, RefinementOptions, Terms
+from ..solvers import minimize
+from . import LayerResult, merge_method
+from .ridge import closed_form
+
+EFFORTS = ("fast", "balanced", "thorough")
+
+
+@dataclass(frozen=True)
+class ContrastiveOptions:
+    """Options of the contrastive merge; all of them act by default."""
+
+    effort: str = option(
+        "balanced",
+        "fast: layer by layer only; balanced and thorough: then at the model's output, with more steps.",
+        choices=EFFORTS,
+    )
+    positive: float = option(
+        1.0, "Weight of keeping each concept as its own LoRA makes it.", minimum=0.0, maximum=100.0
+    )
+    negative: float = option(0.1, "Weight of staying away from the nearest other concept.", minimum=0.0, maximum=100.0)
+    margin: float = option(
+        1.0, "How far to stay away: 1 is as far as the concept's own LoRA is.", minimum=0.0, maximum=2.0
+    )
+    lambda_delta: float = option(0.001, "Pull back towards the closed form.", minimum=0.0, maximum=10.0)
+    ridge: float = option(
+        0.01,
+        "Pull of the closed form towards the average of the LoRAs, relative to the energy of the inputs.",
+        minimum=0.0,
+        maximum=10.0,
+    )
+    layer_steps: int = option(5, "Steps of the hinge in each layer.", minimum=0, maximum=1000)
+    steps: int = option(
+        0, "Steps at the model's output; 0: by effort and number of concepts.", minimum=0, maximum=100000
+    )
+    batch_size: int = option(8, "Predictions compared in each step at the output.", minimum=1, maximum=1024)
+    learning_rate: float = option(0.002, "Of the steps at the output (AdamW).", minimum=1e-6, maximum=1.0)
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.positive, self.negative, self.margin, self.lambda_delta)
+
+
+#: steps at the output for one concept
+STEPS = {"fast": 0, "balanced": 26, "thorough": 78}
+#: steps grow with the number of concepts to this power: more than in proportion, since each is in the way of all others
+GROWTH = 1.25
+
+
+def refinement_options(options: ContrastiveOptions, concepts: int) -> RefinementOptions | None:
+    """What to do at the model's output after the layers are merged; None for nothing."""
+    steps = options.steps or round(STEPS[options.effort] * concepts**GROWTH)
+    if options.effort == "fast" or steps == 0:
+        return None
+    return RefinementOptions(options.terms, steps, options.batch_size, options.learning_rate)
+
+
+@merge_method(
+    name="contrastive",
+    label="LoRACLR (contrastive)",
+    source="LoRACLR, arXiv 2412.09622",
+    options=ContrastiveOptions,
+    refinement=refinement_options,
+)
+def contrastive(problem: LayerProblem, options: ContrastiveOptions) -> LayerResult:
+    """Keeps every concept as its own LoRA makes it, and away from what the other concepts would make of it.
+
+    Starts at the closed form (`ridge`) and minimises `LayerObjective` over the joint column space by L-BFGS. Exact rank
+    `Σ r_i`. Layer by layer the UNet cannot keep many concepts apart (the same few directions carry them all); the
+    refinement at the model's output, which follows for the efforts balanced and thorough, can. Costs, beyond the closed
+    form, `layer_steps` products of the inputs with `M`, both in coordinates of the inputs' span where rows are few.
+    """
+    basis = problem.column_space()
+    solution, start = closed_form(problem, basis, options.ridge)
+    reduced = problem.reduced(basis)
+    inner = reduced.inside(start)
+    identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+    objective = LayerObjective(reduced.problem, identity, inner, options.terms, start_energy=start.square().sum())
+    minimum = minimize(objective, inner, max_steps=options.layer_steps)
+    notes = {
+        "ridge": solution.ridge,
+        "repairs": solution.repairs,
+        "steps": minimum.steps,
+        "active_hinges": objective.active_share(minimum.value),
+    }
+    return LayerResult(Factors(basis, start + reduced.outside(minimum.value - inner)), notes)
