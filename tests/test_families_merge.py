@@ -146,7 +146,7 @@ def test_the_file_does_in_diffusers_what_the_merge_does(
 ) -> None:
     host = opened(kind)
     done = merged(host, tmp_path, method="weighted_sum", precision="fp32", rank="full")
-    save_file(lora_tensors(done, host), tmp_path / "merged.safetensors")
+    save_file(lora_tensors(done), tmp_path / "merged.safetensors")
     with torch.no_grad():
         plain = predict(host, "a cat")
         with host.apply(done.factors):

@@ -123,7 +123,7 @@ def test_the_file_gives_the_same_prediction_in_diffusers_own_loader(
 ) -> None:
     """`load_lora_weights` on our file against our `apply` on the merge; both LoRAs alone change far more than they differ."""
     merge = merge_loras(request(demo, "fox-face", "pizza", method="weighted_sum", options={}, precision="fp32"), host)
-    save_file(lora_tensors(merge, host), tmp_path / "merged.safetensors")
+    save_file(lora_tensors(merge), tmp_path / "merged.safetensors")
     prompt, plain = "a photo of a sks animal", prediction(host, "a photo of a sks animal")
     with host.apply(merge.factors):
         ours = prediction(host, prompt)

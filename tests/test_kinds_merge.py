@@ -207,7 +207,7 @@ def test_of_an_inpainting_checkpoints_first_layer_what_reads_latents_is_merged(o
 
     small = {"recording": RecordingOptions(1, 2, 5.0, 64, 64), "prompts": PROMPTS, "memory_mb": 64}
     merge = merge_loras(MergeRequest(concepts(paths[:2]), "ridge", precision="fp32", **small), host)
-    assert lora_tensors(merge, host)[f"{key}.lora_down.weight"].shape[1:] == (4, 3, 3)
+    assert lora_tensors(merge)[f"{key}.lora_down.weight"].shape[1:] == (4, 3, 3)
     weight = host.unet.conv_in.weight.detach().clone()
     with host.apply(merge.factors):
         hook = host.unet.conv_in.register_forward_pre_hook(

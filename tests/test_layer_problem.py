@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lib_loraclr.model.low_rank import Factors
-from lib_loraclr.solving.layer_problem import LayerProblem, Rows
+from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 
 #: float64 rounding; nothing here is factored but the column space
 CLOSE = 1e-12
@@ -46,7 +46,7 @@ def random_problem(
     active = [(i,) for i in range(len(ranks))] + [()] * background
     rivals = [tuple(other for other in active if own and other and other != own) for own in active]
     recordings = tuple(
-        Rows(shared + draw(rows + k, d_in), own, 1.0 + 0.5 * k, others)
+        Recording(shared + draw(rows + k, d_in), own, 1.0 + 0.5 * k, others)
         for k, (own, others) in enumerate(zip(active, rivals, strict=True))
     )
     return LayerProblem("lora_unet_layer", deltas, recordings)
@@ -61,9 +61,9 @@ def dense_target(problem: LayerProblem, active: tuple[int, ...]) -> Tensor:
 def dense_gram(problem: LayerProblem) -> Tensor:
     """`S = Σ c_i X_i^T X_i / n_i`, row by row, `[d_in, d_in]`."""
     total = 0
-    for rows in problem.rows:
-        for x in rows.inputs:
-            total = total + rows.importance / len(rows.inputs) * torch.outer(x, x)
+    for recording in problem.recordings:
+        for x in recording.inputs:
+            total = total + recording.importance / len(recording.inputs) * torch.outer(x, x)
     return total
 
 
@@ -79,15 +79,22 @@ def test_gram_is_the_weighted_sum_of_outer_products() -> None:
 def test_recordings_count_by_importance_and_not_by_their_number_of_rows() -> None:
     problem = random_problem()
     twice = replace(
-        problem, rows=tuple(replace(rows, inputs=torch.cat([rows.inputs, rows.inputs])) for rows in problem.rows)
+        problem,
+        recordings=tuple(
+            replace(recording, inputs=torch.cat([recording.inputs, recording.inputs]))
+            for recording in problem.recordings
+        ),
     )
-    more = replace(problem, rows=tuple(replace(rows, importance=2 * rows.importance) for rows in problem.rows))
+    more = replace(
+        problem,
+        recordings=tuple(replace(recording, importance=2 * recording.importance) for recording in problem.recordings),
+    )
     assert torch.allclose(gram(twice), gram(problem), rtol=CLOSE)
     assert torch.allclose(gram(more), 2 * gram(problem), rtol=CLOSE)
 
 
 def test_a_recording_without_rows_has_a_finite_weight() -> None:
-    assert Rows(torch.empty(0, 4), (0,), 3.0).weight == 3.0
+    assert Recording(torch.empty(0, 4), (0,), 3.0).weight == 3.0
 
 
 @pytest.mark.parametrize("active", [(), (0,), (2,), (0, 2), (1,), (1, 2)])
@@ -120,8 +127,8 @@ def test_concepts_that_write_to_the_same_directions_share_them() -> None:
 def test_targets_in_coordinates_are_what_the_concepts_do_on_their_inputs() -> None:
     problem = random_problem(ranks=(2, None, 3))
     basis = problem.column_space()
-    for rows, target in zip(problem.rows, problem.targets_in(basis), strict=True):
-        expected = rows.inputs @ dense_target(problem, rows.active).mT
+    for recording, target in zip(problem.recordings, problem.targets_in(basis), strict=True):
+        expected = recording.inputs @ dense_target(problem, recording.active).mT
         assert torch.allclose(target @ basis.mT, expected, atol=10 * CLOSE)
 
 
@@ -131,12 +138,12 @@ def test_a_reduced_problem_says_the_same_of_every_delta(rows: int) -> None:
     problem = random_problem(ranks=(2, None, 3), size=(40, 60), rows=rows)
     basis = problem.column_space()
     reduced = problem.reduced(basis)
-    small, few = reduced.problem, sum(len(r.inputs) for r in problem.rows) < 60
+    small, few = reduced.problem, sum(len(r.inputs) for r in problem.recordings) < 60
     assert few == (rows == 3) == (reduced.span is not None)
     for full, inner in zip(problem.targets_in(basis), small.targets_in(torch.eye(5, dtype=torch.float64)), strict=True):
         assert torch.allclose(full, inner, rtol=1e-10, atol=1e-10)
     point = torch.randn(5, 60, dtype=torch.float64)
-    for full, inner in zip(problem.rows, small.rows, strict=True):
+    for full, inner in zip(problem.recordings, small.recordings, strict=True):
         expected = full.inputs @ point.mT
         assert torch.allclose(inner.inputs @ reduced.inside(point).mT, expected, rtol=1e-10, atol=1e-10)
         assert torch.allclose(full.inputs @ reduced.outside(reduced.inside(point)).mT, expected, rtol=1e-10, atol=1e-10)

@@ -35,7 +35,7 @@ def predict(host: Host, deltas: Mapping[str, Factors], prompt: str) -> torch.Ten
 
 
 def file_bytes(merge: Merge, host: Host) -> bytes:
-    return serialize(lora_tensors(merge, host), lora_metadata(merge, host, "merged"))
+    return serialize(lora_tensors(merge), lora_metadata(merge, "merged"))
 
 
 def changed_copy(host: Host, merge: Merge, prompt: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ from lib_loraclr.errors import LoraclrError
 from lib_loraclr.model.low_rank import zero
 from lib_loraclr.request.options import parse_options, schema
 from lib_loraclr.solving import methods
-from lib_loraclr.solving.layer_problem import LayerProblem, Rows
+from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 from lib_loraclr.solving.methods import METHODS, LayerResult, Method, find_method, merge_method
 from lib_loraclr.solving.methods.contrastive import GROWTH, STEPS, ContrastiveOptions, refinement_options
 from lib_loraclr.solving.methods.paper import PaperOptions, paper_loss
@@ -94,13 +94,13 @@ def reordered(problem: LayerProblem, order: list[int]) -> LayerProblem:
         return tuple(position[i] for i in concepts)
 
     recordings = [
-        replace(rows, active=moved(rows.active), rivals=tuple(moved(rival) for rival in rows.rivals))
-        for rows in problem.rows
+        replace(recording, active=moved(recording.active), rivals=tuple(moved(rival) for rival in recording.rivals))
+        for recording in problem.recordings
     ]
     return replace(
         problem,
         deltas=tuple(problem.deltas[i] for i in order),
-        rows=tuple(sorted(recordings, key=lambda rows: rows.active or (len(order),))),
+        recordings=tuple(sorted(recordings, key=lambda recording: recording.active or (len(order),))),
     )
 
 
@@ -167,14 +167,14 @@ def test_a_problem_is_left_as_it_was_and_merges_the_same_again(method: Method) -
     for delta, before in zip(problem.deltas, untouched.deltas, strict=True):
         assert torch.equal(delta.up, before.up)
         assert torch.equal(delta.down, before.down)
-    for rows, before in zip(problem.rows, untouched.rows, strict=True):
-        assert torch.equal(rows.inputs, before.inputs)
+    for recording, before in zip(problem.recordings, untouched.recordings, strict=True):
+        assert torch.equal(recording.inputs, before.inputs)
 
 
 @pytest.mark.parametrize("method", PLAIN, ids=lambda method: method.name)
 def test_a_method_that_needs_no_recordings_never_looks_at_them(method: Method) -> None:
     problem = random_problem()
-    assert torch.equal(dense(method, replace(problem, rows=())), dense(method, problem))
+    assert torch.equal(dense(method, replace(problem, recordings=())), dense(method, problem))
 
 
 def test_every_method_says_what_it_is(method: Method) -> None:
@@ -285,9 +285,9 @@ def test_ridge_solves_the_dense_normal_equations(problem: LayerProblem, strength
     pull = strength * gram.trace() / d_in
     mean = dense_target(problem, tuple(range(len(problem.deltas)))) / len(problem.deltas)
     right = pull * mean
-    for rows in problem.rows:
-        own = rows.importance / len(rows.inputs) * rows.inputs.mT @ rows.inputs
-        right = right + dense_target(problem, rows.active) @ own
+    for recording in problem.recordings:
+        own = recording.importance / len(recording.inputs) * recording.inputs.mT @ recording.inputs
+        right = right + dense_target(problem, recording.active) @ own
     expected = torch.linalg.solve(gram + pull * torch.eye(d_in, dtype=torch.float64), right.mT).mT
     # the ridge of 1e-4 leaves a condition number of 1e5
     assert distance(dense("ridge", problem, ridge=strength), expected) < 1e-8
@@ -303,12 +303,15 @@ def test_ridge_keeps_concepts_whose_inputs_have_nothing_in_common() -> None:
     """Each keeps its effect on its own inputs, where the plain sum adds the others' to it."""
     problem = random_problem(ranks=(2, 2), size=(12, 20), background=False)
     halves = [torch.zeros(20, dtype=torch.float64).index_fill(0, half, 1.0) for half in torch.arange(20).chunk(2)]
-    own = tuple(Rows(rows.inputs * half, rows.active) for rows, half in zip(problem.rows, halves, strict=True))
-    problem = replace(problem, rows=own)
-    for rows in own:
-        wanted = rows.inputs @ dense_target(problem, rows.active).mT
-        assert distance(rows.inputs @ dense("ridge", problem, ridge=1e-10).mT, wanted) < 1e-6
-        assert distance(rows.inputs @ dense("weighted_sum", problem).mT, wanted) > 0.1
+    own = tuple(
+        Recording(recording.inputs * half, recording.active)
+        for recording, half in zip(problem.recordings, halves, strict=True)
+    )
+    problem = replace(problem, recordings=own)
+    for recording in own:
+        wanted = recording.inputs @ dense_target(problem, recording.active).mT
+        assert distance(recording.inputs @ dense("ridge", problem, ridge=1e-10).mT, wanted) < 1e-6
+        assert distance(recording.inputs @ dense("weighted_sum", problem).mT, wanted) > 0.1
 
 
 def test_contrastive_without_steps_is_the_closed_form_at_its_start() -> None:
@@ -360,11 +363,13 @@ def test_efforts_say_what_is_done_at_the_output() -> None:
 
 def test_the_papers_loss_is_the_published_formula() -> None:
     problem = random_problem(scale=0.05, rows=4)
-    problem = replace(problem, rows=tuple(replace(rows, inputs=rows.inputs[:4]) for rows in problem.rows))
+    problem = replace(
+        problem, recordings=tuple(replace(recording, inputs=recording.inputs[:4]) for recording in problem.recordings)
+    )
     options = PaperOptions(margin=0.6, lambda_delta=0.01, mse=0.1)
-    targets = [rows.inputs @ dense_target(problem, rows.active).mT for rows in problem.rows]
+    targets = [recording.inputs @ dense_target(problem, recording.active).mT for recording in problem.recordings]
     delta = dense_target(problem, (0,)) * 0.5
-    outputs = [rows.inputs @ delta.mT for rows in problem.rows]
+    outputs = [recording.inputs @ delta.mT for recording in problem.recordings]
     expected, hinges = options.lambda_delta * float(delta.norm()), []
     for i, target in enumerate(targets):
         positive = float((target - outputs[i]).norm())

@@ -29,23 +29,23 @@ QUADRATIC = replace(HINGED, negative=0.0)
 
 def slow_objective(delta: Tensor, problem: LayerProblem, start: Tensor, terms: Terms) -> Tensor:
     """`LayerObjective`'s formula on the dense `ΔW [d_out, d_in]`, one row at a time; differentiable."""
-    targets = [rows.inputs @ dense_target(problem, rows.active).mT for rows in problem.rows]
+    targets = [recording.inputs @ dense_target(problem, recording.active).mT for recording in problem.recordings]
     sizes = [target.square().sum(1).mean() for target in targets]
-    own = [size for rows, size in zip(problem.rows, sizes, strict=True) if rows.active]
-    everything = sum(rows.importance for rows in problem.rows)
+    own = [size for recording, size in zip(problem.recordings, sizes, strict=True) if recording.active]
+    everything = sum(recording.importance for recording in problem.recordings)
     total = terms.delta * (delta - start).square().sum() / start.square().sum()
-    for rows, target, size in zip(problem.rows, targets, sizes, strict=True):
-        energy = size if rows.active else sum(own) / len(own)
-        for x, t in zip(rows.inputs, target, strict=True):
+    for recording, target, size in zip(problem.recordings, targets, sizes, strict=True):
+        energy = size if recording.active else sum(own) / len(own)
+        for x, t in zip(recording.inputs, target, strict=True):
             output = delta @ x
             loss = terms.positive * (output - t).square().sum() / energy
-            effects = [dense_target(problem, rival) @ x for rival in rows.rivals]
+            effects = [dense_target(problem, rival) @ x for rival in recording.rivals]
             ratios = [
                 (output - effect).norm() / (t - effect).norm() for effect in effects if not torch.equal(t, effect)
             ]
             if ratios:
                 loss = loss + terms.negative * (terms.margin - torch.stack(ratios).min()).clamp_min(0).square()
-            total = total + rows.importance / everything / len(rows.inputs) * loss
+            total = total + recording.importance / everything / len(recording.inputs) * loss
     return total
 
 
@@ -120,15 +120,22 @@ def test_without_the_hinge_the_optimum_solves_the_normal_equations() -> None:
     minimum = minimize(objective, start, max_steps=2000, tolerance=1e-8)
     pull = QUADRATIC.delta / start.square().sum()
     left, right = pull * torch.eye(10, dtype=torch.float64), pull * basis @ start
-    everything = sum(rows.importance for rows in problem.rows)
-    targets = [dense_target(problem, rows.active) for rows in problem.rows]
+    everything = sum(recording.importance for recording in problem.recordings)
+    targets = [dense_target(problem, recording.active) for recording in problem.recordings]
     sizes = [
-        (rows.inputs @ target.mT).square().sum(1).mean() for rows, target in zip(problem.rows, targets, strict=True)
+        (recording.inputs @ target.mT).square().sum(1).mean()
+        for recording, target in zip(problem.recordings, targets, strict=True)
     ]
-    for rows, target, size in zip(problem.rows, targets, sizes, strict=True):
-        energy = size if rows.active else torch.stack(sizes[:-1]).mean()
+    for recording, target, size in zip(problem.recordings, targets, sizes, strict=True):
+        energy = size if recording.active else torch.stack(sizes[:-1]).mean()
         gram = (
-            QUADRATIC.positive * rows.importance / everything / energy * rows.inputs.mT @ rows.inputs / len(rows.inputs)
+            QUADRATIC.positive
+            * recording.importance
+            / everything
+            / energy
+            * recording.inputs.mT
+            @ recording.inputs
+            / len(recording.inputs)
         )
         left, right = left + gram, right + target @ gram
     expected = torch.linalg.solve(left, right.mT).mT
@@ -142,7 +149,7 @@ def test_the_unit_of_deltas_and_of_inputs_does_not_matter(deltas: float, inputs:
     scaled = replace(
         problem,
         deltas=tuple(delta.scaled(deltas) for delta in problem.deltas),
-        rows=tuple(replace(rows, inputs=rows.inputs * inputs) for rows in problem.rows),
+        recordings=tuple(replace(recording, inputs=recording.inputs * inputs) for recording in problem.recordings),
     )
     point = nearby(start)
     other = LayerObjective(scaled, basis, start * deltas, HINGED)
@@ -154,7 +161,7 @@ def test_the_unit_of_deltas_and_of_inputs_does_not_matter(deltas: float, inputs:
 @pytest.mark.parametrize("margin", [0.5, 1.0, 1.5])
 def test_a_margin_of_one_is_as_far_from_the_rival_as_the_concept_itself(margin: float) -> None:
     problem = random_problem(ranks=(2, 3), background=False)
-    problem = replace(problem, rows=problem.rows[:1])
+    problem = replace(problem, recordings=problem.recordings[:1])
     basis = problem.column_space()
     at_home = basis.mT @ problem.deltas[0].dense()
     objective = LayerObjective(problem, basis, at_home, Terms(1.0, 1.0, margin, 1.0))
@@ -165,7 +172,7 @@ def test_a_margin_of_one_is_as_far_from_the_rival_as_the_concept_itself(margin: 
 
 def test_at_the_rivals_own_effect_the_hinge_is_whole_and_the_gradient_finite() -> None:
     problem = random_problem(ranks=(2, 3), background=False)
-    problem = replace(problem, rows=problem.rows[:1])
+    problem = replace(problem, recordings=problem.recordings[:1])
     basis = problem.column_space()
     astray = basis.mT @ problem.deltas[1].dense()
     value, gradient = LayerObjective(problem, basis, astray, Terms(0.0, 1.0, 0.5, 0.0))(astray)
@@ -190,23 +197,29 @@ def test_a_style_that_is_always_active_is_part_of_every_rivals_effect() -> None:
     problem = random_problem(background=False)
     problem = replace(
         problem,
-        rows=tuple(replace(rows, active=(i, 2), rivals=((1 - i, 2),)) for i, rows in enumerate(problem.rows[:2])),
+        recordings=tuple(
+            replace(recording, active=(i, 2), rivals=((1 - i, 2),))
+            for i, recording in enumerate(problem.recordings[:2])
+        ),
     )
     objective, basis, start = objective_of(problem, HINGED)
     for point in (start, nearby(start)):
         slow = slow_objective(basis @ point, problem, basis @ start, HINGED)
         assert torch.allclose(objective(point)[0], slow, rtol=CLOSE)
-    without = replace(problem, rows=tuple(replace(rows, rivals=((1 - i,),)) for i, rows in enumerate(problem.rows)))
+    without = replace(
+        problem,
+        recordings=tuple(replace(recording, rivals=((1 - i,),)) for i, recording in enumerate(problem.recordings)),
+    )
     assert not torch.allclose(LayerObjective(without, basis, start, HINGED)(start)[0], objective(start)[0], rtol=1e-3)
 
 
 def test_the_base_models_rows_have_no_rival() -> None:
     problem = random_problem()
-    alone = replace(problem, rows=problem.rows[-1:])
+    alone = replace(problem, recordings=problem.recordings[-1:])
     basis = alone.column_space()
     start = basis.mT @ alone.deltas[0].dense()
     value, _ = LayerObjective(alone, basis, start, HINGED)(start)
-    assert alone.rows[0].active == ()
+    assert alone.recordings[0].active == ()
     assert torch.equal(value, LayerObjective(alone, basis, start, QUADRATIC)(start)[0])
     assert LayerObjective(alone, basis, start, HINGED).active_share(start) == 0
 

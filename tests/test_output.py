@@ -118,7 +118,7 @@ def test_the_file_holds_the_very_merge_with_alpha_equal_to_the_rank(
     make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path, precision: str
 ) -> None:
     merge = make_merge(precision=precision, rank=5)
-    (path, _) = save_merge(merge, host, tmp_path / "zoo.safetensors")
+    (path, _) = save_merge(merge, tmp_path / "zoo.safetensors")
     file = read_lora(path)
     assert set(file.layers) == set(merge.factors)
     assert (file.unknown, file.embeddings) == ((), {})
@@ -135,12 +135,12 @@ def test_the_file_holds_the_very_merge_with_alpha_equal_to_the_rank(
 def test_alpha_is_exact_at_any_rank(make_merge: MakeMerge, host: DiffusersHost, precision: str) -> None:
     """bfloat16 has no 257, fp16 no 2049; an alpha that is rounded would scale the whole layer."""
     for rank in (257, 2049):
-        tensors = lora_tensors(make_merge(precision=precision, rank=rank), host)
+        tensors = lora_tensors(make_merge(precision=precision, rank=rank))
         assert float(tensors[f"{LINEAR}.alpha"]) == rank
 
 
 def test_shapes_are_those_of_kohyas_files(make_merge: MakeMerge, host: DiffusersHost) -> None:
-    tensors = lora_tensors(make_merge(rank=3), host)
+    tensors = lora_tensors(make_merge(rank=3))
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     assert shapes[f"{CONV}.lora_up.weight"] == [64, 3, 1, 1]
     assert shapes[f"{CONV}.lora_down.weight"] == [3, 4, 3, 3]
@@ -161,7 +161,7 @@ def test_a_full_file_holds_every_layer_s_whole_delta_rounded_once(
 ) -> None:
     mine = torch.randn(2, 8)
     merge = whole(make_merge(precision="fp32", extra=({EMBEDDING: mine}, {})), precision)
-    path, *_ = save_merge(merge, host, tmp_path / "zoo.safetensors")
+    path, *_ = save_merge(merge, tmp_path / "zoo.safetensors")
     tensors, metadata = read_tensors(path)
     assert set(tensors) == {f"{key}.diff" for key in merge.factors} | {EMBEDDING}
     assert torch.equal(tensors[EMBEDDING], mine)
@@ -172,8 +172,8 @@ def test_a_full_file_holds_every_layer_s_whole_delta_rounded_once(
         assert float((stored.double().view_as(exact) - exact).abs().max()) <= step * float(exact.abs().max())
     data = path.read_bytes()[8 + int.from_bytes(path.read_bytes()[:8], "little") :]
     assert metadata["sshs_model_hash"] == read_lora(path).hash == hashlib.sha256(data).hexdigest()
-    assert file_size(merge, host) == len(data)
-    assert file_size(make_merge(), host) < len(data) / 3, "control: a LoRA is much smaller"
+    assert file_size(merge) == len(data)
+    assert file_size(make_merge()) < len(data) / 3, "control: a LoRA is much smaller"
 
 
 def test_a_whole_delta_that_does_not_fit_is_refused_and_nothing_stays(
@@ -182,7 +182,7 @@ def test_a_whole_delta_that_does_not_fit_is_refused_and_nothing_stays(
     merge = whole(make_merge(precision="fp32"))
     merge = replace(merge, factors={key: factors.scaled(1e6) for key, factors in merge.factors.items()})
     with pytest.raises(LoraclrError, match=r"merged lora_\w+ does not fit into fp16: choose bf16 or fp32"):
-        save_merge(merge, host, tmp_path / "out" / "zoo.safetensors")
+        save_merge(merge, tmp_path / "out" / "zoo.safetensors")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -190,7 +190,7 @@ def test_bundled_embeddings_pass_through_untouched(make_merge: MakeMerge, host: 
     mine, other = torch.randn(2, 8), torch.randn(3, 8).bfloat16()
     # both bundle the first: equal content is one embedding
     merge = make_merge(extra=({EMBEDDING: mine}, {EMBEDDING: mine.clone(), "bundle_emb.x.clip_l": other}))
-    tensors = lora_tensors(merge, host)
+    tensors = lora_tensors(merge)
     assert torch.equal(tensors[EMBEDDING], mine)
     assert torch.equal(tensors["bundle_emb.x.clip_l"], other)
     assert tensors["bundle_emb.x.clip_l"].dtype == torch.bfloat16
@@ -199,7 +199,7 @@ def test_bundled_embeddings_pass_through_untouched(make_merge: MakeMerge, host: 
 def test_two_embeddings_of_one_name_are_refused(make_merge: MakeMerge, host: DiffusersHost) -> None:
     merge = make_merge(extra=({EMBEDDING: torch.zeros(2, 8)}, {EMBEDDING: torch.ones(2, 8)}))
     with pytest.raises(LoraclrError, match="mono bundles an embedding that fox bundles with other content"):
-        lora_tensors(merge, host)
+        lora_tensors(merge)
 
 
 # What it says of itself
@@ -253,7 +253,7 @@ def test_the_kind_of_network_is_named_as_the_program_that_makes_it_does(
 
 def test_licences_of_the_inputs_are_all_named(make_merge: MakeMerge, host: DiffusersHost) -> None:
     merge = make_merge(metadata=({"modelspec.license": "MIT"}, {"modelspec.license": "CC-BY-4.0"}))
-    assert lora_metadata(merge, host, "zoo")["modelspec.license"] == "CC-BY-4.0 / MIT"
+    assert lora_metadata(merge, "zoo")["modelspec.license"] == "CC-BY-4.0 / MIT"
 
 
 def test_tags_of_all_inputs_are_counted_together_also_in_folders_of_one_name(
@@ -261,13 +261,13 @@ def test_tags_of_all_inputs_are_counted_together_also_in_folders_of_one_name(
 ) -> None:
     tags = ({"10_img": {"sks": 3, "dog": 1}}, {"10_img": {"dog": 2}, "5_clay": {"clay": 4}})
     merge = make_merge(metadata=tuple({"ss_tag_frequency": json.dumps(t)} for t in tags))
-    merged = tag_frequency(lora_metadata(merge, host, "zoo"))
+    merged = tag_frequency(lora_metadata(merge, "zoo"))
     assert merged == {"10_img": {"sks": 3, "dog": 3}, "5_clay": {"clay": 4}}
 
 
 def test_the_recipe_gives_back_the_request_without_folders(make_merge: MakeMerge, host: DiffusersHost) -> None:
     merge = make_merge()
-    request, hashes = read_recipe(lora_metadata(merge, host, "zoo"), "zoo.safetensors")
+    request, hashes = read_recipe(lora_metadata(merge, "zoo"), "zoo.safetensors")
     assert [concept.lora for concept in request.concepts] == ["fox.safetensors", "mono.safetensors"]
     back = [
         replace(concept, lora=given.lora)
@@ -291,7 +291,7 @@ def test_no_folder_of_this_machine_is_in_any_file(make_merge: MakeMerge, host: D
     assert str(tmp_path) in merge.request.concepts[0].lora
     assert os.sep in host.checkpoint
     folders = [str(tmp_path), "somebody", str(Path(host.checkpoint).parent)]
-    for path in save_merge(merge, host, tmp_path / "zoo.safetensors", with_report=True):
+    for path in save_merge(merge, tmp_path / "zoo.safetensors", with_report=True):
         content = path.read_bytes()
         assert not [folder for folder in folders if folder.encode() in content], path.name
 
@@ -303,8 +303,8 @@ def test_the_same_merge_gives_the_same_bytes(make_merge: MakeMerge, host: Diffus
     merge = make_merge(metadata=({"ss_tag_frequency": '{"a": {"x": 1}}'}, {}))
     shuffled = replace(merge, factors=dict(reversed(merge.factors.items())))
     files = [
-        save_merge(merge, host, tmp_path / "1" / "zoo.safetensors", with_report=True),
-        save_merge(shuffled, host, tmp_path / "2" / "zoo.safetensors", with_report=True),
+        save_merge(merge, tmp_path / "1" / "zoo.safetensors", with_report=True),
+        save_merge(shuffled, tmp_path / "2" / "zoo.safetensors", with_report=True),
     ]
     for first, second in zip(*files, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.name
@@ -312,8 +312,8 @@ def test_the_same_merge_gives_the_same_bytes(make_merge: MakeMerge, host: Diffus
 
 def test_only_what_was_asked_for_is_written(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:
     merge, picture = make_merge(), Image.new("RGB", (8, 8), "red")
-    plain = save_merge(merge, host, tmp_path / "plain" / "zoo.safetensors")
-    full = save_merge(merge, host, tmp_path / "full" / "zoo.v2.safetensors", preview=picture, with_report=True)
+    plain = save_merge(merge, tmp_path / "plain" / "zoo.safetensors")
+    full = save_merge(merge, tmp_path / "full" / "zoo.v2.safetensors", preview=picture, with_report=True)
     assert [path.name for path in plain] == ["zoo.safetensors", "zoo.json"]
     assert {path.name for path in full} == {"zoo.v2.safetensors", "zoo.v2.json", "zoo.v2.png", "zoo.v2.report.json"}
     for files in (plain, full):
@@ -329,9 +329,9 @@ def test_a_card_that_is_there_already_stops_all_of_it(
     card.parent.mkdir()
     card.write_text("mine")
     with pytest.raises(LoraclrError, match=r"zoo\.json exists already"):
-        save_merge(make_merge(), host, card.with_suffix(".safetensors"))
+        save_merge(make_merge(), card.with_suffix(".safetensors"))
     assert [path.name for path in card.parent.iterdir()] == ["zoo.json"]
-    save_merge(make_merge(), host, card.with_suffix(".safetensors"), overwrite=True)
+    save_merge(make_merge(), card.with_suffix(".safetensors"), overwrite=True)
     assert card.read_text("utf-8") != "mine"
 
 
@@ -342,12 +342,12 @@ def test_a_preview_that_cannot_be_drawn_leaves_nothing(
     with pytest.raises(OSError):
         unsaveable.save(tmp_path / "control.png")
     with pytest.raises(LoraclrError, match=r"zoo\.png cannot be written"):
-        save_merge(make_merge(), host, tmp_path / "out" / "zoo.safetensors", preview=unsaveable)
+        save_merge(make_merge(), tmp_path / "out" / "zoo.safetensors", preview=unsaveable)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_card_tells_the_webui_family_words_and_weight(make_merge: MakeMerge, host: DiffusersHost) -> None:
-    card = user_card(make_merge(), host)
+    card = user_card(make_merge())
     assert card["sd version"] == "SD1"
     assert card["activation text"] == "sks animal"
     assert card["preferred weight"] == 1.0
@@ -360,7 +360,7 @@ def test_the_card_tells_the_webui_family_words_and_weight(make_merge: MakeMerge,
 def test_a_merged_file_names_its_own_trigger_words_with_and_without_its_card(
     make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path
 ) -> None:
-    (path, card) = save_merge(make_merge(), host, tmp_path / "zoo.safetensors")
+    (path, card) = save_merge(make_merge(), tmp_path / "zoo.safetensors")
     assert find_trigger(path, {}) == "sks animal"
     card.unlink()
     assert find_trigger(path, read_lora(path).metadata) == "sks animal"

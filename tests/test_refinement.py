@@ -15,12 +15,12 @@ from torch import Tensor
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.model.host import Conditioning, Host
 from lib_loraclr.model.low_rank import Factors, concatenate
-from lib_loraclr.recording.teachers import Classroom, Examples, Teacher, add_nearest_other, make_teachers
+from lib_loraclr.recording.teachers import Predictor, Examples, Teacher, add_nearest_other, make_teachers
 from lib_loraclr.refining import refinement
 from lib_loraclr.refining.refinement import GradScaler, refine
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 from tests.small import PROMPTS, concept
-from tests.test_teachers import room_of
+from tests.test_teachers import predictor_of
 
 OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=4, learning_rate=2e-3)
 
@@ -34,10 +34,10 @@ def examples_of(count: int, name: str, *, concept_index: int | None = 0) -> Exam
 
 
 @pytest.fixture(scope="module")
-def lesson(host: Host, demo: Path) -> tuple[Classroom, list[Examples]]:
-    room = room_of(host, demo, "fox-face", "pizza")
+def lesson(host: Host, demo: Path) -> tuple[Predictor, list[Examples]]:
+    predictor = predictor_of(host, demo, "fox-face", "pizza")
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
-    return room, [room.learn(teacher, paths=1, steps=3, keep=3, seed=0) for teacher in teachers]
+    return predictor, [predictor.learn(teacher, paths=1, steps=3, keep=3, seed=0) for teacher in teachers]
 
 
 def test_every_point_is_drawn_once_before_any_is_drawn_again() -> None:
@@ -88,16 +88,16 @@ def test_the_penalty_and_its_gradient_are_those_of_the_dense_matrices() -> None:
         torch.testing.assert_close(moved[key].down.grad, twins[key].down.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(lesson: tuple[Classroom, list[Examples]]) -> None:
-    room, examples = lesson
-    examples = add_nearest_other(room, examples, [0, 1])
-    batch = refinement._Sampler(examples, "", seed=1).draw(5, room.host.device)
+def test_micro_batches_give_the_gradient_of_the_whole_batch(lesson: tuple[Predictor, list[Examples]]) -> None:
+    predictor, examples = lesson
+    examples = add_nearest_other(predictor, examples, [0, 1])
+    batch = refinement._Sampler(examples, "", seed=1).draw(5, predictor.host.device)
     gradients = []
-    start = {key: concatenate(deltas) for key, deltas in room.together([0, 1]).items()}
+    start = {key: concatenate(deltas) for key, deltas in predictor.together([0, 1]).items()}
     for micro_batch in (5, 2):
-        parameters = {key: refinement._trainable(f, room.host.device) for key, f in start.items()}
+        parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in start.items()}
         terms = Terms(negative=1.0, margin=1.5)
-        loss, active = refinement._backward(room, parameters, batch, terms, micro_batch, GradScaler(enabled=False))
+        loss, active = refinement._backward(predictor, parameters, batch, terms, micro_batch, GradScaler(enabled=False))
         gradients.append((loss, active, {key: f.up.grad for key, f in parameters.items()}))
     (whole, active, expected), (parts, active_parts, found) = gradients
     assert parts == pytest.approx(whole, rel=1e-4)
@@ -108,29 +108,29 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(lesson: tuple[Classr
 
 
 def test_small_memory_makes_small_batches_and_then_recomputes(
-    lesson: tuple[Classroom, list[Examples]], monkeypatch: pytest.MonkeyPatch
+    lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room, examples = lesson
-    parameters = {key: refinement._trainable(f, room.host.device) for key, f in room.deltas[0].items()}
+    predictor, examples = lesson
+    parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in predictor.deltas[0].items()}
     sampler = refinement._Sampler(examples, "", seed=1)
     options = replace(OPTIONS, batch_size=8)
     plans = []
     for megabytes in (4096, 100, 1):
-        monkeypatch.setattr(room, "memory", megabytes << 20)
-        plans.append(refinement._fit(room, parameters, sampler, options))
+        monkeypatch.setattr(predictor, "memory", megabytes << 20)
+        plans.append(refinement._fit(predictor, parameters, sampler, options))
     assert plans[0] == refinement._Fit(8, recompute=False)
     assert plans[1].samples < 8
     assert plans[2] == refinement._Fit(1, recompute=True)
 
 
 def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
-    lesson: tuple[Classroom, list[Examples]], monkeypatch: pytest.MonkeyPatch
+    lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room, examples = lesson
-    parameters = {key: refinement._trainable(f, room.host.device) for key, f in room.deltas[0].items()}
+    predictor, examples = lesson
+    parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in predictor.deltas[0].items()}
     sampler = refinement._Sampler(examples, "", seed=1)
-    room, small = copy.copy(room), copy.copy(room.host)
-    room.host, room.memory, recomputing = small, 4096 << 20, []
+    predictor, small = copy.copy(predictor), copy.copy(predictor.host)
+    predictor.host, predictor.memory, recomputing = small, 4096 << 20, []
 
     def denoise(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         if len(x) > 1 or not recomputing:
@@ -139,7 +139,7 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
 
     monkeypatch.setattr(small, "denoise", denoise, raising=False)
     with pytest.raises(LoraclrError, match="graphics memory is too small to refine this merge.*effort fast"):
-        refinement._fit(room, parameters, sampler, replace(OPTIONS, batch_size=8))
+        refinement._fit(predictor, parameters, sampler, replace(OPTIONS, batch_size=8))
 
     @contextmanager
     def recompute() -> Iterator[None]:
@@ -147,7 +147,7 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
         yield
 
     monkeypatch.setattr(small, "recomputing", recompute, raising=False)
-    assert refinement._fit(room, parameters, sampler, replace(OPTIONS, batch_size=8)) == refinement._Fit(
+    assert refinement._fit(predictor, parameters, sampler, replace(OPTIONS, batch_size=8)) == refinement._Fit(
         1, recompute=True
     )
 
@@ -156,13 +156,13 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
     "error", [torch.cuda.OutOfMemoryError("out"), RuntimeError("Not enough memory, use lower resolution")]
 )
 def test_memory_that_runs_out_while_refining_costs_nothing_but_time(
-    lesson: tuple[Classroom, list[Examples]], monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+    lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    room, examples = lesson
+    predictor, examples = lesson
     options = replace(OPTIONS, batch_size=4, steps=3)
-    expected = refine(room, room.deltas[0], examples, examples, options, seed=0)
-    room, small = copy.copy(room), copy.copy(room.host)
-    room.host, sizes = small, []
+    expected = refine(predictor, predictor.deltas[0], examples, examples, options, seed=0)
+    predictor, small = copy.copy(predictor), copy.copy(predictor.host)
+    predictor.host, sizes = small, []
 
     def denoise(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         if torch.is_grad_enabled():
@@ -172,18 +172,18 @@ def test_memory_that_runs_out_while_refining_costs_nothing_but_time(
         return type(small).denoise(small, x, t, conditioning)
 
     monkeypatch.setattr(small, "denoise", denoise, raising=False)
-    found = refine(room, room.deltas[0], examples, examples, options, seed=0)
+    found = refine(predictor, predictor.deltas[0], examples, examples, options, seed=0)
     assert {4, 2} <= set(sizes) and sizes[-8:] == [1] * 8, "half as many, again half, and no more from then on"
     for key, factors in expected.factors.items():
         torch.testing.assert_close(found.factors[key].dense(), factors.dense(), rtol=1e-3, atol=1e-5)
 
 
 def test_an_error_of_another_kind_is_not_tried_again(
-    lesson: tuple[Classroom, list[Examples]], monkeypatch: pytest.MonkeyPatch
+    lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room, examples = lesson
-    room, small = copy.copy(room), copy.copy(room.host)
-    room.host, asked = small, []
+    predictor, examples = lesson
+    predictor, small = copy.copy(predictor), copy.copy(predictor.host)
+    predictor.host, asked = small, []
 
     def denoise(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         asked.append(len(x))
@@ -193,25 +193,25 @@ def test_an_error_of_another_kind_is_not_tried_again(
 
     monkeypatch.setattr(small, "denoise", denoise, raising=False)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        refine(room, room.deltas[0], examples, examples, replace(OPTIONS, steps=3), seed=0)
+        refine(predictor, predictor.deltas[0], examples, examples, replace(OPTIONS, steps=3), seed=0)
 
 
 def test_it_stops_when_nothing_improves_and_returns_the_best_point(
-    lesson: tuple[Classroom, list[Examples]],
+    lesson: tuple[Predictor, list[Examples]],
 ) -> None:
     """Steps far too long make every look worse than the start, and the start is what comes back."""
-    room, examples = lesson
-    start = room.deltas[0]
+    predictor, examples = lesson
+    start = predictor.deltas[0]
     wild = RefinementOptions(Terms(), steps=24, batch_size=2, learning_rate=0.5)
-    refined = refine(room, start, examples, examples, wild, seed=0)
+    refined = refine(predictor, start, examples, examples, wild, seed=0)
     assert refined.reason == "stalled"
     assert refined.steps < 24
     for key, factors in start.items():
         torch.testing.assert_close(refined.factors[key].dense(), factors.dense(), rtol=1e-3, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_is_refused_with_the_remedy(lesson: tuple[Classroom, list[Examples]]) -> None:
-    room, examples = lesson
-    broken = {key: f.scaled(torch.nan) for key, f in room.deltas[0].items()}
+def test_a_loss_that_is_not_finite_is_refused_with_the_remedy(lesson: tuple[Predictor, list[Examples]]) -> None:
+    predictor, examples = lesson
+    broken = {key: f.scaled(torch.nan) for key, f in predictor.deltas[0].items()}
     with pytest.raises((LoraclrError, RuntimeError), match="lower learning_rate|converge|NaN|nan"):
-        refine(room, broken, examples, examples, OPTIONS, seed=0)
+        refine(predictor, broken, examples, examples, OPTIONS, seed=0)

@@ -15,7 +15,7 @@ from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors, concatenate
 from lib_loraclr.model.substitution import Layer, substituted
 from lib_loraclr.progress import Progress
-from lib_loraclr.recording.teachers import Classroom, Examples, Teacher
+from lib_loraclr.recording.teachers import Predictor, Examples, Teacher
 from lib_loraclr.refining.refinement import refine
 from lib_loraclr.request.merge_request import RecordingOptions
 from lib_loraclr.solving.objective import RefinementOptions, Terms
@@ -201,11 +201,11 @@ def test_a_refinement_that_must_recompute_its_activations_makes_the_same_steps(h
             torch.ones(2),
             torch.zeros_like(latents),
         )
-        room = Classroom(
+        predictor = Predictor(
             host, [start], RecordingOptions(), negative_prompt="", background=(), memory=memory, progress=Progress()
         )
         options = RefinementOptions(Terms(), steps=1, batch_size=2, learning_rate=1e-3)
-        return refine(room, start, [examples], [examples], options, seed=0).factors
+        return refine(predictor, start, [examples], [examples], options, seed=0).factors
 
     kept, recomputed = run(memory=1 << 40), run(memory=1)
     for key in keys:

@@ -22,7 +22,7 @@ from lib_loraclr.output.merged import Merge
 from lib_loraclr.output.merged_tensors import full_tensors, lora_tensors
 from lib_loraclr.recording.inputs import load_input
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
-from lib_loraclr.solving.layer_problem import LayerProblem, Rows
+from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 from lib_loraclr.solving.methods.ridge import RidgeOptions, ridge
 from tests import tiny_checkpoints as tiny
 
@@ -92,14 +92,14 @@ def test_a_file_of_vectors_does_what_changed_parameters_do(host: DiffusersHost, 
 
 def test_their_sum_is_written_as_the_webui_reads_it(host: DiffusersHost, paths: list[Path], tmp_path: Path) -> None:
     merge = merged(host, paths, method="weighted_sum", precision="fp32", rank="full")
-    tensors = lora_tensors(merge, host)
+    tensors = lora_tensors(merge)
     assert set(tensors) == {f"{key}.{name}" for key, names in NAMES.items() for name in names}
     save_file(tensors, tmp_path / "merged.safetensors")
     again = load_input(Concept(str(tmp_path / "merged.safetensors"), trigger="x"), host).deltas
     for key, factors in again.items():
         expected = sum(load_input(c, host).deltas[key].dense() for c in merge.request.concepts)
         assert torch.allclose(factors.dense(), expected, atol=1e-5), key
-    assert {tensor.name for tensor in full_tensors(merge, host)} == set(tensors)
+    assert {tensor.name for tensor in full_tensors(merge)} == set(tensors)
 
 
 @pytest.mark.parametrize("method", ["contrastive", "paper", "average"])
@@ -115,7 +115,7 @@ def test_learnt_vectors_are_the_importance_weighted_mean() -> None:
     first, second = torch.randn(2, 6, dtype=torch.float64)
     deltas = tuple(Factors(d[:, None], torch.ones(1, 1, dtype=torch.float64)) for d in (first, second))
     ones = torch.ones(5, 1, dtype=torch.float64)
-    rows = (Rows(ones, (0,), 1.0), Rows(ones[:2], (1,), 3.0), Rows(ones, (), 2.0))
+    rows = (Recording(ones, (0,), 1.0), Recording(ones[:2], (1,), 3.0), Recording(ones, (), 2.0))
     found = ridge(LayerProblem("norm", deltas, rows), RidgeOptions(ridge=0.5)).factors.dense().flatten()
     total = 1.0 + 3.0 + 2.0
     expected = (first + 3 * second + 0.5 * total * (first + second) / 2) / (total + 0.5 * total)
@@ -145,9 +145,9 @@ def test_a_norm_whose_bias_is_not_changed_is_written_as_the_webui_loads_it(host:
     size = host.layers()[norm].shape[0]
     weight, bias = Factors(torch.randn(size, 1), torch.ones(1, 1)), Factors(torch.randn(size, 1), torch.ones(1, 1))
     merge = make_merge(precision="bf16")
-    alone = lora_tensors(replace(merge, factors={norm: weight}), host)
+    alone = lora_tensors(replace(merge, factors={norm: weight}))
     assert set(alone) == {f"{norm}.diff"} and alone[f"{norm}.diff"].dtype == torch.float32
-    both = lora_tensors(replace(merge, factors={norm: weight, f"{norm}.bias": bias}), host)
+    both = lora_tensors(replace(merge, factors={norm: weight, f"{norm}.bias": bias}))
     assert set(both) == {f"{norm}.w_norm", f"{norm}.b_norm"}
     assert torch.equal(both[f"{norm}.w_norm"], weight.up.flatten())
 

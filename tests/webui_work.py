@@ -155,7 +155,7 @@ def merge(
         if output is None:
             return result
         path = output_path(a1111.lora_dir(), output)
-        save_merge(done, host, path, overwrite=overwrite)
+        save_merge(done, path, overwrite=overwrite)
         described = a1111.announce(path, lock_held=True)
         base = predict(host)
         with host.apply(done.factors):
@@ -176,9 +176,9 @@ def saved_ways(names: Sequence[Sequence[str]], prompt: str, **changes: Any) -> d
     with a1111.session() as host:
         done = merge_loras(request([tuple(pair) for pair in names], save_as="checkpoint", **changes), host)
         baked = output_path(a1111.checkpoint_dir(), a1111.free_checkpoint_name("baked"))
-        save_merge(done, host, baked)
+        save_merge(done, baked)
         full = replace(done, request=replace(done.request, save_as="full", precision="fp32"))
-        save_merge(full, host, output_path(a1111.lora_dir(), "whole"), overwrite=True)
+        save_merge(full, output_path(a1111.lora_dir(), "whole"), overwrite=True)
         a1111.announce(output_path(a1111.lora_dir(), "whole"), lock_held=True)
         listed = a1111.announce_checkpoint(baked)
     before = describe()["checkpoint"]

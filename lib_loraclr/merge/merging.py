@@ -1,19 +1,19 @@
-"""The merge, from top to bottom: request -> deltas -> recording -> method -> factors -> refinement -> retention."""
+"""The merge, from top to bottom: request -> deltas -> examination -> recording -> layers -> refinement -> retention."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..errors import LoraclrError
 from ..model import Host
-from ..output import ConceptReport, Merge, MergeReport, require_copyable, require_places
+from ..output import ConceptReport, Merge, MergeReport, Target
 from ..progress import Progress
-from ..recording import bundled_embeddings, load_input, load_inputs
+from ..recording import InputLora, bundled_embeddings, load_input, load_inputs, served_layers
 from ..refining import Refined, Retention
-from ..request import MergeRequest, check_prompts, parse_lora_argument, parse_options
-from ..solving import Method, find_method
-from .stages import Job, MergedLayer
+from ..request import MergeRequest, parse_lora_argument
+from ..solving import MergedLayer, Procedure
+from .examination import examine, merged_keys
+from .stages import Stages
 
 
 def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = None) -> Merge:
@@ -30,30 +30,31 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
     """
     progress = progress or Progress()
     request.check()
-    if request.save_as == "checkpoint":
-        require_copyable(host.checkpoint_path)
-    method = find_method(request.method)
-    options = parse_options(method.options, request.options, f"method {method.name}")
+    procedure = Procedure.of(request)
     inputs = load_inputs(request.concepts, host, progress)
-    if request.save_as == "checkpoint":
-        require_places(host.checkpoint_path, inputs)
-    request = replace(request, concepts=tuple(given.concept for given in inputs))
-    check_prompts(request.concepts, request.prompts)
-    refinement = method.refinement(options, len(inputs))
-    if refinement and (obstacle := host.refinement_obstacle()):
-        raise LoraclrError(obstacle)
+    request = replace(request, concepts=tuple(lora.concept for lora in inputs))
+    serves = served_layers(host, merged_keys(inputs)) if procedure.method.records else None
+    examination = examine(request, inputs, host, serves)
+    examination.require_possible()
     with host.knowing(bundled_embeddings(inputs)) as unknown:
         # Sorted by content, so that the order in which the LoRAs were named changes nothing.
-        ordered = sorted(inputs, key=lambda given: given.order)
-        job = Job(request, ordered, host, progress, records=method.records)
-        job.warnings += unknown
-        lessons = job.learn_to_merge() if method.records else []
-        layers = job.solve(method, options, lessons)
-        refined = job.refine(layers, lessons, refinement) if refinement else None
-        factors = job.rounded(refined.factors if refined else {key: layer.factors for key, layer in layers.items()})
-        before, after = job.measure(factors)
-    report = _report(request, job, method, layers, refined, (before, after))
-    return Merge(request, factors, tuple(inputs), report)
+        stages = Stages(request, sorted(inputs, key=lambda lora: lora.order), host, serves, progress)
+        progress.plan(stages.plan(procedure))
+        examples = stages.learn() if procedure.method.records else []
+        layers = stages.solve(procedure, examples)
+        refinement = procedure.refinement(len(inputs))
+        refined = stages.refine(layers, examples, refinement) if refinement else None
+        factors = stages.rounded(refined.factors if refined else {key: layer.factors for key, layer in layers.items()})
+        before, after = stages.measure(factors)
+    report = _report(procedure, layers, refined, rows=stages.memory.rows if procedure.method.records else 0)
+    report = replace(
+        report,
+        concepts=_concept_reports(inputs, stages, before, after),
+        base_drift_all_tags=before.base_drift,
+        base_drift=after.base_drift,
+        warnings=(*_own_warnings(inputs), *examination.warnings, *stages.warnings, *unknown),
+    )
+    return Merge(request, factors, tuple(inputs), Target.of(host, factors), report)
 
 
 def measure_loras(
@@ -73,66 +74,62 @@ def measure_loras(
     progress = progress or Progress()
     request.check()
     inputs = load_inputs(request.concepts, host, progress)
-    request = replace(request, concepts=tuple(given.concept for given in inputs))
-    check_prompts(request.concepts, request.prompts)
+    request = replace(request, concepts=tuple(lora.concept for lora in inputs), method="weighted_sum", options={})
+    examination = examine(request, inputs, host)
+    examination.require_possible()
     result = load_input(parse_lora_argument(merged), host).deltas if merged else None
     with host.knowing(bundled_embeddings(inputs)) as unknown:
-        job = Job(request, inputs, host, progress, records=False)
-        job.warnings += unknown
-        before, after = job.measure(result)
+        stages = Stages(request, inputs, host, None, progress)
+        before, after = stages.measure(result)
     return MergeReport(
         method=merged or "all tags",
         source="docs/method.md",
-        concepts=_concept_reports(request, job, before, after),
+        concepts=_concept_reports(inputs, stages, before, after),
         base_drift_all_tags=before.base_drift,
         base_drift=after.base_drift if after else None,
-        warnings=job.warnings,
+        warnings=(*_own_warnings(inputs), *examination.warnings, *unknown),
     )
 
 
 def _report(
-    request: MergeRequest,
-    job: Job,
-    method: Method,
-    layers: Mapping[str, MergedLayer],
-    refined: Refined | None,
-    retention: tuple[Retention, Retention],
+    procedure: Procedure, layers: Mapping[str, MergedLayer], refined: Refined | None, *, rows: int
 ) -> MergeReport:
-    """The report on a finished merge."""
-    before, after = retention
-    # a vector's is always 1, and says nothing
+    """What there is to say of the layers and the refinement of a finished merge."""
+    # a vector's rank is always 1, and says nothing
     ranks = [f.rank for f in (layer.factors for layer in layers.values()) if f.shape[1] > 1] or [1]
     kept = [layer.kept for layer in layers.values()]
     names = sorted({name for layer in layers.values() for name in layer.notes})
     notes = {name: _mean([layer.notes[name] for layer in layers.values() if name in layer.notes]) for name in names}
     return MergeReport(
-        method=method.name,
-        source=method.source,
-        concepts=_concept_reports(request, job, before, after),
-        base_drift_all_tags=before.base_drift,
-        base_drift=after.base_drift,
+        method=procedure.method.name,
+        source=procedure.method.source,
+        concepts=(),
+        base_drift_all_tags=None,
+        base_drift=None,
         layers=len(layers),
-        rows=job.plan.rows if method.records else 0,
+        rows=rows,
         rank=(min(ranks), _mean(ranks), max(ranks)),
         kept=(min(kept), _mean(kept)),
         refinement={"reason": refined.reason, "steps": refined.steps, "checks": refined.history} if refined else {},
         solver=notes,
-        warnings=job.warnings,
     )
 
 
 def _concept_reports(
-    request: MergeRequest, job: Job, before: Retention, after: Retention | None
+    inputs: Sequence[InputLora], stages: Stages, before: Retention, after: Retention | None
 ) -> tuple[ConceptReport, ...]:
-    """The concepts' figures in the order of the request; the job has its own."""
+    """The concepts' figures in the order of the request; the stages have their own."""
     reports = []
-    for concept in request.concepts:
-        k = job.labels.index(concept.label)
+    for lora in inputs:
+        k = stages.labels.index(lora.concept.label)
         merged = after.concepts[k] if after else None
-        given = job.inputs[k]
-        told = (concept.label, concept.trigger, before.concepts[k], merged)
-        reports.append(ConceptReport(*told, given.loss, given.left_out))
+        told = (lora.concept.label, lora.concept.trigger, before.concepts[k], merged)
+        reports.append(ConceptReport(*told, lora.loss, lora.left_out))
     return tuple(reports)
+
+
+def _own_warnings(inputs: Sequence[InputLora]) -> list[str]:
+    return [warning for lora in inputs for warning in lora.warnings]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,155 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..errors import LoraclrError
 from ..files import DTYPES, is_text_encoder
-from ..model import Deltas, Factors, Host, MemoryPlan, Truncation, exact, plan_memory, truncate
-from ..progress import Progress
+from ..model import Factors, Host
+from ..progress import PlannedStage, Progress, Stage
 from ..recording import (
-    BATCH,
-    Classroom,
     Examples,
     InputLora,
+    PathPlan,
+    Predictor,
+    Run,
     Teacher,
     add_nearest_other,
-    base_model_warnings,
     evaluated,
-    lost_embeddings,
     make_teachers,
-    record_inputs,
-    shared_inputs,
+    record_examples,
+    record_run,
     spread,
 )
 from ..refining import Refined, Retention, drift_of_singles, measure, refine
-from ..request import MergeRequest, is_background, plain_prompts_that_call
-from ..solving import LayerProblem, LayerResult, Method, RefinementOptions, Rows
+from ..request import MergeRequest, is_background
+from ..solving import Cut, LayerProblem, MergedLayer, Procedure, Recording, RefinementOptions, merge_layer
+from .examination import merged_keys, recording_plan
+from .stage_plan import RECORDED_POINTS, learning_paths, measuring_paths, plan_stages, stopping_paths
 
-#: first seeds of the three sets of denoising paths: learnt from, deciding when to stop, and only ever measured
-TRAIN, HELD_BACK, TEST = 0, 1_000_000, 2_000_000
-#: denoising paths per teacher and their steps, of the sets that are not learnt from
-HELD_BACK_PATHS, HELD_BACK_STEPS, HELD_BACK_KEPT = 2, 8, 4
-TEST_PATHS, TEST_STEPS = 4, 8
-#: points per teacher whose layer inputs are recorded
-RECORDED_POINTS = 64
-#: points per teacher at which the size of its effect is measured, as the unit of the loss
-SCALE_POINTS = 16
+#: what a run of the model recorded: on whose prompts, and layer key -> `[n, d_in]`
+_Recorded = tuple[Teacher, Mapping[str, torch.Tensor]]
 
 
-@dataclass(frozen=True)
-class MergedLayer:
-    """A merged layer: what the method said of it, and the share of its effect that its rank keeps."""
-
-    factors: Factors
-    notes: Mapping[str, float]
-    kept: float
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run of the model whose layers' inputs are recorded.
-
-    Attributes:
-        teacher: on whose prompts
-        deltas: what the model is changed by
-        evaluations: how many samples
-        evaluate: runs the samples of a slice
-    """
-
-    teacher: Teacher
-    deltas: Deltas
-    evaluations: int
-    evaluate: Callable[[slice], object]
-
-
-def served_layers(host: Host, keys: Sequence[str]) -> dict[str, str]:
-    """Layer key -> key of the layer whose recording serves it too, found by one run at the smallest size.
-
-    A layer that does not run is not among them.
-    """
-
-    @torch.no_grad()
-    def run() -> None:
-        conditioning = host.encode([""])
-        smallest = torch.zeros(1, host.latent_channels, 8, 8, device=host.device)
-        host.denoise(smallest, torch.zeros(1, dtype=torch.long, device=host.device), conditioning)
-
-    ordered = sorted(keys, key=lambda key: not is_text_encoder(key))
-    return shared_inputs(host.layers(), ordered, run)
-
-
-def recording_plan(
-    request: MergeRequest, host: Host, keys: Sequence[str], serves: Mapping[str, str], *, recordings: int
-) -> MemoryPlan:
-    """How the memory budget of a request is spent.
-
-    Args:
-        keys: layers that are merged
-        serves: of these or more, from `served_layers`
-        recordings: how many each layer has
-
-    Raises:
-        LoraclrError: not even the least is within the budget
-    """
-    layers, recording = host.layers(), request.recording
-
-    def columns(stage: Sequence[str]) -> dict[str, int]:
-        return {serves[key]: layers[serves[key]].shape[1] for key in stage if key in serves}
-
-    stages = [columns([key for key in keys if is_text_encoder(key) == first]) for first in (True, False)]
-    height, width = (
-        (side or host.default_size) // host.pixels_per_latent for side in (recording.height, recording.width)
-    )
-    return plan_memory(
-        request.memory_mb,
-        max(stages, key=lambda stage: sum(stage.values())),
-        recordings=recordings,
-        paths=recordings * recording.paths,
-        steps=max(recording.steps, TEST_STEPS),
-        latent_numbers=host.latent_channels * height * width,
-    )
-
-
-class Job:
+class Stages:
     """One merge's stages, in the order of their methods, and what they share."""
 
     def __init__(
-        self, request: MergeRequest, inputs: Sequence[InputLora], host: Host, progress: Progress, *, records: bool
+        self,
+        request: MergeRequest,
+        inputs: Sequence[InputLora],
+        host: Host,
+        serves: Mapping[str, str] | None,
+        progress: Progress,
     ) -> None:
         """
         Args:
-            records: whether inputs of layers will be recorded, and need room in the memory budget
+            serves: which recording serves each layer (`recording.served_layers`); None where no layer's inputs are recorded
         """
-        concepts = [given.concept for given in inputs]
+        concepts = [lora.concept for lora in inputs]
         self.request, self.inputs, self.host, self.progress = request, inputs, host, progress
         self.labels = [concept.label for concept in concepts]
-        self.warnings = tuple(warning for given in inputs for warning in given.warnings)
-        self.warnings += tuple(base_model_warnings(inputs, host))
-        self.warnings += tuple(lost_embeddings(request, inputs))
-        self.warnings += tuple(plain_prompts_that_call(concepts, request.prompts))
         self.teachers = make_teachers(concepts, request.prompts)
         self.subjects = [i for i, concept in enumerate(concepts) if concept.kind == "subject"]
-        self.room = Classroom(
+        self.predictor = Predictor(
             host,
-            [given.deltas for given in inputs],
+            [lora.deltas for lora in inputs],
             request.recording,
             negative_prompt=request.prompts.negative,
             background=tuple(i for i, concept in enumerate(concepts) if is_background(concept)),
             memory=request.memory_mb << 20,
             progress=progress,
         )
-        keys = sorted(set().union(*(given.deltas for given in inputs)))
-        self.serves = served_layers(host, keys) if records else {}
-        if records:
-            keys = self._taking_part(keys)
+        self.serves = serves or {}
+        self.warnings: tuple[str, ...] = ()
+        keys = merged_keys(inputs)
+        keys = keys if serves is None else self._taking_part(keys)
         self.text_encoder_keys = [key for key in keys if is_text_encoder(key)]
         self.unet_keys = [key for key in keys if not is_text_encoder(key)]
-        self.plan = recording_plan(request, host, keys, self.serves, recordings=len(self.teachers))
+        self.memory = recording_plan(request, inputs, host, self.serves)
 
     def _taking_part(self, keys: Sequence[str]) -> list[str]:
         """The layers that a run of the model reaches; of the others there is nothing to merge by, and nothing to lose.
@@ -166,61 +85,51 @@ class Job:
             )
         return [key for key in keys if key in self.serves]
 
-    def learn(self, seed: int, stage: str, **plan: int) -> list[Examples]:
-        """What every teacher predicts on its own denoising paths; `plan` is that of `Classroom.learn`."""
-        plan["keep"] = min(self.plan.points, plan.get("keep", plan["steps"]))
-        self.progress.start(stage, sum(self.room.evaluations(teacher, **plan) for teacher in self.teachers))
-        return [self.room.learn(teacher, **plan, seed=seed + self.request.seed) for teacher in self.teachers]
-
-    def learn_to_merge(self) -> list[Examples]:
-        """The examples that the merge is made from."""
-        recording = self.request.recording
-        return self.learn(
-            TRAIN, "recording the LoRAs", paths=recording.paths, steps=recording.steps, effects=SCALE_POINTS
+    def plan(self, procedure: Procedure) -> list[PlannedStage]:
+        """What is to come."""
+        refinement = procedure.refinement(len(self.inputs))
+        layers = len(self.text_encoder_keys) + len(self.unet_keys)
+        return plan_stages(
+            self.request, procedure.method, refinement, self.teachers, layers=layers, most=self.memory.points
         )
 
-    def solve(self, method: Method, options: Any, lessons: Sequence[Examples]) -> dict[str, MergedLayer]:
+    def learn(self) -> list[Examples]:
+        """What every teacher predicts: the examples that the merge is made from."""
+        return self._follow(Stage.RECORDING, learning_paths(self.request, self.memory.points))
+
+    def _follow(self, stage: Stage, plan: PathPlan) -> list[Examples]:
+        """What every teacher predicts on denoising paths of its own."""
+        self.progress.start(stage, sum(plan.evaluations(teacher) for teacher in self.teachers))
+        return [record_examples(self.predictor, teacher, plan) for teacher in self.teachers]
+
+    def solve(self, procedure: Procedure, examples: Sequence[Examples]) -> dict[str, MergedLayer]:
         """Merge layer by layer: the text encoder(s), then the UNet behind the merged text encoder(s)."""
-        text_encoder = self._solve_stage(
-            "text encoder", self.text_encoder_keys, method, options, self._text_encoder_runs(lessons)
-        )
-        unet = self._solve_stage("UNet", self.unet_keys, method, options, self._unet_runs(lessons, text_encoder))
+        recorded = self._record(Stage.TEXT_INPUTS, self.text_encoder_keys, self._text_encoder_runs(examples))
+        text_encoder = self._merge_layers(Stage.TEXT_LAYERS, self.text_encoder_keys, procedure, recorded)
+        del recorded
+        recorded = self._record(Stage.UNET_INPUTS, self.unet_keys, self._unet_runs(examples, text_encoder))
+        unet = self._merge_layers(Stage.UNET_LAYERS, self.unet_keys, procedure, recorded)
         return {**text_encoder, **unet}
 
-    def _solve_stage(
-        self, name: str, keys: Sequence[str], method: Method, options: Any, runs: Sequence[_Run]
-    ) -> dict[str, MergedLayer]:
-        """Record the inputs of these layers and merge each of them; the recordings are gone when it returns."""
-        recordings = []
-        if method.records and keys:
-            self.progress.start(f"recording the {name}", sum(run.evaluations for run in runs))
-            recordings = [self._record(keys, run) for run in runs]
-        self.progress.start(f"merging the {name}", len(keys))
-        merged = {}
-        for key in keys:
-            merged[key] = self._merge_layer(key, method, options, recordings)
-            self.progress.advance(1, key)
-        return merged
-
-    def _text_encoder_runs(self, lessons: Sequence[Examples]) -> list[_Run]:
+    def _text_encoder_runs(self, examples: Sequence[Examples]) -> list[Run]:
         """Every teacher's prompts through the text encoder(s)."""
         runs = []
-        for lesson in lessons:
-            prompts = sorted({*lesson.prompts, self.request.prompts.negative})
-            deltas = self._part(lesson.teacher, self.text_encoder_keys)
+        for own in examples:
+            prompts = sorted({*own.prompts, self.request.prompts.negative})
+            deltas = self._part(own.teacher, self.text_encoder_keys)
             runs.append(
-                _Run(lesson.teacher, deltas, len(prompts), lambda part, asked=prompts: self.host.encode(asked[part]))
+                Run(own.teacher, deltas, len(prompts), lambda part, asked=prompts: self.host.encode(asked[part]))
             )
         return runs
 
-    def _unet_runs(self, lessons: Sequence[Examples], merged: Mapping[str, MergedLayer]) -> list[_Run]:
+    def _unet_runs(self, examples: Sequence[Examples], merged: Mapping[str, MergedLayer]) -> list[Run]:
         """Some of every teacher's points through the UNet, behind the merged text encoder(s), which will stand there."""
         text_encoder = {key: layer.factors.to(self.host.device) for key, layer in merged.items()}
         runs = []
-        for lesson in lessons:
-            few = lesson.select(spread(len(lesson), RECORDED_POINTS))
-            deltas = {**text_encoder, **self._part(lesson.teacher, self.unet_keys)}
-            runs.append(_Run(lesson.teacher, deltas, len(few), lambda part, few=few: self._denoise(few, part)))
+        for own in examples:
+            few = own.select(spread(len(own), RECORDED_POINTS))
+            deltas = {**text_encoder, **self._part(own.teacher, self.unet_keys)}
+            runs.append(Run(own.teacher, deltas, len(few), lambda part, few=few: self._denoise(few, part)))
         return runs
 
     def _denoise(self, points: Examples, part: slice) -> None:
@@ -229,63 +138,55 @@ class Job:
         evaluated(self.host, points.x[part].to(device).float(), points.t[part].to(device), conditioning)
 
     def _part(self, teacher: Teacher, keys: Sequence[str]) -> dict[str, tuple[Factors, ...]]:
-        together = self.room.together(teacher.active)
+        together = self.predictor.together(teacher.active)
         return {key: together[key] for key in keys if key in together}
 
-    def _record(self, keys: Sequence[str], run: _Run) -> tuple[Teacher, Mapping[str, torch.Tensor]]:
-        """The inputs of these layers in one run of the model."""
-        capacity = {self.serves[key]: self.plan.rows for key in keys}
-        with (
-            self.host.apply(run.deltas),
-            record_inputs(self.host.layers(), capacity, seed=self.request.seed) as result,
-            torch.no_grad(),
-        ):
-            for start in range(0, run.evaluations, BATCH):
-                part = slice(start, min(start + BATCH, run.evaluations))
-                run.evaluate(part)
-                self.progress.advance(part.stop - start, run.teacher.name)
-        return run.teacher, result()
+    def _record(self, stage: Stage, keys: Sequence[str], runs: Sequence[Run]) -> list[_Recorded]:
+        """The inputs of these layers in every run."""
+        if not (runs and keys):
+            return []
+        self.progress.start(stage, sum(run.samples for run in runs))
+        capacity = {self.serves[key]: self.memory.rows for key in keys}
+        return [(run.teacher, record_run(self.host, run, capacity, self.request.seed, self.progress)) for run in runs]
 
-    def _merge_layer(self, key: str, method: Method, options: Any, recordings) -> MergedLayer:
-        """One layer; nothing here is larger than this layer's own matrices."""
-        deltas = [given.deltas.get(key) for given in self.inputs]
-        exact = [None if delta is None else delta.to(torch.float32) for delta in deltas]
-        rows = tuple(
-            Rows(
+    def _merge_layers(
+        self, stage: Stage, keys: Sequence[str], procedure: Procedure, recorded: Sequence[_Recorded]
+    ) -> dict[str, MergedLayer]:
+        """Each of these layers merged."""
+        self.progress.start(stage, len(keys))
+        # of files that hold whole deltas the rank costs nothing
+        rank = "full" if self.request.whole and self.request.rank == "auto" else self.request.rank
+        cut, merged = Cut(rank, self.request.kept), {}
+        for key in keys:
+            merged[key] = merge_layer(self._problem(key, recorded), procedure.method, procedure.options, cut)
+            self.progress.advance(1, key)
+        return merged
+
+    def _problem(self, key: str, recorded: Sequence[_Recorded]) -> LayerProblem:
+        """One layer, on the model's device in fp32."""
+        deltas = [lora.deltas.get(key) for lora in self.inputs]
+        recordings = tuple(
+            Recording(
                 inputs[self.serves[key]].to(self.host.device, torch.float32),
                 teacher.active,
                 teacher.importance,
                 tuple(teacher.rivals(self.subjects)),
             )
-            for teacher, inputs in recordings or ()
+            for teacher, inputs in recorded
         )
-        problem = LayerProblem(key, tuple(exact), rows)
-        result: LayerResult = method.function(problem, options)
-        cut = self._cut(result.factors, problem.stacked() if rows else None)
-        return MergedLayer(cut.factors.to(torch.float32), result.notes, cut.kept)
-
-    def _cut(self, delta: Factors, inputs: torch.Tensor | None) -> Truncation:
-        """The delta at the rank that was asked for; without inputs nothing says what could be left out."""
-        rank = self.request.rank
-        if rank.isdecimal():
-            return truncate(delta, inputs, rank=int(rank))
-        if rank == "auto" and inputs is not None and not self.request.whole:
-            return truncate(delta, inputs, share=self.request.kept)
-        return Truncation(exact(delta), 1.0)
+        return LayerProblem(key, tuple(delta and delta.to(torch.float32) for delta in deltas), recordings)
 
     def refine(
-        self, layers: Mapping[str, MergedLayer], lessons: Sequence[Examples], options: RefinementOptions
+        self, layers: Mapping[str, MergedLayer], examples: Sequence[Examples], options: RefinementOptions
     ) -> Refined:
         """The contrastive objective at the model's output, from the layer-wise merge on."""
         if options.terms.negative:
-            self.progress.start("comparing the concepts", sum(map(len, lessons)))
-            lessons = add_nearest_other(self.room, lessons, self.subjects)
-        held_back = self.learn(
-            HELD_BACK, "recording held-back paths", paths=HELD_BACK_PATHS, steps=HELD_BACK_STEPS, keep=HELD_BACK_KEPT
-        )
-        self.progress.start("refining", options.steps)
+            self.progress.start(Stage.COMPARING, sum(map(len, examples)))
+            examples = add_nearest_other(self.predictor, examples, self.subjects)
+        held_back = self._follow(Stage.HOLDING_BACK, stopping_paths(self.request, self.memory.points))
+        self.progress.start(Stage.REFINING, options.steps)
         start = {key: layer.factors for key, layer in layers.items()}
-        return refine(self.room, start, lessons, held_back, options, seed=self.request.seed)
+        return refine(self.predictor, start, examples, held_back, options, seed=self.request.seed)
 
     def rounded(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
         """Factors as the file will hold them, on the model's device; a file of whole deltas rounds only those."""
@@ -298,11 +199,11 @@ class Job:
 
     def measure(self, factors: Mapping[str, Factors] | None) -> tuple[Retention, Retention | None]:
         """Retention of all tags together and of the merge (if any), on paths that nothing was learnt from or stopped by."""
-        examples = self.learn(TEST, "recording paths to measure on", paths=TEST_PATHS, steps=TEST_STEPS)
-        everyone = self.room.together(range(len(self.inputs)))
+        examples = self._follow(Stage.TESTING, measuring_paths(self.request, self.memory.points))
+        everyone = self.predictor.together(range(len(self.inputs)))
         singles = sum(len(own) for own in examples if own.teacher.concept is None) * len(self.inputs)
         results = 1 if factors is None else 2
-        self.progress.start("measuring retention", results * sum(map(len, examples)) + singles)
-        drift = drift_of_singles(self.room, examples)
-        before = measure(self.room, everyone, examples, single_drift=drift)
-        return before, None if factors is None else measure(self.room, factors, examples, single_drift=drift)
+        self.progress.start(Stage.MEASURING, results * sum(map(len, examples)) + singles)
+        drift = drift_of_singles(self.predictor, examples)
+        before = measure(self.predictor, everyone, examples, single_drift=drift)
+        return before, None if factors is None else measure(self.predictor, factors, examples, single_drift=drift)

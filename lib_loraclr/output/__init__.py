@@ -1,6 +1,6 @@
 """A finished merge as files: a LoRA, whole deltas or a checkpoint, with its card, picture and report.
 
-merged             a finished merge
+merged             a finished merge, and the checkpoint it was made on
 merged_tensors     the tensors of its file; baking and checkpoint_layers those of a checkpoint
 saving             the files
 preview            its picture
@@ -8,8 +8,8 @@ report             what it did
 """
 
 from .baking import require_copyable, require_places
-from .merged import Merge
-from .preview import PreviewOptions, preview_grid
+from .merged import Merge, Target
+from .preview import PreviewOptions, plan_preview, preview_grid
 from .report import ConceptReport, MergeReport, figure
 from .saving import check_destination, file_size, read_recipe, save_merge
 
@@ -18,9 +18,11 @@ __all__ = [
     "Merge",
     "MergeReport",
     "PreviewOptions",
+    "Target",
     "check_destination",
     "figure",
     "file_size",
+    "plan_preview",
     "preview_grid",
     "read_recipe",
     "require_copyable",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from ..model import Factors, Host, concatenate
-from ..progress import Progress
+from ..progress import PlannedStage, Progress, Stage, Work
 from ..recording import BATCH, bundled_embeddings, sample
 from ..request import concept_prompts, is_background
 from .merged import Merge
@@ -41,6 +41,19 @@ class PreviewOptions:
     font: str | None = None
 
 
+def plan_preview(called: int, concepts: int, options: PreviewOptions) -> PlannedStage:
+    """What drawing takes.
+
+    Args:
+        called: how many of the concepts a prompt calls; two of them at a time are drawn together
+        concepts: how many there are
+    """
+    chunks, pairs = -(-concepts // BATCH), min(options.pairs, called // 2)
+    evaluations = options.steps * (3 * chunks + concepts + 2 * bool(pairs))
+    pictures = 4 * concepts + 4 * pairs  # one with two concepts is as wide as two
+    return PlannedStage(Stage.DRAWING, evaluations, Work.EVALUATION, 2 * options.steps * pictures)
+
+
 def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Progress | None = None) -> Image.Image:
     """Draw the picture; the model is left as it was."""
     progress = progress or Progress()
@@ -52,9 +65,8 @@ def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Pr
     prompts = [concept_prompts(concept, merge.request.prompts)[0] for concept in concepts]
     pair = merge.request.prompts.pair
     doubles = [pair.replace("{first}", concepts[a].trigger).replace("{second}", concepts[b].trigger) for a, b in pairs]
-    everyone = _sum([given.deltas for given in merge.inputs])
-    chunks = -(-len(prompts) // BATCH)
-    progress.start("drawing the preview", options.steps * (3 * chunks + len(concepts) + 2 * bool(doubles)))
+    everyone = _sum([lora.deltas for lora in merge.inputs])
+    progress.start(Stage.DRAWING, plan_preview(len(called), len(concepts), options).units)
 
     def draw(deltas: Mapping[str, Factors], texts: Sequence[str], seed: int, wide: int = 1) -> list[Image.Image]:
         with host.apply(deltas):
@@ -73,7 +85,7 @@ def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Pr
     base = draw({}, prompts, options.seed)
     with host.knowing(bundled_embeddings(merge.inputs)):
         together, merged = (draw(deltas, prompts, options.seed) for deltas in (everyone, merge.factors))
-        alone = [draw(given.deltas, [prompts[i]], options.seed + i)[0] for i, given in enumerate(merge.inputs)]
+        alone = [draw(lora.deltas, [prompts[i]], options.seed + i)[0] for i, lora in enumerate(merge.inputs)]
         seed = options.seed + len(prompts)
         both = [draw(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors) if doubles]
     rows = [([base[i], alone[i], together[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]

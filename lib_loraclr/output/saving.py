@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,6 @@ import torch
 from .. import __version__
 from ..errors import LoraclrError
 from ..files import refuse_existing, require_space, serialize, tag_frequency, with_hashes, write_files, write_tensors
-from ..model import Host
 from ..request import MergeRequest
 from .baking import BakedCheckpoint, require_copyable
 from .merged import Merge
@@ -26,34 +26,32 @@ if TYPE_CHECKING:
 _RECIPE = "loraclr.request"
 
 
-def lora_metadata(merge: Merge, host: Host, name: str) -> dict[str, str]:
+def lora_metadata(merge: Merge, name: str) -> dict[str, str]:
     """Metadata by which the WebUI lists the file rightly, and from which the merge can be repeated."""
     merged_tags: dict[str, Counter[str]] = {}
-    for given in merge.inputs:
-        for tag_folder, tags in tag_frequency(given.file.metadata).items():
+    for lora in merge.inputs:
+        for tag_folder, tags in tag_frequency(lora.file.metadata).items():
             merged_tags.setdefault(tag_folder, Counter()).update(tags)
     metadata = {
-        **host.family.metadata(host.prediction_type),
+        **merge.target.family.metadata(merge.target.prediction_type),
         "ss_output_name": name,
-        **_network(merge, host),
+        **_network(merge),
         "ss_training_comment": f"merged by LoRACLR {__version__} ({merge.request.method})",
         "ss_tag_frequency": json.dumps(merged_tags, ensure_ascii=False) if merged_tags else "",
-        **_told(merge, host, name, [given.file.metadata for given in merge.inputs]),
+        **_told(merge, name, [lora.file.metadata for lora in merge.inputs]),
     }
     return {key: value for key, value in metadata.items() if value}
 
 
-def _network(merge: Merge, host: Host) -> dict[str, str]:
+def _network(merge: Merge) -> dict[str, str]:
     """What kind of network it is, in the words of the program that made this kind: kohya's trainer or LyCORIS."""
     if merge.request.save_as == "full":
         return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
-    layers = host.layers()
     ranks: dict[bool, list[int]] = {True: [], False: []}
     for key, factors in merge.factors.items():
-        weight = layers[key].weight
-        if weight.dim() == 1:
-            continue
-        ranks[weight.dim() == 4 and weight[0, 0].numel() > 1].append(factors.rank)
+        shape = merge.target.shapes[key]
+        if len(shape) > 1:
+            ranks[math.prod(shape[2:]) > 1].append(factors.rank)
     kernels, points = ranks[True], ranks[False]
     rank = max(points or kernels or [1])
     told = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
@@ -63,7 +61,7 @@ def _network(merge: Merge, host: Host) -> dict[str, str]:
     return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(arguments), **told}
 
 
-def checkpoint_metadata(merge: Merge, host: Host, name: str, base: Mapping[str, str]) -> dict[str, str]:
+def checkpoint_metadata(merge: Merge, name: str, base: Mapping[str, str]) -> dict[str, str]:
     """Metadata of a checkpoint with the merge in it.
 
     Args:
@@ -73,15 +71,15 @@ def checkpoint_metadata(merge: Merge, host: Host, name: str, base: Mapping[str, 
     kept = {key: value for key, value in base.items() if not key.startswith(stale)}
     known = {name: kept[name] for name in ("modelspec.architecture",) if name in kept}
     own = {
-        **host.family.modelspec(host.prediction_type),
+        **merge.target.family.modelspec(merge.target.prediction_type),
         **known,
-        **_told(merge, host, name, [base, *(given.file.metadata for given in merge.inputs)]),
+        **_told(merge, name, [base, *(lora.file.metadata for lora in merge.inputs)]),
     }
     own["modelspec.merged_from"] = f"{PurePosixPath(own['loraclr.checkpoint']).stem}, {own['modelspec.merged_from']}"
     return {**kept, **{key: value for key, value in own.items() if value}}
 
 
-def _told(merge: Merge, host: Host, name: str, sources: Sequence[Mapping[str, str]]) -> dict[str, str]:
+def _told(merge: Merge, name: str, sources: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """What every file says of itself.
 
     Args:
@@ -97,12 +95,10 @@ def _told(merge: Merge, host: Host, name: str, sources: Sequence[Mapping[str, st
         "modelspec.license": "" if licences == ["not named"] else " / ".join(licences),
         "modelspec.merged_from": ", ".join(concept.label for concept in concepts),
         _RECIPE: json.dumps(_recipe(request), ensure_ascii=False),
-        "loraclr.inputs": json.dumps(
-            {c.label: given.file.hash for c, given in zip(concepts, merge.inputs, strict=True)}
-        ),
-        "loraclr.checkpoint": PurePosixPath(host.checkpoint.replace("\\", "/")).name,
+        "loraclr.inputs": json.dumps({c.label: lora.file.hash for c, lora in zip(concepts, merge.inputs, strict=True)}),
+        "loraclr.checkpoint": PurePosixPath(merge.target.checkpoint.replace("\\", "/")).name,
         "loraclr.source": merge.report.source,
-        "loraclr.versions": json.dumps({"loraclr": __version__, "torch": torch.__version__, "host": host.name}),
+        "loraclr.versions": json.dumps({"loraclr": __version__, "torch": torch.__version__, "host": merge.target.host}),
     }
 
 
@@ -123,7 +119,7 @@ def read_recipe(metadata: Mapping[str, str], source: str) -> tuple[MergeRequest,
     return MergeRequest.from_json(metadata[_RECIPE]), json.loads(metadata.get("loraclr.inputs", "{}"))
 
 
-def user_card(merge: Merge, host: Host) -> dict[str, object]:
+def user_card(merge: Merge) -> dict[str, object]:
     """`NAME.json` as the WebUI's metadata editors write it (`modules/ui_edit_user_metadata.py` and those that extend it)."""
     report = merge.report
     lines = [f"{c.name}: {c.trigger or 'no trigger'}" for c in report.concepts]
@@ -132,7 +128,7 @@ def user_card(merge: Merge, host: Host) -> dict[str, object]:
         return card
     return {
         **card,
-        "sd version": host.family.webui_version,
+        "sd version": merge.target.family.webui_version,
         "activation text": ", ".join(c.trigger for c in report.concepts if c.trigger),
         "preferred weight": 1.0,
         "negative text": "",
@@ -163,7 +159,6 @@ def check_destination(path: Path, save_as: str, checkpoint: Path | None, *, over
 
 def save_merge(
     merge: Merge,
-    host: Host,
     path: Path,
     *,
     preview: Image | None = None,
@@ -176,10 +171,10 @@ def save_merge(
         LoraclrError: one of the files exists and may not be overwritten, it is the checkpoint itself, there is no room, or it
             cannot be written
     """
-    check_destination(path, merge.request.save_as, host.checkpoint_path, overwrite=overwrite)
-    card = json.dumps(user_card(merge, host), indent=4, ensure_ascii=False).encode()
-    writers = {path: _writer(merge, host, path), path.with_suffix(".json"): lambda stream: stream.write(card)}
-    config = host.checkpoint_path.with_suffix(".yaml")
+    check_destination(path, merge.request.save_as, merge.target.path, overwrite=overwrite)
+    card = json.dumps(user_card(merge), indent=4, ensure_ascii=False).encode()
+    writers = {path: _writer(merge, path), path.with_suffix(".json"): lambda stream: stream.write(card)}
+    config = merge.target.path.with_suffix(".yaml")
     if merge.request.save_as == "checkpoint" and config.is_file():
         writers[path.with_suffix(".yaml")] = lambda stream: stream.write(config.read_bytes())
     if preview is not None:
@@ -191,31 +186,31 @@ def save_merge(
     return list(writers)
 
 
-def _writer(merge: Merge, host: Host, path: Path) -> Callable[[BinaryIO], object]:
+def _writer(merge: Merge, path: Path) -> Callable[[BinaryIO], object]:
     """What writes the file itself."""
     if merge.request.save_as == "lora":
-        tensors = lora_tensors(merge, host)
-        blob = serialize(tensors, with_hashes(tensors, lora_metadata(merge, host, path.stem)))
+        tensors = lora_tensors(merge)
+        blob = serialize(tensors, with_hashes(tensors, lora_metadata(merge, path.stem)))
         return lambda stream: stream.write(blob)
     if merge.request.save_as == "full":
-        whole, told = full_tensors(merge, host), lora_metadata(merge, host, path.stem)
+        whole, told = full_tensors(merge), lora_metadata(merge, path.stem)
         require_space(path, sum(tensor.size for tensor in whole))
         return lambda stream: write_tensors(stream, whole, lambda digest: {**told, "sshs_model_hash": digest})
-    baked = _baked(merge, host)
-    told = checkpoint_metadata(merge, host, path.stem, baked.metadata)
+    baked = _baked(merge)
+    told = checkpoint_metadata(merge, path.stem, baked.metadata)
     hash_of = "modelspec.hash_sha256"
     return lambda stream: write_tensors(stream, baked.tensors, lambda digest: {**told, hash_of: f"0x{digest}"})
 
 
-def _baked(merge: Merge, host: Host) -> BakedCheckpoint:
+def _baked(merge: Merge) -> BakedCheckpoint:
     deltas = {key: factors.to("cpu") for key, factors in merge.factors.items()}
-    return BakedCheckpoint(host.checkpoint_path, deltas, merge.request.memory_mb)
+    return BakedCheckpoint(merge.target.path, deltas, merge.request.memory_mb)
 
 
-def file_size(merge: Merge, host: Host) -> int:
+def file_size(merge: Merge) -> int:
     """Of the file in bytes, without its header."""
     if merge.request.save_as == "checkpoint":
-        return _baked(merge, host).size
+        return _baked(merge).size
     if merge.request.save_as == "full":
-        return sum(tensor.size for tensor in full_tensors(merge, host))
-    return sum(tensor.numel() * tensor.element_size() for tensor in lora_tensors(merge, host).values())
+        return sum(tensor.size for tensor in full_tensors(merge))
+    return sum(tensor.numel() * tensor.element_size() for tensor in lora_tensors(merge).values())

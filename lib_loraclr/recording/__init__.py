@@ -1,23 +1,29 @@
 """What the model does with each LoRA alone: the teachers, their predictions, and what enters each layer.
 
 inputs             the LoRAs of a request, held against the loaded model; base_models what they were trained on
-teachers           which LoRAs are active on which prompts, and what the model then predicts
+teachers           which LoRAs are active on which prompts
+predictor          the model with any of the LoRAs active
 sampling           denoising paths
-input_rows         a bounded sample of what enters each layer
+examples           what teachers predict along their own paths
+input_rows         a bounded sample of what enters a layer; layer_inputs of what enters each of them
 """
 
 from .base_models import base_model_warnings
-from .input_rows import record_inputs, shared_inputs
+from .examples import PILOT, Examples, PathPlan, add_nearest_other, record_examples, spread
 from .inputs import InputLora, bundled_embeddings, load_input, load_inputs, lost_embeddings
+from .layer_inputs import Run, record_run, served_layers
+from .predictor import Predictor
 from .sampling import BATCH, evaluated, sample
-from .teachers import PILOT, Classroom, Examples, Teacher, add_nearest_other, make_teachers, spread
+from .teachers import Teacher, make_teachers
 
 __all__ = [
     "BATCH",
-    "Classroom",
     "Examples",
     "InputLora",
     "PILOT",
+    "PathPlan",
+    "Predictor",
+    "Run",
     "Teacher",
     "add_nearest_other",
     "base_model_warnings",
@@ -27,8 +33,9 @@ __all__ = [
     "load_inputs",
     "lost_embeddings",
     "make_teachers",
-    "record_inputs",
+    "record_examples",
+    "record_run",
     "sample",
-    "shared_inputs",
+    "served_layers",
     "spread",
 ]

@@ -23,7 +23,7 @@ from ..files import (
     read_lora,
 )
 from ..model import FAMILIES, INPAINTING_CHANNELS, Factors, Host, Layer
-from ..progress import Progress
+from ..progress import Progress, Stage
 from ..request import Concept, MergeRequest
 
 
@@ -59,25 +59,14 @@ def load_inputs(concepts: Sequence[Concept], host: Host, progress: Progress | No
 
     Raises:
         Interrupted: the user asked to stop
-        LoraclrError: a file cannot be read, fits another kind of model, or is there twice under two names; or two bundle
-            different embeddings of one name
+        LoraclrError: a file cannot be read, or fits another kind of model
     """
     progress = progress or Progress()
-    progress.start("reading the LoRAs", len(concepts))
+    progress.start(Stage.READING, len(concepts))
     inputs = []
     for concept in concepts:
         inputs.append(load_input(concept, host, progress))
         progress.advance(1, concept.label)
-    seen: dict[str, str] = {}
-    for given in inputs:
-        other = seen.setdefault(given.file.hash, given.concept.lora)
-        if other != given.concept.lora:
-            raise LoraclrError(
-                f"{given.concept.lora} is the same LoRA as {other}: name it once, and raise its weight instead."
-            )
-    bundled_embeddings(inputs)
-    if not any(given.deltas for given in inputs):
-        raise LoraclrError("All weights are 0, so nothing would be merged: give at least one LoRA another weight.")
     return inputs
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import LoraclrError
 from ..model import Factors, balanced, concatenate, free_cached, is_out_of_memory
-from ..recording import Classroom, Examples
+from ..recording import Examples, Predictor
 from ..solving import RefinementOptions, Terms, output_terms
 from .retention import Retention, measure
 
@@ -129,7 +129,7 @@ def _scales(examples: Sequence[Examples]) -> dict[str, Tensor]:
 
 
 def refine(
-    room: Classroom,
+    predictor: Predictor,
     start: Mapping[str, Factors],
     examples: Sequence[Examples],
     held_back: Sequence[Examples],
@@ -147,19 +147,19 @@ def refine(
     Raises:
         LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
     """
-    device = room.host.device
+    device = predictor.host.device
     parameters = {key: _trainable(factors, device) for key, factors in start.items()}
     flat = [tensor for factors in parameters.values() for tensor in (factors.up, factors.down)]
     anchor = {key: Factors(f.up.detach().clone(), f.down.detach().clone()) for key, f in parameters.items()}
     optimizer = torch.optim.AdamW(flat, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    sampler = _Sampler(examples, room.negative_prompt, seed)
-    fit = _fit(room, parameters, sampler, options)
-    scaler = _gradient_scaler(room)
-    watch = _Watch(room, parameters, held_back, options.steps)
+    sampler = _Sampler(examples, predictor.negative_prompt, seed)
+    fit = _fit(predictor, parameters, sampler, options)
+    scaler = _gradient_scaler(predictor)
+    watch = _Watch(predictor, parameters, held_back, options.steps)
     for step in range(1, options.steps + 1):
         _set_learning_rate(optimizer, options.learning_rate, step, options.steps)
         batch = sampler.draw(options.batch_size, device)
-        while (found := _try_backward(room, parameters, batch, options.terms, fit, scaler)) is None:
+        while (found := _try_backward(predictor, parameters, batch, options.terms, fit, scaler)) is None:
             optimizer.zero_grad(set_to_none=True)
             free_cached(device)
             fit = fit.smaller()
@@ -174,7 +174,7 @@ def refine(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        room.progress.advance(1, f"step {step}, loss {loss:.4f}")
+        predictor.progress.advance(1, f"step {step}, loss {loss:.4f}")
         if watch.stalled(step, loss, active):
             return Refined(watch.best, "stalled", step, tuple(watch.history))
     return Refined(watch.best, "steps", options.steps, tuple(watch.history))
@@ -184,14 +184,14 @@ class _Watch:
     """Looks at the held-back examples now and then, keeps the best point, and says when nothing improves any more."""
 
     def __init__(
-        self, room: Classroom, parameters: Mapping[str, Factors], held_back: Sequence[Examples], steps: int
+        self, predictor: Predictor, parameters: Mapping[str, Factors], held_back: Sequence[Examples], steps: int
     ) -> None:
-        self._room, self._parameters, self._held_back, self._steps = room, parameters, held_back, steps
+        self._predictor, self._parameters, self._held_back, self._steps = predictor, parameters, held_back, steps
         self._interval = max(1, math.ceil(steps / CHECKS))
         self._stale, self._recent, self.history = 0, [], []
-        self._retention = measure(room, parameters, held_back, units=0)
+        self._retention = measure(predictor, parameters, held_back, units=0)
         self.best = _snapshot(parameters)
-        room.progress.log(f"refinement: start, {self._shown(self._retention)}")
+        predictor.progress.log(f"refinement: start, {self._shown(self._retention)}")
 
     def stalled(self, step: int, loss: float, active: float) -> bool:
         """Note a step, and look if it is time to. True if `PATIENCE` looks in a row brought nothing."""
@@ -200,9 +200,9 @@ class _Watch:
             return False
         loss, active = (sum(values) / len(values) for values in zip(*self._recent, strict=True))
         self._recent = []
-        retention = measure(self._room, self._parameters, self._held_back, units=0)
+        retention = measure(self._predictor, self._parameters, self._held_back, units=0)
         self.history.append({"step": step, "loss": loss, "active_hinges": active, "retention": retention.mean})
-        self._room.progress.log(
+        self._predictor.progress.log(
             f"refinement: step {step}/{self._steps}, loss {loss:.4f}, hinges active {active:.0%}, {self._shown(retention)}"
         )
         if retention.mean > self._retention.mean:
@@ -225,10 +225,10 @@ def _snapshot(parameters: Mapping[str, Factors]) -> dict[str, Factors]:
     return {key: Factors(f.up.detach().cpu().clone(), f.down.detach().cpu().clone()) for key, f in parameters.items()}
 
 
-def _gradient_scaler(room: Classroom) -> GradScaler:
+def _gradient_scaler(predictor: Predictor) -> GradScaler:
     """Scales the loss where the model is in half precision, whose smallest numbers the gradients would fall below."""
-    half = any(layer.weight.dtype == torch.float16 for layer in room.host.layers().values())
-    return GradScaler(enabled=half and room.host.device.type == "cuda")
+    half = any(layer.weight.dtype == torch.float16 for layer in predictor.host.layers().values())
+    return GradScaler(enabled=half and predictor.host.device.type == "cuda")
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: int, steps: int) -> None:
@@ -267,12 +267,12 @@ def _too_small() -> LoraclrError:
 
 
 def _try_backward(
-    room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms, fit: _Fit, scaler: GradScaler
+    predictor: Predictor, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms, fit: _Fit, scaler: GradScaler
 ) -> tuple[float, float] | None:
     """As `_backward`; None where the graphics card ran out of memory on the way, with gradients half done."""
     try:
-        with room.host.recomputing() if fit.recompute else nullcontext():
-            return _backward(room, parameters, batch, terms, fit.samples, scaler)
+        with predictor.host.recomputing() if fit.recompute else nullcontext():
+            return _backward(predictor, parameters, batch, terms, fit.samples, scaler)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -280,7 +280,7 @@ def _try_backward(
 
 
 def _backward(
-    room: Classroom,
+    predictor: Predictor,
     parameters: Mapping[str, Factors],
     batch: _Batch,
     terms: Terms,
@@ -295,19 +295,19 @@ def _backward(
     size = len(batch.t)
     total, active, rivals = 0.0, 0, 0
     # the changed weights stay in place for the backward pass too: activations may be recomputed in it
-    with room.host.apply(parameters):
+    with predictor.host.apply(parameters):
         for start in range(0, size, micro_batch):
-            loss, on, asked = _loss(room, batch, slice(start, start + micro_batch), terms)
+            loss, on, asked = _loss(predictor, batch, slice(start, start + micro_batch), terms)
             scaler.scale(loss / size).backward()
             total, active, rivals = total + float(loss.detach()) / size, active + on, rivals + asked
     return total, active / rivals if rivals else 0.0
 
 
-def _loss(room: Classroom, batch: _Batch, part: slice, terms: Terms) -> tuple[Tensor, int, int]:
+def _loss(predictor: Predictor, batch: _Batch, part: slice, terms: Terms) -> tuple[Tensor, int, int]:
     """Loss of some samples with the model as it is, how many hinges act, and how many could."""
     unique = sorted(set(batch.prompts[part]))
-    conditioning = room.host.encode(unique)[[unique.index(prompt) for prompt in batch.prompts[part]]]
-    prediction = room.host.denoise(batch.x[part], batch.t[part], conditioning)
+    conditioning = predictor.host.encode(unique)[[unique.index(prompt) for prompt in batch.prompts[part]]]
+    prediction = predictor.host.denoise(batch.x[part], batch.t[part], conditioning)
     positive, negative = output_terms(
         prediction, batch.target[part], batch.scale[part], batch.other[part], batch.apart[part], terms.margin
     )
@@ -345,7 +345,9 @@ _STATES = 4
 _LARGEST_BLOCK = 0.25
 
 
-def _fit(room: Classroom, parameters: Mapping[str, Factors], sampler: _Sampler, options: RefinementOptions) -> _Fit:
+def _fit(
+    predictor: Predictor, parameters: Mapping[str, Factors], sampler: _Sampler, options: RefinementOptions
+) -> _Fit:
     """How many samples fit at a time, and whether activations must be recomputed for even one to fit.
 
     Measured: one sample, and two where one fits, are run with their saved tensors counted. Nothing is counted inside blocks whose
@@ -355,10 +357,10 @@ def _fit(room: Classroom, parameters: Mapping[str, Factors], sampler: _Sampler, 
         LoraclrError: the graphics card runs out of memory with one
     """
     states = _STATES * sum(f.up.nbytes + f.down.nbytes for f in parameters.values())
-    budget = room.activation_budget(states)
+    budget = predictor.activation_budget(states)
 
     def saved(samples: int) -> int:
-        return _saved_bytes(room, parameters, sampler.draw(samples, room.host.device), options.terms)
+        return _saved_bytes(predictor, parameters, sampler.draw(samples, predictor.host.device), options.terms)
 
     def even(fitting: int, recompute: bool) -> _Fit:
         """In chunks of nearly the same size."""
@@ -369,7 +371,7 @@ def _fit(room: Classroom, parameters: Mapping[str, Factors], sampler: _Sampler, 
     if kept <= budget:
         # the changed weights are kept once per evaluation, whatever the number of samples
         return even(1 + (budget - kept) // max(1, saved(2) - kept), recompute=False)
-    with room.host.recomputing():
+    with predictor.host.recomputing():
         one = saved(1)
         if one == _TOO_MANY:
             raise _too_small()
@@ -379,7 +381,7 @@ def _fit(room: Classroom, parameters: Mapping[str, Factors], sampler: _Sampler, 
         return even(1 + (budget - one - block) // max(1, saved(2) - one + block), recompute=True)
 
 
-def _saved_bytes(room: Classroom, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms) -> int:
+def _saved_bytes(predictor: Predictor, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms) -> int:
     """Bytes that autograd keeps for the backward pass of a batch, each storage counted once; `_TOO_MANY` where memory ran out."""
     storages: dict[int, int] = {}
 
@@ -388,8 +390,8 @@ def _saved_bytes(room: Classroom, parameters: Mapping[str, Factors], batch: _Bat
         return tensor
 
     try:
-        with room.host.apply(parameters), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            _loss(room, batch, slice(None), terms)
+        with predictor.host.apply(parameters), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            _loss(predictor, batch, slice(None), terms)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

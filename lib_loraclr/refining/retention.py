@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..model import Deltas
-from ..recording import BATCH, Classroom, Examples, evaluated
+from ..recording import BATCH, Examples, Predictor, evaluated
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,27 @@ class Retention:
 
 
 @torch.no_grad()
-def squared_errors(room: Classroom, deltas: Deltas, examples: Examples, *, units: int = 1) -> torch.Tensor:
+def squared_errors(predictor: Predictor, deltas: Deltas, examples: Examples, *, units: int = 1) -> torch.Tensor:
     """Mean squared difference between the model with `deltas` and the teacher, `[n]`.
 
     Args:
         units: of progress per example; 0 where measuring is part of another stage
     """
     errors = []
-    device = room.host.device
-    with room.host.apply(deltas):
+    device = predictor.host.device
+    with predictor.host.apply(deltas):
         for start in range(0, len(examples), BATCH * 2):
             part = slice(start, start + BATCH * 2)
-            conditioning = room.host.encode(examples.prompts[part])
+            conditioning = predictor.host.encode(examples.prompts[part])
             noisy, t = examples.x[part].to(device).float(), examples.t[part].to(device)
-            output = evaluated(room.host, noisy, t, conditioning)
+            output = evaluated(predictor.host, noisy, t, conditioning)
             errors.append((output.cpu() - examples.target[part].float()).square().mean((1, 2, 3)))
-            room.progress.advance(units * len(output), examples.teacher.name)
+            predictor.progress.advance(units * len(output), examples.teacher.name)
     return torch.cat(errors)
 
 
 def measure(
-    room: Classroom,
+    predictor: Predictor,
     deltas: Deltas,
     examples: Sequence[Examples],
     *,
@@ -68,10 +68,10 @@ def measure(
         single_drift: `mean_i ||ε_i - ε_base||` of the examples without triggers, from `drift_of_singles`
         units: as in `squared_errors`
     """
-    errors, effects = [0.0] * len(room.deltas), [0.0] * len(room.deltas)
+    errors, effects = [0.0] * len(predictor.deltas), [0.0] * len(predictor.deltas)
     drift = None
     for own in examples:
-        squared = squared_errors(room, deltas, own, units=units).sum()
+        squared = squared_errors(predictor, deltas, own, units=units).sum()
         if own.teacher.concept is not None:
             errors[own.teacher.concept] += float(squared)
             effects[own.teacher.concept] += float(own.effect.sum())
@@ -81,15 +81,15 @@ def measure(
     return Retention(tuple(values), drift)
 
 
-def drift_of_singles(room: Classroom, examples: Sequence[Examples]) -> float | None:
+def drift_of_singles(predictor: Predictor, examples: Sequence[Examples]) -> float | None:
     """`mean_i ||ε_i - ε_base||` on prompts without triggers: how much the LoRAs, each alone, change what they should not."""
     for own in examples:
         if own.teacher.concept is None:
             norms = []
-            for i in range(len(room.deltas)):
+            for i in range(len(predictor.deltas)):
                 active = sorted({*own.teacher.active, i})
                 if active != list(own.teacher.active):
-                    squared = squared_errors(room, room.together(active), own)
+                    squared = squared_errors(predictor, predictor.together(active), own)
                     norms.append(float(squared.mean()) ** 0.5)
             return sum(norms) / len(norms) if norms else None
     return None

@@ -4,22 +4,27 @@ layer_problem      the problem
 objective          the contrastive objective
 solvers            linear and quasi-Newton solvers
 methods            the merge methods, one file each
+layerwise          a layer merged by a method, and cut to a rank
 """
 
-from .layer_problem import LayerProblem, Rows
-from .methods import METHODS, LayerResult, Method, find_method
-from .methods.contrastive import EFFORTS
+from .layer_problem import LayerProblem, Recording
+from .layerwise import Cut, MergedLayer, merge_layer
+from .methods import EFFORT, METHODS, Method, Procedure, all_efforts, find_method
 from .objective import RefinementOptions, Terms, output_terms
 
 __all__ = [
-    "EFFORTS",
+    "Cut",
+    "EFFORT",
     "LayerProblem",
-    "LayerResult",
     "METHODS",
+    "MergedLayer",
     "Method",
+    "Procedure",
+    "Recording",
     "RefinementOptions",
-    "Rows",
     "Terms",
+    "all_efforts",
     "find_method",
+    "merge_layer",
     "output_terms",
 ]

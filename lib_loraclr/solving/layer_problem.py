@@ -12,7 +12,7 @@ from ..model import Factors, concatenate, orthonormal_basis, zero
 
 
 @dataclass(frozen=True)
-class Rows:
+class Recording:
     """Inputs of one layer, recorded while some concepts were active.
 
     Attributes:
@@ -42,12 +42,12 @@ class LayerProblem:
         key: layer key
         deltas: one per concept, its weight inside: up `[d_out, r_i]`, down `[r_i, d_in]`; None where a concept does not
             change this layer
-        rows: the recordings; empty for methods that need none
+        recordings: of its inputs; empty for methods that need none
     """
 
     key: str
     deltas: tuple[Factors | None, ...]
-    rows: tuple[Rows, ...] = ()
+    recordings: tuple[Recording, ...] = ()
 
     @property
     def present(self) -> list[Factors]:
@@ -67,14 +67,14 @@ class LayerProblem:
 
     def stacked(self) -> Tensor:
         """All inputs, each row scaled by the root of its weight, `[sum n, d_in]`: the rows of `S = Σ c_i X_i^T X_i / n_i`."""
-        return torch.cat([rows.inputs * rows.weight**0.5 for rows in self.rows])
+        return torch.cat([recording.inputs * recording.weight**0.5 for recording in self.recordings])
 
     def targets_in(self, basis: Tensor) -> list[Tensor]:
         """What each recording's concepts do on its rows, in coordinates of the column space: `X D^T U`, `[n, R]` each."""
         results = []
-        for rows in self.rows:
-            target = self.target(rows.active)
-            results.append((rows.inputs @ target.down.mT) @ (target.up.mT @ basis))
+        for recording in self.recordings:
+            target = self.target(recording.active)
+            results.append((recording.inputs @ target.down.mT) @ (target.up.mT @ basis))
         return results
 
     def reduced(self, basis: Tensor) -> Reduced:
@@ -90,7 +90,7 @@ class LayerProblem:
         span = torch.linalg.qr(stacked.mT).Q.mT if few else None
         reduced = Reduced(self, span)
         deltas = [d and Factors(basis.mT @ d.up, reduced.inside(d.down)) for d in self.deltas]
-        rows = [replace(rows, inputs=reduced.inside(rows.inputs)) for rows in self.rows]
+        rows = [replace(recording, inputs=reduced.inside(recording.inputs)) for recording in self.recordings]
         return replace(reduced, problem=LayerProblem(self.key, tuple(deltas), tuple(rows)))
 
 

@@ -123,21 +123,32 @@ class LayerObjective:
 
 
 def _groups(problem: LayerProblem, basis: Tensor) -> list[_Group]:
-    total = sum(rows.importance for rows in problem.rows) or 1.0
+    total = sum(recording.importance for recording in problem.recordings) or 1.0
     targets = problem.targets_in(basis)
     energies = [float(target.square().sum(1).mean()) if len(target) else 0.0 for target in targets]
-    known = [energy for energy, rows in zip(energies, problem.rows, strict=True) if rows.active and energy > 0]
+    known = [
+        energy
+        for energy, recording in zip(energies, problem.recordings, strict=True)
+        if recording.active and energy > 0
+    ]
     fallback = sum(known) / len(known) if known else 1.0
     # a concept that does not change this layer is a rival too: its effect here is none
-    rivals = {rival: problem.target(rival) for rows in problem.rows for rival in rows.rivals}
+    rivals = {rival: problem.target(rival) for recording in problem.recordings for rival in recording.rivals}
     sides = {rival: effect.up.mT @ basis for rival, effect in rivals.items()}
     groups = []
-    for rows, target, energy in zip(problem.rows, targets, energies, strict=True):
-        others = [(rows.inputs @ rivals[rival].down.mT) @ sides[rival] for rival in rows.rivals]
+    for recording, target, energy in zip(problem.recordings, targets, energies, strict=True):
+        others = [(recording.inputs @ rivals[rival].down.mT) @ sides[rival] for rival in recording.rivals]
         stacked = torch.stack(others) if others else target.new_zeros(0, *target.shape)
         distances = (stacked - target).norm(dim=2)
         groups.append(
-            _Group(rows.inputs, target, stacked, distances, rows.weight / total, energy if energy > 0 else fallback)
+            _Group(
+                recording.inputs,
+                target,
+                stacked,
+                distances,
+                recording.weight / total,
+                energy if energy > 0 else fallback,
+            )
         )
     return groups
 

@@ -77,5 +77,5 @@ def folder(tmp_path: Path, write_lora: WriteLora) -> Path:
 def recipe(tmp_path: Path, make_merge: MakeMerge, host: DiffusersHost) -> tuple[Merge, Path]:
     """A hand-made merge whose inputs are in `inputs`, and its file in another folder."""
     merge = make_merge()
-    (path, _) = save_merge(merge, host, tmp_path / "out" / "zoo.safetensors")
+    (path, _) = save_merge(merge, tmp_path / "out" / "zoo.safetensors")
     return merge, path

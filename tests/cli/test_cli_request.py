@@ -118,7 +118,7 @@ def test_a_recipe_leads_to_no_file_outside_the_named_folders(
 ) -> None:
     """A file comes from anywhere; a network path inside it would make Windows log on to that machine."""
     merge, _ = recipe
-    metadata = lora_metadata(merge, host, "zoo")
+    metadata = lora_metadata(merge, "zoo")
     request = json.loads(metadata["loraclr.request"])
     for name in (str(tmp_path / "inputs" / "fox.safetensors"), "../inputs/fox.safetensors"):
         request["concepts"][0]["lora"] = name

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ...errors import LoraclrError
 from ...model import Host
-from ...progress import Progress
+from ...progress import Progress, Stage
 
 
 class ConsoleProgress(Progress):
@@ -20,9 +20,11 @@ class ConsoleProgress(Progress):
     def __init__(self) -> None:
         self._bar: tqdm | None = None
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: Stage, total: int) -> None:
         self.close()
-        self._bar = tqdm(total=total, desc=stage, delay=1, leave=False, dynamic_ncols=True, unit="", file=sys.stderr)
+        self._bar = tqdm(
+            total=total, desc=stage.value, delay=1, leave=False, dynamic_ncols=True, unit="", file=sys.stderr
+        )
 
     def advance(self, units: int = 1, note: str = "") -> None:
         if self._bar is not None:

@@ -10,8 +10,8 @@ from ...errors import LoraclrError
 from ...merge import merge_loras
 from ...output import PreviewOptions, check_destination, preview_grid, save_merge
 from ...recording import load_inputs
-from ...request import MergeRequest, check_prompts, concept_prompts, output_path, parse_options
-from ...solving import find_method
+from ...request import MergeRequest, check_prompts, concept_prompts, output_path
+from ...solving import Procedure
 from .arguments import (
     add_lora_arguments,
     add_merge_arguments,
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     request = build_request(arguments)
-    parse_options(find_method(request.method).options, request.options, f"method {request.method}")
+    Procedure.of(request)  # refused before the model is loaded, which takes a minute
     path = _destination(arguments, request.save_as)
     require_files(concept.lora for concept in request.concepts)
     host = load_host(arguments)
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
             preview = preview_grid(merge, host, drawing, progress)
     finally:
         progress.close()
-    files = save_merge(merge, host, path, preview=preview, with_report=arguments.report, overwrite=arguments.overwrite)
+    files = save_merge(merge, path, preview=preview, with_report=arguments.report, overwrite=arguments.overwrite)
     report = merge.report
     for warning in report.warnings:
         print(f"warning: {warning}")

@@ -13,11 +13,10 @@ from modules import errors, util
 
 from ...errors import Interrupted, LoraclrError
 from ...hosts.a1111 import free_name
-from ...request import PromptOptions, schema
-from ...solving import EFFORTS, METHODS
+from ...request import PromptOptions
+from ...solving import METHODS
 from . import catalogue, estimate, form, jobs, notes, pace, rows, settings, views
 from .check import check as checked
-from .form import EFFORT
 from .rows import Table
 
 _INTERRUPTED = notes.note("Interrupted. Nothing was kept, and everything is as it was.")
@@ -103,8 +102,8 @@ class Actions:
 
     def method(self, chosen: str) -> list[Any]:
         """Show the options of the method, and the effort where it has one."""
-        has_effort = any(item.name == EFFORT for item in schema(METHODS[chosen].options))
-        return [*(gr.update(visible=name == chosen) for name in METHODS), gr.update(visible=has_effort)]
+        has_efforts = bool(METHODS[chosen].efforts)
+        return [*(gr.update(visible=name == chosen) for name in METHODS), gr.update(visible=has_efforts)]
 
     # -- checking and merging
 
@@ -255,9 +254,8 @@ def _instead(before: str, words: str, lines: str, prefix: str = "") -> str:
 
 
 def _efforts(seconds: dict[str, float]) -> Any:
-    return gr.update(
-        choices=[(f"{name.capitalize()} (est. {notes.duration(seconds[name])})", name) for name in EFFORTS]
-    )
+    choices = [(f"{name.capitalize()} (est. {notes.duration(taken)})", name) for name, taken in seconds.items()]
+    return gr.update(choices=choices) if choices else gr.update()
 
 
 def _result(job: jobs.Job) -> list[Any]:

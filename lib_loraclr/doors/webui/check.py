@@ -11,12 +11,11 @@ from modules import shared
 from ...errors import LoraclrError
 from ...files import DTYPES
 from ...hosts import a1111
-from ...merge import recording_plan, served_layers
+from ...merge import examine
 from ...model import MEGABYTE, Host, free_on_card
-from ...output import require_copyable, require_places
-from ...recording import InputLora, base_model_warnings, bundled_embeddings, load_input, lost_embeddings, make_teachers
-from ...request import MergeRequest, check_prompts, plain_prompts_that_call
-from ...solving import find_method
+from ...progress import Stage
+from ...recording import InputLora, load_input, served_layers
+from ...request import MergeRequest
 from . import estimate, pace
 
 #: copies of the factors that the refinement keeps in fp32: themselves, gradients, AdamW's two, the anchor and the best
@@ -38,22 +37,24 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """Attributes:
-    findings: per concept
-    problems: what stands in the way of the whole
-    warnings: what a person should know
-    licences: found in the inputs' metadata, with the LoRAs that name them
-    seconds: expected, per stage
-    efforts: expected seconds per effort
-    ram_mb, device_mb, file_mb: expected, the file's at most
-    checkpoint: on which it would run
+    """What a merge would do, and what it needs.
+
+    Attributes:
+        findings: per concept
+        problems: what stands in the way of the whole
+        warnings: what a person should know
+        licences: found in the inputs' metadata, with the LoRAs that name them
+        seconds: expected, per stage
+        efforts: expected seconds per effort
+        ram_mb, device_mb, file_mb: expected, the file's at most
+        checkpoint: on which it would run
     """
 
     findings: tuple[Finding, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     licences: dict[str, tuple[str, ...]]
-    seconds: dict[str, float]
+    seconds: dict[Stage, float]
     efforts: dict[str, float]
     ram_mb: float
     device_mb: float
@@ -86,13 +87,14 @@ def check(
         findings.append(found[0])
         inputs += found[1:]
     findings += [Finding(name, "", "", 0, 0, reason) for name, reason in (refused or {}).items()]
-    problems, warnings = _together(request, inputs, host)
+    examination = examine(request, inputs, host, _serves(host) if inputs else None)
+    problems = [_in_the_tabs_words(problem, request, names, host) for problem in examination.problems]
+    warnings = list(examination.warnings)
     if len(findings) == 1:
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
-    seconds = estimate.stages(request, host, draw=draw)
-    refining = "refining" in seconds
+    seconds = estimate.seconds(estimate.stages(request, host, draw=draw), pace.key_of(request, host))
+    refining = Stage.REFINING in seconds
     ram, device, file = _sizes(request, inputs, host, refining=refining)
-    problems += _beyond_the_budget(request, inputs, host)
     shortage = _shortage(device, host, refining=refining)
     if shortage:
         # what rank auto will choose, and so whether it will fit, is not known beforehand
@@ -126,56 +128,24 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
     return Finding(name, found.trigger, found.kind, rank, len(given.deltas), warnings=warnings), light
 
 
-def _together(request: MergeRequest, inputs: Sequence[InputLora], host: Host):
-    """What no concept shows alone: the same file twice, prompts that call two, effort that the card cannot do."""
-    problems, seen = [], {}
-    concepts = [given.concept for given in inputs]
-    warnings = [*base_model_warnings(inputs, host), *lost_embeddings(request, inputs)]
-    warnings += plain_prompts_that_call(concepts, request.prompts)
-    for given in inputs:
-        other = seen.setdefault(given.file.hash, given.concept.label)
-        if other != given.concept.label:
-            problems.append(f"{given.concept.label} is the same file as {other}: choose one of them.")
-    try:
-        check_prompts(concepts, request.prompts)
-    except LoraclrError as error:
-        problems.append(str(error).replace(" (trigger=…)", "").replace(" (kind=style)", " (its kind)"))
-    if inputs and not any(given.deltas for given in inputs):
-        problems.append("All weights are 0, so nothing would be merged: give at least one LoRA another weight.")
-    try:
-        bundled_embeddings(inputs)
-        if request.save_as == "checkpoint":
-            require_copyable(host.checkpoint_path)
-            require_places(host.checkpoint_path, inputs)
-    except LoraclrError as error:
-        problems.append(str(error).replace(str(host.checkpoint_path), host.checkpoint))
-    obstacle = host.refinement_obstacle()
-    if obstacle and request.method == "contrastive" and request.options.get("effort") != "fast":
-        problems.append(obstacle)
-    return problems, warnings
-
-
-#: checkpoint -> which recording serves each of its layers (`stages.served_layers`)
+#: checkpoint -> which recording serves each of its layers (`recording.served_layers`)
 _served: dict[str, dict[str, str]] = {}
 
 
-def _beyond_the_budget(request: MergeRequest, inputs: Sequence[InputLora], host: Host) -> list[str]:
-    """The refusal of a merge that cannot be recorded within the memory budget; none where nobody can tell without waiting."""
-    if not find_method(request.method).records or not inputs:
-        return []
+def _serves(host: Host) -> dict[str, str] | None:
+    """Which recording serves each layer of the checkpoint; None where nobody can tell without waiting for a picture."""
     if host.checkpoint not in _served and not shared.state.job:
         with a1111.session(job="LoRACLR estimate") as opened:
             _served[opened.checkpoint] = served_layers(opened, list(opened.layers()))
-    if host.checkpoint not in _served:
-        return []
-    concepts = [given.concept for given in inputs]
-    keys = sorted(set().union(*(given.deltas for given in inputs)))
-    try:
-        teachers = make_teachers(concepts, request.prompts)
-        recording_plan(request, host, keys, _served[host.checkpoint], recordings=len(teachers))
-    except LoraclrError as error:
-        return [str(error)]
-    return []
+    return _served.get(host.checkpoint)
+
+
+def _in_the_tabs_words(problem: str, request: MergeRequest, names: Sequence[str], host: Host) -> str:
+    """A message of the core with the WebUI's names in place of paths, and the tab's fields in place of flags."""
+    for concept, name in zip(request.concepts, names, strict=True):
+        problem = problem.replace(concept.lora, name)
+    problem = problem.replace(str(host.checkpoint_path), host.checkpoint)
+    return problem.replace(" (trigger=…)", "").replace(" (kind=style)", " (its kind)")
 
 
 def _shortage(needed_mb: float, host: Host, *, refining: bool) -> str | None:

@@ -10,11 +10,10 @@ import gradio as gr
 from modules.ui_components import DropdownEditable, FormRow
 
 from ...request import PRECISIONS, SAVE_AS, TEMPLATES, MergeRequest, Option, PromptOptions, schema
-from ...solving import METHODS
+from ...solving import EFFORT, METHODS, all_efforts
 from . import settings
-from .form import EFFORT, option_field
+from .form import option_field
 
-_EFFORTS = {"fast": "Fast", "balanced": "Balanced", "thorough": "Thorough"}
 _SAVED = {"lora": "LoRA", "full": "Full", "checkpoint": "Checkpoint"}
 _DEFAULTS = MergeRequest(())
 
@@ -37,7 +36,7 @@ class Fields:
 
     def _main_fields(self) -> None:
         self.fields[EFFORT] = gr.Radio(
-            [(label, name) for name, label in _EFFORTS.items()],
+            [(name.capitalize(), name) for name in all_efforts()],
             value=settings.value("loraclr_effort"),
             label="Effort",
             elem_id="loraclr_effort",

@@ -16,15 +16,12 @@ from ...request import (
     RecordingOptions,
     clean_name,
     parse_number,
-    parse_options,
     schema,
 )
-from ...solving import METHODS, find_method
+from ...solving import EFFORT, METHODS, Procedure, find_method
 from .catalogue import require_fitting
 from .rows import Table
 
-#: the option that has its own place in the tab
-EFFORT = "effort"
 #: fields of the tab that are fields of the request or of a part of it
 RECORDING = ("paths", "steps", "guidance", "height", "width")
 
@@ -73,8 +70,7 @@ def complete(concepts: Mapping[str, Concept], fields: Mapping[str, Any]) -> Merg
     """
     request = replace(settings(fields), concepts=tuple(concepts.values()))
     request.check()
-    method = find_method(request.method)
-    parse_options(method.options, request.options, f"method {method.name}")
+    Procedure.of(request)
     return request
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-import torch
 from modules import errors, progress, shared
 
 from ...errors import Interrupted, LoraclrError
 from ...hosts import a1111
 from ...merge import merge_loras
-from ...model import Factors, Host, is_out_of_memory
+from ...model import Host, is_out_of_memory
 from ...output import Merge, PreviewOptions, file_size, preview_grid, save_merge
+from ...progress import PlannedStage, Stage
 from ...request import MergeRequest, output_path
 from . import estimate, pace
 
@@ -41,13 +40,11 @@ class Result:
 
     Attributes:
         merge: on the CPU, without the inputs' tensors
-        host: what of the host `save_merge` asks for
         preview: the picture, or None
         size: of the file in bytes
     """
 
     merge: Merge
-    host: Host
     preview: Image | None
     size: int
 
@@ -92,12 +89,19 @@ class Job:
 class TimedProgress(a1111.StateProgress):
     """The WebUI's bar; notes how long each stage took, for later estimates, and hears a job's own interrupt."""
 
-    def __init__(self, job: Job, shares: dict[str, float]) -> None:
-        super().__init__(shares)
-        self.seconds: dict[str, float] = {}
-        self._job, self._since, self._current = job, time.monotonic(), ""
+    def __init__(self, job: Job, key: pace.Key, expected: Sequence[PlannedStage]) -> None:
+        super().__init__(estimate.seconds(expected, key))
+        self.planned = expected
+        self.seconds: dict[Stage, float] = {}
+        self._job, self._key = job, key
+        self._since, self._current = time.monotonic(), None
 
-    def start(self, stage: str, total: int) -> None:
+    def plan(self, stages: Sequence[PlannedStage]) -> None:
+        """The inputs have been read, and the merge itself says what it will do."""
+        self.planned = [*stages, *estimate.drawing(self._job.request, draw=self._job.draw)]
+        self.divide(estimate.seconds(self.planned, self._key))
+
+    def start(self, stage: Stage, total: int) -> None:
         self.finish()
         self._current = stage
         super().start(stage, total)
@@ -108,7 +112,7 @@ class TimedProgress(a1111.StateProgress):
         now = time.monotonic()
         if self._current:
             self.seconds[self._current] = now - self._since
-        self._since, self._current = now, ""
+        self._since, self._current = now, None
 
     def interrupted(self) -> bool:
         return self._job.stop or super().interrupted()
@@ -231,11 +235,11 @@ def _keep(job: Job, name: str, *, overwrite: bool) -> a1111.InstalledLora | a111
     held, wanted = job.result, name.strip().replace("\\", "/")
     if job.request.save_as == "checkpoint":
         path = output_path(a1111.checkpoint_dir(), a1111.free_checkpoint_name(wanted))
-        save_merge(held.merge, held.host, path, preview=held.preview)
+        save_merge(held.merge, path, preview=held.preview)
         job.kept = a1111.announce_checkpoint(path)
     else:
         path = _lora_path(wanted, overwrite=overwrite)
-        save_merge(held.merge, held.host, path, preview=held.preview, overwrite=overwrite)
+        save_merge(held.merge, path, preview=held.preview, overwrite=overwrite)
         # pictures of what was replaced show another merge
         for picture in a1111.previews(path):
             if held.preview is None or picture != path.with_suffix(".png"):
@@ -292,20 +296,29 @@ def shown(error: Exception, job: Job) -> str:
 def _merge(job: Job, host: Host) -> Result:
     key = pace.key_of(job.request, host)
     pace.measure(host, key)
-    expected = estimate.stages(job.request, host, draw=job.draw)
-    job.progress = TimedProgress(job, {stage: seconds for stage, seconds in expected.items() if seconds})
+    job.progress = TimedProgress(job, key, estimate.stages(job.request, host, draw=job.draw))
     merge = merge_loras(job.request, host, job.progress)
-    steps = merge.report.refinement.get("steps")
     preview, warnings = _preview(job, merge, host) if job.draw else (None, ())
     job.progress.finish()
     try:
-        # from a picture that was cut short there is nothing to learn
-        done = estimate.work(job.request, host, draw=preview is not None, refined_steps=steps)
-        pace.learn(key, done, job.progress.seconds)
+        pace.learn(key, _done(job.progress.planned, merge, drawn=preview is not None), job.progress.seconds)
     except Exception:  # noqa: BLE001  (the merge is complete, whatever became of the next one's estimate)
         errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
     report = replace(merge.report, warnings=(*merge.report.warnings, *warnings))
-    return Result(_light(replace(merge, report=report)), _facade(host, merge.factors), preview, file_size(merge, host))
+    return Result(replace(merge, report=report).light(), preview, file_size(merge))
+
+
+def _done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list[PlannedStage]:
+    """What was done of what was planned: the refinement may have ended early, and from a picture that was cut short there is
+    nothing to learn."""
+    done = []
+    for item in planned:
+        if item.stage is Stage.REFINING:
+            steps = merge.report.refinement["steps"]
+            done.append(replace(item, units=steps, amount=item.amount * steps / item.units))
+        elif item.stage is not Stage.DRAWING or drawn:
+            done.append(item)
+    return done
 
 
 def _preview(job: Job, merge: Merge, host: Host) -> tuple[Image | None, tuple[str, ...]]:
@@ -320,20 +333,6 @@ def _preview(job: Job, merge: Merge, host: Host) -> tuple[Image | None, tuple[st
     except Exception as error:  # noqa: BLE001  (as above, whatever it was)
         errors.report("LoRACLR: the picture could not be drawn", exc_info=True)
         return None, (f"There is no picture ({type(error).__name__}: {error}); the merge is complete.",)
-
-
-def _light(merge: Merge) -> Merge:
-    """The merge on the CPU, without what only merging needed: a result may wait for hours."""
-    inputs = tuple(replace(given, file=given.file.without_layers(), deltas={}) for given in merge.inputs)
-    return replace(merge, factors={key: f.to("cpu") for key, f in merge.factors.items()}, inputs=inputs)
-
-
-def _facade(host: Host, factors: Mapping[str, Factors]) -> Host:
-    """What `save_merge` asks a host for, without the model, which may be another one by then."""
-    shapes = {key: host.layers()[key].weight.shape for key in factors}
-    layers = {key: SimpleNamespace(weight=torch.empty(shape, device="meta")) for key, shape in shapes.items()}
-    names = ("family", "checkpoint", "checkpoint_path", "name", "prediction_type")
-    return SimpleNamespace(layers=lambda: layers, **{name: getattr(host, name) for name in names})
 
 
 def _remember(job: Job) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from modules import cache, shared
 from ...errors import LoraclrError
 from ...hosts import a1111
 from ...model import Host, is_out_of_memory
+from ...progress import PlannedStage, Stage, Work
 from ...recording import BATCH, evaluated
 from ...request import MergeRequest
 
@@ -55,11 +56,11 @@ def key_of(request: MergeRequest, host: Host) -> Key:
     return host.checkpoint, recording.height or host.default_size, recording.width or host.default_size
 
 
-def seconds_per_unit(key: Key) -> dict[str, float]:
+def seconds_per_unit(key: Key) -> dict[Work, float]:
     """Kind of work -> seconds expected for one unit of it; as if an evaluation took a second where none was measured."""
     pace, measured = _remembered(key), _measured.get(key)
     unit = measured.seconds if measured else 1.0
-    return {"evaluation": pace.evaluation * unit, "backward": pace.backward * unit, "layer": pace.layer}
+    return {Work.EVALUATION: pace.evaluation * unit, Work.BACKWARD: pace.backward * unit, Work.LAYER: pace.layer}
 
 
 def known(key: Key) -> bool:
@@ -92,22 +93,23 @@ def _seconds_per_sample(host: Host, height: int, width: int) -> float:
     return statistics.median(taken[1:]) / len(x)
 
 
-def learn(key: Key, work: Mapping[str, tuple[str, float]], taken: Mapping[str, float]) -> None:
+def learn(key: Key, planned: Iterable[PlannedStage], taken: Mapping[Stage, float]) -> None:
     """Set the pace right by a merge that ended.
 
     After the first merge only halfway to what was seen, on a scale of factors: one merge beside a heavy program shall not
     spoil the next estimate.
 
     Args:
-        work: stage -> kind and units of what was done in it
+        planned: what was done
         taken: stage -> seconds
     """
     pace, first = _remembered(key), _name(key) not in _store()
+    done = [item for item in planned if item.stage in taken]
     for kind, before in asdict(pace).items():
-        stages = [stage for stage, (own, _) in work.items() if own == kind and stage in taken]
-        units, seconds = sum(work[stage][1] for stage in stages), sum(taken[stage] for stage in stages)
-        if units and seconds:
-            seen = seconds / units / (1.0 if kind == "layer" else _measured[key].seconds)
+        own = [item for item in done if item.work is Work(kind)]
+        amount, seconds = sum(item.amount for item in own), sum(taken[item.stage] for item in own)
+        if amount and seconds:
+            seen = seconds / amount / (1.0 if kind == Work.LAYER.value else _measured[key].seconds)
             pace = replace(pace, **{kind: seen if first else (before * seen) ** 0.5})
     _store()[_name(key)] = asdict(pace)
 

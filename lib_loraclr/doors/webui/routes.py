@@ -26,8 +26,8 @@ from ...hosts.a1111 import (
     installed_loras,
     loaded_family,
 )
-from ...request import MergeRequest, parse_options, schema
-from ...solving import METHODS, find_method
+from ...request import MergeRequest, schema
+from ...solving import METHODS, Procedure
 from . import check as checking
 from . import jobs, settings
 from .catalogue import obstacle, require_fitting
@@ -142,7 +142,12 @@ def check(body: MergeBody) -> dict[str, Any]:
     """What a merge would do: obstacles, warnings, licences, expected time and size. Nothing is merged."""
     job = _job(body)
     found = checking.check(job.request, job.names, draw=job.draw)
-    return {**asdict(found), "possible": found.possible, "expected_seconds": sum(found.seconds.values())}
+    return {
+        **asdict(found),
+        "seconds": {stage.value: seconds for stage, seconds in found.seconds.items()},
+        "possible": found.possible,
+        "expected_seconds": sum(found.seconds.values()),
+    }
 
 
 def merge(body: MergeBody) -> dict[str, str]:
@@ -164,7 +169,7 @@ def _job(body: MergeBody) -> jobs.Job:
         job.request.check()
     except LoraclrError as error:
         raise LoraclrError(jobs.shown(error, job)) from error
-    parse_options(find_method(request.method).options, request.options, f"method {request.method}")
+    Procedure.of(request)
     return job
 
 

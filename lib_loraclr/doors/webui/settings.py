@@ -5,9 +5,12 @@ from __future__ import annotations
 import gradio as gr
 from modules import shared
 
-from ...request import TEMPLATES
-from ...solving import EFFORTS, METHODS
+from ...request import TEMPLATES, MergeRequest, schema
+from ...solving import EFFORT, METHODS, all_efforts
 
+#: where no setting was saved: what a request has that says nothing of it
+_METHOD = MergeRequest(()).method
+_EFFORT = next((item.default for item in schema(METHODS[_METHOD].options) if item.name == EFFORT), "")
 _SECTION = ("loraclr", "LoRACLR")
 #: key -> (default, label, component, its arguments, explanation)
 _OPTIONS = {
@@ -18,8 +21,8 @@ _OPTIONS = {
         {"precision": 0, "minimum": 64},
         "in RAM, for recorded inputs and predictions together",
     ),
-    "loraclr_method": ("contrastive", "Default method", gr.Dropdown, {"choices": list(METHODS)}, ""),
-    "loraclr_effort": ("balanced", "Default effort", gr.Radio, {"choices": list(EFFORTS)}, ""),
+    "loraclr_method": (_METHOD, "Default method", gr.Dropdown, {"choices": list(METHODS)}, ""),
+    "loraclr_effort": (_EFFORT, "Default effort", gr.Radio, {"choices": list(all_efforts())}, ""),
     "loraclr_prompts": (
         "photo",
         "Default prompt templates",

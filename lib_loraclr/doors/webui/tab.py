@@ -12,9 +12,9 @@ from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolB
 
 from ...errors import LoraclrError
 from ...hosts import a1111
+from ...solving import EFFORT
 from . import notes, settings, start
 from .fields import Fields
-from .form import EFFORT
 from .rows import Table, render
 
 

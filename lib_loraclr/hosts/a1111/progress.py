@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
-from ...progress import Progress
+from ...progress import Progress, Stage
 from . import webui
 
 #: parts of the bar; the WebUI computes with sampling steps
@@ -16,23 +17,28 @@ _SETTLED = 2.0
 class StateProgress(Progress):
     """Drives `shared.state`, and listens to its Interrupt button.
 
-    The core names one stage after the other, so the bar is told how the whole divides: `shares`, of stages by their names.
-    A stage that is not in there fills the bar by itself, and the text says which one it is.
+    The core begins one stage after the other, so the bar is told how the whole divides: `shares`. A stage that is not in there
+    fills the bar by itself, and the text says which one it is.
     """
 
-    def __init__(self, shares: dict[str, float] | None = None) -> None:
+    def __init__(self, shares: Mapping[Stage, float] | None = None) -> None:
         """
         Args:
             shares: stage -> seconds it is expected to take, in the order of the stages
         """
         self._state = webui.module("shared").state
-        self._shares = shares or {}
-        self._whole = sum(self._shares.values())
-        self._finished: list[str] = []
-        self._stage, self._total, self._done, self._note, self._begun = "", 0, 0, "", time.monotonic()
+        self._finished: list[Stage] = []
+        self._stage: Stage | None = None
+        self._total, self._done, self._note, self._begun = 0, 0, "", time.monotonic()
+        self.divide(shares or {})
         self.lines: list[str] = []
 
-    def start(self, stage: str, total: int) -> None:
+    def divide(self, shares: Mapping[Stage, float]) -> None:
+        """How the whole divides, as it is known now."""
+        self._shares = shares
+        self._whole = sum(shares.values())
+
+    def start(self, stage: Stage, total: int) -> None:
         if self._stage:
             self._finished.append(self._stage)
         self._stage, self._total, self._done, self._note, self._begun = stage, total, 0, "", time.monotonic()
@@ -62,8 +68,9 @@ class StateProgress(Progress):
 
     def _show(self) -> None:
         self._state.sampling_step = int(self.fraction() * _PARTS)
+        stage = self._stage.value if self._stage else ""
         count = f" {min(self._done, self._total)}/{self._total}" if self._total else ""
-        self._state.textinfo = " · ".join(part for part in (self._stage + count, self._note, self._remaining()) if part)
+        self._state.textinfo = " · ".join(part for part in (stage + count, self._note, self._remaining()) if part)
 
     def _remaining(self) -> str:
         """How long this stage has still to go, once its pace is known."""

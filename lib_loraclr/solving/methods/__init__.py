@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ...errors import unknown_name
 from ...model import Factors
+from ...request import MergeRequest, parse_options, schema
 from ..layer_problem import LayerProblem
 from ..objective import RefinementOptions
 
@@ -58,7 +59,14 @@ class Method:
     records: bool
     refinement: Callable[[Any, int], RefinementOptions | None]
 
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        """What a person chooses between time and quality by, the quickest first; none where the method has no such option."""
+        return next((item.choices for item in schema(self.options) if item.name == EFFORT), ())
 
+
+#: the option by which a method that has it trades time for quality; every door shows it first
+EFFORT = "effort"
 METHODS: dict[str, Method] = {}
 
 
@@ -92,6 +100,11 @@ def merge_method(
     return register
 
 
+def all_efforts() -> tuple[str, ...]:
+    """The efforts of every method that has some."""
+    return tuple(dict.fromkeys(effort for method in METHODS.values() for effort in method.efforts))
+
+
 def find_method(name: str) -> Method:
     """The method of that name.
 
@@ -101,6 +114,29 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
     return METHODS[name]
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """The method of a request, its options checked.
+
+    Attributes:
+        method: the method
+        options: of its options class
+    """
+
+    method: Method
+    options: Any
+
+    @classmethod
+    def of(cls, request: MergeRequest) -> Procedure:
+        """Raises LoraclrError for an unknown method, or an option that it does not take."""
+        method = find_method(request.method)
+        return cls(method, parse_options(method.options, request.options, f"method {method.name}"))
+
+    def refinement(self, concepts: int) -> RefinementOptions | None:
+        """What to do at the model's output after the layers are merged; None for nothing."""
+        return self.method.refinement(self.options, concepts)
 
 
 from . import average, contrastive, paper, ridge, weighted_sum  # noqa: E402, F401  (each registers itself)

@@ -39,7 +39,7 @@ def paper(problem: LayerProblem, options: PaperOptions) -> LayerResult:
     """
     reference = problem.present[0].up
     d_out, d_in = problem.present[0].shape
-    targets = [rows.inputs @ problem.target(rows.active).dense().mT for rows in problem.rows]
+    targets = [recording.inputs @ problem.target(recording.active).dense().mT for recording in problem.recordings]
     delta = torch.zeros(d_out, d_in, dtype=reference.dtype, device=reference.device, requires_grad=True)
     optimizer = torch.optim.AdamW([delta], lr=options.learning_rate)
     with torch.enable_grad():
@@ -55,7 +55,7 @@ def paper(problem: LayerProblem, options: PaperOptions) -> LayerResult:
 
 def paper_loss(delta: Tensor, problem: LayerProblem, targets: list[Tensor], options: PaperOptions) -> Tensor:
     """The loss at `delta [d_out, d_in]`; rows of different lengths are compared over their common number of rows."""
-    outputs = [rows.inputs @ delta.mT for rows in problem.rows]
+    outputs = [recording.inputs @ delta.mT for recording in problem.recordings]
     total = delta.new_zeros(())
     for i, (output, target) in enumerate(zip(outputs, targets, strict=True)):
         total = total + (output - target).square().sum() + options.mse * (output - target).square().mean()

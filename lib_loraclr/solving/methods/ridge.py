@@ -53,7 +53,10 @@ def closed_form(problem: LayerProblem, basis: torch.Tensor, strength: float) -> 
     mean = concatenate(problem.present).scaled(1 / len(problem.deltas))
     prior = (basis.mT @ mean.up) @ mean.down
     targets = torch.cat(
-        [target * rows.weight**0.5 for target, rows in zip(problem.targets_in(basis), problem.rows, strict=True)]
+        [
+            target * recording.weight**0.5
+            for target, recording in zip(problem.targets_in(basis), problem.recordings, strict=True)
+        ]
     )
     inputs = problem.stacked()
     solution = ridge_solve(inputs, targets - inputs @ prior.mT, strength)

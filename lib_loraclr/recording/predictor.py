@@ -1,0 +1,83 @@
+"""The loaded model with any of a merge's LoRAs active, as teachers and measurements ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..model import Conditioning, Factors, Host, free_on_card
+from ..progress import Progress
+from ..request import RecordingOptions
+from .sampling import BATCH, evaluated
+
+
+class Predictor:
+    """A host, the concepts' deltas, and how denoising paths are made: all that it takes to ask what some concepts predict."""
+
+    def __init__(
+        self,
+        host: Host,
+        deltas: Sequence[Mapping[str, Factors]],
+        recording: RecordingOptions,
+        *,
+        negative_prompt: str,
+        background: tuple[int, ...],
+        memory: int,
+        progress: Progress,
+    ) -> None:
+        """
+        Args:
+            deltas: per concept, its weight inside
+            background: the concepts that are active whatever the prompt
+            memory: bytes that may be taken
+        """
+        self.host, self.deltas, self.recording = host, deltas, recording
+        self.negative_prompt, self.background = negative_prompt, background
+        self.memory, self.progress = memory, progress
+        self.size = (recording.height or host.default_size, recording.width or host.default_size)
+
+    def activation_budget(self, reserved: int) -> int:
+        """Bytes that activations may take: most of what is free on a graphics card, the memory budget in RAM.
+
+        Args:
+            reserved: bytes that will be taken on the card beside them
+        """
+        free = free_on_card(self.host.device)
+        return self.memory if free is None else int(0.7 * (free - reserved))
+
+    def together(self, active: Sequence[int]) -> dict[str, tuple[Factors, ...]]:
+        """The deltas of the active concepts; `Host.apply` adds them."""
+        together: dict[str, tuple[Factors, ...]] = {}
+        for i in active:
+            for key, factors in self.deltas[i].items():
+                together[key] = (*together.get(key, ()), factors)
+        return together
+
+    @torch.no_grad()
+    def encode(self, active: Sequence[int], prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of prompts with these concepts active."""
+        with self.host.apply(self.together(active)):
+            return self.host.encode(prompts)
+
+    @torch.no_grad()
+    def predict(self, active: Sequence[int], x: Tensor, t: Tensor, prompts: Sequence[str], note: str = "") -> Tensor:
+        """Predictions with these concepts active, `[n, c, h, w]` fp16 on the CPU.
+
+        Args:
+            x: noisy latents `[n, c, h, w]`
+            t: timesteps `[n]`
+            prompts: `n`
+            note: for progress
+        """
+        results = []
+        with self.host.apply(self.together(active)):
+            for start in range(0, len(t), BATCH * 2):
+                part = slice(start, start + BATCH * 2)
+                conditioning = self.host.encode(list(prompts[part]))
+                noisy = x[part].to(self.host.device).float()
+                output = evaluated(self.host, noisy, t[part].to(self.host.device), conditioning)
+                results.append(output.half().cpu())
+                self.progress.advance(len(output), note)
+        return torch.cat(results)
