@@ -53,7 +53,7 @@ def main() -> None:
         f"budget {arguments.budget} MB: {report.rows} rows kept per layer and teacher"
     )
     for stage, peak in watch.peaks.items():
-        print(f"  {stage:32} {peak:7.0f} MB beyond model and LoRAs")
+        print(f"  {stage.value:32} {peak:7.0f} MB beyond model and LoRAs")
     peak = max(watch.peaks.values())
     print(f"peak growth {peak:.0f} MB = {peak / arguments.budget:.2f} x budget")
 

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,15 @@ import torch
 
 from lib_loraclr.merge import merge_loras
 from lib_loraclr.output import MergeReport
+from lib_loraclr.progress import Stage
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
 
 from .shapes import SDXL, ShapesHost, Watch, looking, random_lora
 
 RANK = 32
+#: layer by layer, of text encoders and UNet together
+RECORDING = (Stage.TEXT_INPUTS, Stage.UNET_INPUTS)
+SOLVING = (Stage.TEXT_LAYERS, Stage.UNET_LAYERS)
 
 
 class Clock(Watch):
@@ -33,10 +38,10 @@ class Clock(Watch):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[Stage, float] = {}
         self._since = time.process_time()
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: Stage, total: int) -> None:
         self.finish()
         super().start(stage, total)
 
@@ -45,7 +50,7 @@ class Clock(Watch):
         if self.stage:
             self.seconds[self.stage] = now - self._since
             peak = self.peaks.get(self.stage, 0.0)
-            print(f"  {self.stage:32} {self.seconds[self.stage]:7.1f} s {peak:7.0f} MB", flush=True)
+            print(f"  {self.stage.value:32} {self.seconds[self.stage]:7.1f} s {peak:7.0f} MB", flush=True)
         self._since = now
 
 
@@ -63,19 +68,15 @@ class Run:
     concepts: int
     report: MergeReport
     result: float
-    stages: dict[str, tuple[float, float]]
+    stages: dict[Stage, tuple[float, float]]
 
-    def seconds(self, word: str) -> float:
-        """Of the stages whose name begins with `word`, text encoders and UNet together."""
-        return sum(seconds for stage, (seconds, _) in self.stages.items() if _part(stage, word))
+    def seconds(self, stages: Sequence[Stage]) -> float:
+        """Of these stages together."""
+        return sum(self.stages[stage][0] for stage in stages)
 
-    def peak(self, word: str) -> float:
-        """The most MB in those stages."""
-        return max(peak for stage, (_, peak) in self.stages.items() if _part(stage, word))
-
-
-def _part(stage: str, word: str) -> bool:
-    return stage.startswith(word) and stage.endswith(("text encoder", "UNet"))
+    def peak(self, stages: Sequence[Stage]) -> float:
+        """The most MB in any of these stages."""
+        return max(self.stages[stage][1] for stage in stages)
 
 
 def merge(host: ShapesHost, folder: Path, number: int, budget: int) -> Run:
@@ -106,11 +107,11 @@ def table(runs: list[Run], budget: int) -> str:
     """Markdown; times relative to the first run's solve, memory relative to the budget."""
     columns = ("concepts", "rows", "recording: peak", "solving: peak", "of that the result")
     columns += ("recording: time", "solving: time", "rank (mean)")
-    unit = runs[0].seconds("merging")
+    unit = runs[0].seconds(SOLVING)
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for run in runs:
-        memory = [f"{mb / budget:.2f}" for mb in (run.peak("recording"), run.peak("merging"), run.result)]
-        times = [f"{run.seconds(word) / unit:.2f}" for word in ("recording", "merging")]
+        memory = [f"{mb / budget:.2f}" for mb in (run.peak(RECORDING), run.peak(SOLVING), run.result)]
+        times = [f"{run.seconds(stages) / unit:.2f}" for stages in (RECORDING, SOLVING)]
         rank = f"{run.report.rank[1]:.0f} of {RANK * run.concepts}"
         lines.append(f"| {run.concepts} | {run.report.rows} | {' | '.join(memory + times)} | {rank} |")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from lib_loraclr import model
 from lib_loraclr.files import text_encoder_key, unet_key
 from lib_loraclr.model import Factors, Layer, substituted
-from lib_loraclr.progress import Progress
+from lib_loraclr.progress import Progress, Stage
 
 Shapes = dict[str, tuple[int, ...]]
 TOKENS = 77
@@ -228,9 +228,11 @@ class Watch(Progress):
     """Resident size when the first stage starts, and the most there was in each stage."""
 
     def __init__(self) -> None:
-        self.baseline, self.stage, self.peaks = None, "", {}
+        self.baseline: float | None = None
+        self.stage: Stage | None = None
+        self.peaks: dict[Stage, float] = {}
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: Stage, total: int) -> None:
         self.baseline = resident_mb() if self.baseline is None else self.baseline
         self.stage = stage
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.files.tensor_files import DTYPES
 from lib_loraclr.hosts.diffusers import DiffusersHost, load
+from lib_loraclr.model.families import SD1
 from lib_loraclr.model.low_rank import Factors
-from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.merged import Merge, Target
 from lib_loraclr.output.report import ConceptReport, MergeReport
 from lib_loraclr.recording.inputs import InputLora
 from lib_loraclr.request.merge_request import Concept, MergeRequest
@@ -92,8 +93,10 @@ def write_lora() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def make_merge(tmp_path: Path) -> Callable[..., Merge]:
-    """Makes a finished merge of two small LoRAs by hand, as `merge_loras` would return it."""
+def make_merge(tmp_path: Path, demo: Path) -> Callable[..., Merge]:
+    """Makes a finished merge of two small LoRAs by hand, as `merge_loras` would return it of the demo checkpoint."""
+    checkpoint = demo / "emoji-sd1.safetensors"
+    target = Target(SD1, "diffusers", str(checkpoint), checkpoint, "epsilon", LAYERS)
 
     def make(
         *,
@@ -127,6 +130,7 @@ def make_merge(tmp_path: Path) -> Callable[..., Merge]:
             MergeRequest(concepts, method="average", precision=precision, seed=7),
             {key: f.to(DTYPES[precision]) for key, f in factors.items()},
             tuple(InputLora(concept, read_lora(path), {}) for concept, path in zip(concepts, paths, strict=True)),
+            target,
             report,
         )
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lib_loraclr.merge import examination, stage_plan
+from lib_loraclr.model.host import Host
+from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.output.merged import Merge, Target
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.request.prompts import PromptOptions
 
@@ -20,6 +28,18 @@ PROMPTS = PromptOptions(
     templates=("a photo of a {trigger} on a red background", "a photo of a {trigger}"),
     plain=("a photo of a cat", "a car on a blue background"),
 )
+
+
+def measure_on_little(patch: pytest.MonkeyPatch, *, paths: int, steps: int) -> None:
+    """Retention on fewer points than a user gets; it is the same code."""
+    patch.setattr(stage_plan, "TEST_PATHS", paths)
+    for module in (stage_plan, examination):
+        patch.setattr(module, "TEST_STEPS", steps)
+
+
+def made_on(merge: Merge, host: Host, factors: Mapping[str, Factors]) -> Merge:
+    """The merge with other factors, as if it had been made on this host."""
+    return replace(merge, factors=factors, target=Target.of(host, factors))
 
 
 def concept(demo: Path, name: str, **changes: Any) -> Concept:

@@ -10,6 +10,7 @@ import pytest
 from bench import memory, sdxl
 from bench.shapes import SD15, SDXL, Architecture, ShapesHost
 from lib_loraclr.model.host import Host
+from lib_loraclr.progress import Stage
 
 #: the architectures at a hundredth of their widths, and so of their time; everything else is theirs
 _TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -44,7 +45,7 @@ def test_time_and_memory_of_sdxl_are_told_for_every_number_of_concepts(tmp_path:
     host = ShapesHost(small(SDXL), substitute=False)
     runs = [sdxl.merge(host, tmp_path, number, budget=256) for number in (1, 2)]
     assert [run.report.rank[2] <= sdxl.RANK * run.concepts for run in runs] == [True, True]
-    assert all(run.report.layers == len(host.layers()) and run.seconds("merging") > 0 for run in runs)
+    assert all(run.report.layers == len(host.layers()) and run.seconds(sdxl.SOLVING) > 0 for run in runs)
     rows = sdxl.table(runs, 256).splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 2"]
     assert "merging the UNet" in capsys.readouterr().out
@@ -55,4 +56,4 @@ def test_memory_of_sd15_is_watched_in_every_stage(tmp_path: Path):
     loras = [memory.random_lora(host, tmp_path / f"{i}.safetensors", rank=2, seed=i) for i in range(2)]
     report, watch = memory.measure(host, loras, 64, size=64, steps=2)
     assert report.layers == len(host.layers()) and report.rows > 0
-    assert {"recording the UNet", "merging the UNet", "measuring retention"} <= set(watch.peaks)
+    assert {Stage.UNET_INPUTS, Stage.UNET_LAYERS, Stage.MEASURING} <= set(watch.peaks)

@@ -20,7 +20,7 @@ from lib_loraclr.hosts.diffusers.embeddings import tokenized
 from lib_loraclr.merge.merging import measure_loras, merge_loras
 from lib_loraclr.output import preview
 from lib_loraclr.output.preview import PreviewOptions, preview_grid
-from lib_loraclr.progress import Progress
+from lib_loraclr.progress import Progress, Stage
 from lib_loraclr.recording.inputs import load_inputs
 from tests import tiny_checkpoints as tiny
 from tests.small import concept, request
@@ -179,8 +179,8 @@ class Listener(Progress):
         self._host, self.heard = host, []
 
     @torch.no_grad()
-    def start(self, stage: str, total: int) -> None:
-        if stage != "reading the LoRAs":  # which is how they become known
+    def start(self, stage: Stage, total: int) -> None:
+        if stage is not Stage.READING:  # which is how they become known
             self.heard.append(self._host.encode(["a glimmer"]).tensors["context"])
 
 

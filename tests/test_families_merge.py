@@ -132,7 +132,7 @@ def test_a_lora_of_another_family_is_refused_with_both_named(
 )
 def test_the_file_says_which_family_it_is_for(opened: Open, tmp_path: Path, kind: Tiny, expected: tuple) -> None:
     host = opened(kind)
-    metadata = lora_metadata(merged(host, tmp_path, method="weighted_sum"), host, "x")
+    metadata = lora_metadata(merged(host, tmp_path, method="weighted_sum"), "x")
     names = ("ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type")
     assert tuple(metadata[name] for name in names) == expected
 

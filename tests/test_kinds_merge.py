@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import PROMPTS
+from small import PROMPTS, measure_on_little
 from torch import Tensor
 
 from lib_loraclr.files import deltas
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.merge import stages
 from lib_loraclr.merge.merging import merge_loras
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.output.merged_tensors import lora_tensors
@@ -131,8 +130,7 @@ def test_the_inputs_together_are_the_sum_of_dense_deltas(host: DiffusersHost, wr
 
 
 def test_one_merge_of_all_is_their_sum(host: DiffusersHost, written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "TEST_PATHS", 1)
-    monkeypatch.setattr(stages, "TEST_STEPS", 2)
+    measure_on_little(monkeypatch, paths=1, steps=2)
     paths, expected = written
     asked = MergeRequest(
         concepts(paths),

@@ -12,19 +12,18 @@ import torch
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.files.lora_files import serialize
 from lib_loraclr.files.tensor_files import DTYPES
-from lib_loraclr.merge import stages
 from lib_loraclr.merge.merging import measure_loras, merge_loras
-from lib_loraclr.merge.stages import Job
+from lib_loraclr.merge.stages import Stages
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors, concatenate
 from lib_loraclr.output.merged import Merge
 from lib_loraclr.output.merged_tensors import lora_tensors
 from lib_loraclr.output.saving import lora_metadata
-from lib_loraclr.progress import Progress
+from lib_loraclr.progress import Progress, Stage
 from lib_loraclr.recording.sampling import initial_noise
 from lib_loraclr.request.merge_request import RecordingOptions
 from lib_loraclr.solving.methods import METHODS
-from tests.small import concept, request
+from tests.small import concept, measure_on_little, request
 
 
 def predict(host: Host, deltas: Mapping[str, Factors], prompt: str) -> torch.Tensor:
@@ -34,7 +33,7 @@ def predict(host: Host, deltas: Mapping[str, Factors], prompt: str) -> torch.Ten
         return host.denoise(noise, torch.tensor([600]), host.encode([prompt]))
 
 
-def file_bytes(merge: Merge, host: Host) -> bytes:
+def file_bytes(merge: Merge) -> bytes:
     return serialize(lora_tensors(merge), lora_metadata(merge, "merged"))
 
 
@@ -56,10 +55,8 @@ def changed_copy(host: Host, merge: Merge, prompt: str) -> torch.Tensor:
 
 @pytest.fixture(scope="module", autouse=True)
 def measured_on_little() -> Iterator[None]:
-    """Retention on fewer points than a user gets; it is the same code."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "TEST_PATHS", 2)
-        patch.setattr(stages, "TEST_STEPS", 4)
+        measure_on_little(patch, paths=2, steps=4)
         yield
 
 
@@ -89,13 +86,13 @@ def test_contrastive_keeps_more_than_the_sum_and_the_average(
     report = fox_and_pizza.report
     assert mean(report) > max(sum(c.all_tags for c in report.concepts) / 2, mean(average))
     # the control: the same merge with every recording taken for the other concept's
-    learn = Job.learn_to_merge
+    learn = Stages.learn
 
-    def shuffled(job: Job) -> list:
-        first, second, *rest = learn(job)
+    def shuffled(stages: Stages) -> list:
+        first, second, *rest = learn(stages)
         return [replace(first, teacher=second.teacher), replace(second, teacher=first.teacher), *rest]
 
-    monkeypatch.setattr(Job, "learn_to_merge", shuffled)
+    monkeypatch.setattr(Stages, "learn", shuffled)
     confused = merge_loras(request(demo, *names), host).report
     assert mean(confused) < mean(report) - 0.05
 
@@ -126,9 +123,9 @@ def test_the_order_of_the_loras_changes_nothing(demo: Path, host: Host, fox_and_
 def test_the_same_request_gives_the_same_bytes(demo: Path, host: Host, fox_and_pizza: Merge) -> None:
     options = {"steps": 3, "batch_size": 4}
     asked = request(demo, "fox-face", "pizza", options=options)
-    first, second = (file_bytes(merge_loras(asked, host), host) for _ in range(2))
+    first, second = (file_bytes(merge_loras(asked, host)) for _ in range(2))
     assert first == second
-    other_seed = file_bytes(merge_loras(replace(asked, seed=1), host), host)
+    other_seed = file_bytes(merge_loras(replace(asked, seed=1), host))
     assert first != other_seed
 
 
@@ -194,21 +191,24 @@ def test_the_automatic_rank_keeps_the_share_it_states(demo: Path, host: Host, fo
 class InterruptAt(Progress):
     """Asks to stop when a stage begins."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: Stage) -> None:
         self.stage, self.reached = stage, False
 
-    def start(self, stage: str, total: int) -> None:
-        self.reached = self.reached or self.stage in stage
+    def start(self, stage: Stage, total: int) -> None:
+        self.reached = self.reached or stage is self.stage
 
     def interrupted(self) -> bool:
         return self.reached
 
 
-STAGES = ("recording the LoRAs", "merging the text", "recording the UNet", "comparing", "refining", "measuring")
+STAGES = (
+    *(Stage.RECORDING, Stage.TEXT_LAYERS, Stage.UNET_INPUTS, Stage.COMPARING, Stage.REFINING),
+    Stage.MEASURING,
+)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_an_interrupt_in_any_stage_leaves_the_model_as_it_was(demo: Path, host: Host, stage: str) -> None:
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.value)
+def test_an_interrupt_in_any_stage_leaves_the_model_as_it_was(demo: Path, host: Host, stage: Stage) -> None:
     before = predict(host, {}, "a photo of a cat")
     asked = request(demo, "fox-face", "pizza", options={"steps": 2, "batch_size": 2})
     with pytest.raises(Interrupted):
@@ -244,7 +244,7 @@ def test_measuring_a_file_agrees_with_the_report_of_its_merge(
     demo: Path, host: Host, fox_and_pizza: Merge, tmp_path: Path
 ) -> None:
     path = tmp_path / "merged.safetensors"
-    path.write_bytes(file_bytes(fox_and_pizza, host))
+    path.write_bytes(file_bytes(fox_and_pizza))
     report = measure_loras(request(demo, "fox-face", "pizza"), host, str(path))
     for measured, reported in zip(report.concepts, fox_and_pizza.report.concepts, strict=True):
         assert measured.merged == pytest.approx(reported.merged, abs=2e-3)

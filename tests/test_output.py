@@ -24,6 +24,7 @@ from lib_loraclr.output.merged import Merge
 from lib_loraclr.output.merged_tensors import lora_tensors
 from lib_loraclr.output.saving import file_size, lora_metadata, read_recipe, save_merge, user_card
 from lib_loraclr.request.output_names import output_path
+from tests.small import made_on
 
 MakeMerge = Callable[..., Merge]
 
@@ -206,7 +207,7 @@ def test_two_embeddings_of_one_name_are_refused(make_merge: MakeMerge, host: Dif
 
 
 def test_the_metadata_are_those_by_which_the_webui_lists_a_file(make_merge: MakeMerge, host: DiffusersHost) -> None:
-    metadata = lora_metadata(make_merge(rank=4), host, "zoo")
+    metadata = lora_metadata(make_merge(rank=4), "zoo")
     expected = {
         "ss_base_model_version": "sd_v1",
         "ss_v2": "False",
@@ -227,7 +228,7 @@ def test_the_metadata_are_those_by_which_the_webui_lists_a_file(make_merge: Make
 def test_the_largest_rank_is_named_where_layers_differ(make_merge: MakeMerge, host: DiffusersHost) -> None:
     merge = make_merge(rank=4)
     factors = {**merge.factors, CONV: Factors(torch.zeros(64, 1), torch.zeros(1, 36))}
-    assert lora_metadata(replace(merge, factors=factors), host, "zoo")["ss_network_dim"] == "4"
+    assert lora_metadata(made_on(merge, host, factors), "zoo")["ss_network_dim"] == "4"
 
 
 def test_the_kind_of_network_is_named_as_the_program_that_makes_it_does(
@@ -236,17 +237,17 @@ def test_the_kind_of_network_is_named_as_the_program_that_makes_it_does(
     """kohya's trainer writes a LoRA; a LoCon (3x3 kernels) and whole deltas are LyCORIS', whose algorithm is an argument."""
     merge = make_merge(rank=4)
     conv = {CONV: Factors(torch.zeros(64, 2), torch.zeros(2, 36))}
-    locon = lora_metadata(replace(merge, factors={**merge.factors, **conv}), host, "zoo")
+    locon = lora_metadata(made_on(merge, host, {**merge.factors, **conv}), "zoo")
     assert locon["ss_network_module"] == "lycoris.kohya" and locon["ss_network_dim"] == "4"
     assert json.loads(locon["ss_network_args"]) == {"algo": "locon", "conv_dim": "2", "conv_alpha": "2.0"}
     plain = {key: factors for key, factors in merge.factors.items() if key != CONV}
-    lora = lora_metadata(replace(merge, factors=plain), host, "zoo")
+    lora = lora_metadata(made_on(merge, host, plain), "zoo")
     assert lora["ss_network_module"] == "networks.lora" and "ss_network_args" not in lora
     pointwise = {"lora_unet_mid_block_attentions_0_proj_in": Factors(torch.zeros(128, 3), torch.zeros(3, 128))}
     assert host.layers()[next(iter(pointwise))].weight.dim() == 4, "control: a convolution, but of one pixel"
-    assert lora_metadata(replace(merge, factors=pointwise), host, "zoo")["ss_network_module"] == "networks.lora"
-    assert lora_metadata(replace(merge, factors=conv), host, "zoo")["ss_network_dim"] == "2"
-    full = lora_metadata(whole(merge), host, "zoo")
+    assert lora_metadata(made_on(merge, host, pointwise), "zoo")["ss_network_module"] == "networks.lora"
+    assert lora_metadata(made_on(merge, host, conv), "zoo")["ss_network_dim"] == "2"
+    full = lora_metadata(whole(merge), "zoo")
     assert full["ss_network_module"] == "lycoris.kohya" and json.loads(full["ss_network_args"]) == {"algo": "full"}
     assert "ss_network_dim" not in full
 

@@ -11,7 +11,7 @@ from lib_loraclr.merge.merging import merge_loras
 from lib_loraclr.model.host import Host
 from lib_loraclr.output import preview
 from lib_loraclr.output.preview import MARGIN, PreviewOptions, caption_height, preview_grid
-from lib_loraclr.progress import Progress
+from lib_loraclr.progress import Progress, Stage
 from tests.small import request
 
 
@@ -19,7 +19,7 @@ class Counted(Progress):
     def __init__(self) -> None:
         self.total, self.done = 0, 0
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: Stage, total: int) -> None:
         self.total, self.done = total, 0
 
     def advance(self, units: int = 1, note: str = "") -> None:

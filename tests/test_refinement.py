@@ -15,7 +15,9 @@ from torch import Tensor
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.model.host import Conditioning, Host
 from lib_loraclr.model.low_rank import Factors, concatenate
-from lib_loraclr.recording.teachers import Predictor, Examples, Teacher, add_nearest_other, make_teachers
+from lib_loraclr.recording.examples import Examples, PathPlan, add_nearest_other, record_examples
+from lib_loraclr.recording.predictor import Predictor
+from lib_loraclr.recording.teachers import Teacher, make_teachers
 from lib_loraclr.refining import refinement
 from lib_loraclr.refining.refinement import GradScaler, refine
 from lib_loraclr.solving.objective import RefinementOptions, Terms
@@ -37,7 +39,9 @@ def examples_of(count: int, name: str, *, concept_index: int | None = 0) -> Exam
 def lesson(host: Host, demo: Path) -> tuple[Predictor, list[Examples]]:
     predictor = predictor_of(host, demo, "fox-face", "pizza")
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
-    return predictor, [predictor.learn(teacher, paths=1, steps=3, keep=3, seed=0) for teacher in teachers]
+    return predictor, [
+        record_examples(predictor, teacher, PathPlan(seed=0, paths=1, steps=3, kept=3)) for teacher in teachers
+    ]
 
 
 def test_every_point_is_drawn_once_before_any_is_drawn_again() -> None:

@@ -15,7 +15,9 @@ from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors, concatenate
 from lib_loraclr.model.substitution import Layer, substituted
 from lib_loraclr.progress import Progress
-from lib_loraclr.recording.teachers import Predictor, Examples, Teacher
+from lib_loraclr.recording.examples import Examples
+from lib_loraclr.recording.predictor import Predictor
+from lib_loraclr.recording.teachers import Teacher
 from lib_loraclr.refining.refinement import refine
 from lib_loraclr.request.merge_request import RecordingOptions
 from lib_loraclr.solving.objective import RefinementOptions, Terms

@@ -8,8 +8,10 @@ import torch
 
 from lib_loraclr.model.host import Host
 from lib_loraclr.progress import Progress
+from lib_loraclr.recording.examples import PathPlan, add_nearest_other, record_examples
 from lib_loraclr.recording.inputs import load_inputs
-from lib_loraclr.recording.teachers import Predictor, add_nearest_other, make_teachers
+from lib_loraclr.recording.predictor import Predictor
+from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining.retention import drift_of_singles, measure
 from lib_loraclr.request.merge_request import RecordingOptions
 from tests.small import PROMPTS, concept
@@ -65,7 +67,7 @@ def test_a_single_concept_has_no_teacher_for_the_rest(demo: Path) -> None:
 def test_examples_hold_what_the_models_predict_at_their_points(host: Host, demo: Path) -> None:
     predictor = predictor_of(host, demo, "fox-face", "pizza")
     fox = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)[0]
-    examples = predictor.learn(fox, paths=2, steps=3, keep=2, seed=4)
+    examples = record_examples(predictor, fox, PathPlan(seed=4, paths=2, steps=3, kept=2))
     assert len(examples) == 4
     assert sorted(set(examples.t.tolist())) == [332, 999]
 
@@ -86,14 +88,16 @@ def test_examples_hold_what_the_models_predict_at_their_points(host: Host, demo:
 def test_paths_do_not_depend_on_how_many_points_are_kept(host: Host, demo: Path) -> None:
     predictor = predictor_of(host, demo, "fox-face")
     (fox,) = make_teachers([concept(demo, "fox-face")], PROMPTS)
-    few, all_of_them = (predictor.learn(fox, paths=1, steps=4, keep=keep, seed=0) for keep in (2, 4))
+    few, all_of_them = (
+        record_examples(predictor, fox, PathPlan(seed=0, paths=1, steps=4, kept=keep)) for keep in (2, 4)
+    )
     assert torch.equal(few.x, all_of_them.x[[0, 3]])
 
 
 def test_retention_is_one_for_the_teacher_itself_and_zero_for_its_absence(host: Host, demo: Path) -> None:
     predictor = predictor_of(host, demo, "fox-face", "pizza")
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
-    examples = [predictor.learn(teacher, paths=1, steps=3, keep=3, seed=9) for teacher in teachers]
+    examples = [record_examples(predictor, teacher, PathPlan(seed=9, paths=1, steps=3, kept=3)) for teacher in teachers]
     drift = drift_of_singles(predictor, examples)
     own = measure(predictor, predictor.together([0]), examples, single_drift=drift)
     assert own.concepts[0] > 0.99
@@ -107,7 +111,7 @@ def test_half_of_a_lora_has_less_than_half_retention_lost(host: Host, demo: Path
     """Retention grows with the strength of the concept: an order that a constant would not have."""
     predictor = predictor_of(host, demo, "fox-face")
     (fox,) = make_teachers([concept(demo, "fox-face")], PROMPTS)
-    examples = [predictor.learn(fox, paths=1, steps=3, keep=3, seed=9)]
+    examples = [record_examples(predictor, fox, PathPlan(seed=9, paths=1, steps=3, kept=3))]
     deltas = predictor.deltas[0]
     values = [
         measure(predictor, {key: f.scaled(strength) for key, f in deltas.items()}, examples).concepts[0]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import PROMPTS
+from small import PROMPTS, made_on, measure_on_little
 from torch import Tensor
 
 from lib_loraclr.files.tensor_files import read_header
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.merge import stages
 from lib_loraclr.merge.merging import merge_loras
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.output.checkpoint_layers import find_places
@@ -55,8 +53,7 @@ def predict(host: DiffusersHost) -> Tensor:
 @pytest.fixture(scope="module", autouse=True)
 def measured_on_little() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "TEST_PATHS", 1)
-        patch.setattr(stages, "TEST_STEPS", 2)
+        measure_on_little(patch, paths=1, steps=2)
         yield
 
 
@@ -145,9 +142,9 @@ def test_a_norm_whose_bias_is_not_changed_is_written_as_the_webui_loads_it(host:
     size = host.layers()[norm].shape[0]
     weight, bias = Factors(torch.randn(size, 1), torch.ones(1, 1)), Factors(torch.randn(size, 1), torch.ones(1, 1))
     merge = make_merge(precision="bf16")
-    alone = lora_tensors(replace(merge, factors={norm: weight}))
+    alone = lora_tensors(made_on(merge, host, {norm: weight}))
     assert set(alone) == {f"{norm}.diff"} and alone[f"{norm}.diff"].dtype == torch.float32
-    both = lora_tensors(replace(merge, factors={norm: weight, f"{norm}.bias": bias}))
+    both = lora_tensors(made_on(merge, host, {norm: weight, f"{norm}.bias": bias}))
     assert set(both) == {f"{norm}.w_norm", f"{norm}.b_norm"}
     assert torch.equal(both[f"{norm}.w_norm"], weight.up.flatten())
 
@@ -159,10 +156,11 @@ def test_attention_that_the_webui_adds_only_whole_is_completed(opened, make_merg
     for key in (f"{attention}q_proj", attention.replace("te2", "te1") + "q_proj"):
         d_out, d_in = sdxl.layers()[key].shape
         factors[key] = Factors(torch.randn(d_out, 2), torch.randn(2, d_in))
-    tensors = lora_tensors(replace(merge, factors=factors), sdxl)
+    merge = made_on(merge, sdxl, factors)
+    tensors = lora_tensors(merge)
     ups = {name.split(".")[0]: tensor for name, tensor in tensors.items() if "lora_up" in name}
     completed = {f"{attention}{letter}_proj" for letter in ("k", "v", "out")}
     assert set(ups) == {*factors, *completed}, "those of OpenCLIP's encoder alone"
     assert not any(ups[key].any() for key in completed) and ups[f"{attention}q_proj"].any()
-    names = {tensor.name for tensor in full_tensors(replace(merge, factors=factors), sdxl)}
+    names = {tensor.name for tensor in full_tensors(merge)}
     assert {f"{key}.diff" for key in (*factors, *completed)} == names

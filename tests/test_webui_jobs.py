@@ -191,12 +191,15 @@ def test_an_estimate_is_set_right_by_a_merge(doors: Doors) -> None:  # noqa: F81
     estimate, jobs, pace = doors.module("estimate"), doors.module("jobs"), doors.module("pace")
     merge = job(doors, "fox", "penguin")
     host = pace.probe(merge.request, wait=True)
-    stages = estimate.stages(merge.request, host, draw=False)
-    assert all(seconds > 0 for seconds in stages.values())
+    key = pace.key_of(merge.request, host)
+    planned = estimate.stages(merge.request, host, draw=False)
+    assert all(seconds > 0 for seconds in estimate.seconds(planned, key).values())
     jobs.run(merge, lock_held=False)
-    assert list(stages) == list(merge.progress.seconds)  # the plan names the stages that the merge has, in their order
+    assert [item.stage for item in planned] == list(
+        merge.progress.seconds
+    )  # the plan names the stages that the merge has, in their order
     taken = sum(merge.progress.seconds.values())
-    assert sum(estimate.stages(merge.request, host, draw=False).values()) == pytest.approx(taken, rel=0.5)
+    assert sum(estimate.seconds(planned, key).values()) == pytest.approx(taken, rel=0.5)
 
 
 def test_no_estimate_while_the_model_is_busy(doors: Doors) -> None:  # noqa: F811
@@ -207,7 +210,7 @@ def test_no_estimate_while_the_model_is_busy(doors: Doors) -> None:  # noqa: F81
 
 @pytest.mark.parametrize(("seconds", "text"), [(3, "a few seconds"), (44, "40 s"), (130, "2 min"), (5400, "1.5 h")])
 def test_durations(doors: Doors, seconds: float, text: str) -> None:  # noqa: F811
-    assert doors.module("views").duration(seconds) == text
+    assert doors.module("notes").duration(seconds) == text
 
 
 def test_a_tab_that_is_made_anew_ends_what_ran_before(doors: Doors) -> None:  # noqa: F811

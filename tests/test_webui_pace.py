@@ -9,10 +9,19 @@ import torch
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 
 from lib_loraclr.errors import LoraclrError
+from lib_loraclr.progress import PlannedStage, Stage, Work
 from lib_loraclr.request.merge_request import MergeRequest
 
 KEY = ("tiny.safetensors", 64, 64)
-WORK = {"recording": ("evaluation", 100.0), "refining": ("backward", 50.0), "merging": ("layer", 10.0)}
+WORK = (
+    PlannedStage(Stage.RECORDING, 100, Work.EVALUATION, 100.0),
+    PlannedStage(Stage.REFINING, 25, Work.BACKWARD, 50.0),
+    PlannedStage(Stage.UNET_LAYERS, 5, Work.LAYER, 10.0),
+)
+
+
+def _units(evaluation: float, backward: float, layer: float) -> dict[Work, float]:
+    return {Work.EVALUATION: evaluation, Work.BACKWARD: backward, Work.LAYER: layer}
 
 
 def request() -> MergeRequest:
@@ -39,7 +48,7 @@ def test_what_was_measured_holds_for_a_minute(doors: Doors, monkeypatch: pytest.
     for wait, expected in ((0.0, 0.5), (59.0, 0.5), (2.0, 2.0)):
         clock.now += wait
         host = pace.probe(request(), wait=True)
-        assert pace.seconds_per_unit(pace.key_of(request(), host))["evaluation"] == expected
+        assert pace.seconds_per_unit(pace.key_of(request(), host))[Work.EVALUATION] == expected
 
 
 def test_while_a_picture_is_made_the_last_measurement_has_to_do(
@@ -80,34 +89,41 @@ def test_the_middle_of_three_counts_and_the_first_does_not(
 def test_the_first_merge_is_believed_and_a_later_one_halfway(doors: Doors) -> None:  # noqa: F811
     pace = doors.module("pace")
     pace._measured[KEY] = pace._Measured(2.0, 0.0)
-    assert pace.seconds_per_unit(KEY) == {"evaluation": 2.0, "backward": 8.0, "layer": 0.01}
-    pace.learn(KEY, WORK, {"recording": 300.0, "refining": 200.0, "merging": 5.0})
-    assert pace.seconds_per_unit(KEY) == pytest.approx({"evaluation": 3.0, "backward": 4.0, "layer": 0.5})
-    pace.learn(KEY, WORK, {"recording": 1200.0, "refining": 200.0, "merging": 5.0})  # four times as slow
-    assert pace.seconds_per_unit(KEY) == pytest.approx({"evaluation": 6.0, "backward": 4.0, "layer": 0.5})
+    assert pace.seconds_per_unit(KEY) == _units(2.0, 8.0, 0.01)
+    pace.learn(KEY, WORK, {Stage.RECORDING: 300.0, Stage.REFINING: 200.0, Stage.UNET_LAYERS: 5.0})
+    assert pace.seconds_per_unit(KEY) == pytest.approx(_units(3.0, 4.0, 0.5))
+    pace.learn(
+        KEY, WORK, {Stage.RECORDING: 1200.0, Stage.REFINING: 200.0, Stage.UNET_LAYERS: 5.0}
+    )  # four times as slow
+    assert pace.seconds_per_unit(KEY) == pytest.approx(_units(6.0, 4.0, 0.5))
 
 
 def test_what_was_learnt_outlives_the_webui(doors: Doors) -> None:  # noqa: F811
     pace = doors.module("pace")
     pace._measured[KEY] = pace._Measured(2.0, 0.0)
-    pace.learn(KEY, WORK, {"recording": 300.0})
+    pace.learn(KEY, WORK, {Stage.RECORDING: 300.0})
     pace._measured.clear()  # a new process
     assert (
-        not pace.known(KEY) and pace.seconds_per_unit(KEY)["evaluation"] == 1.5
+        not pace.known(KEY) and pace.seconds_per_unit(KEY)[Work.EVALUATION] == 1.5
     )  # of one second, as none was measured
     pace._measured[KEY] = pace._Measured(0.1, 0.0)
-    assert pace.seconds_per_unit(KEY)["evaluation"] == pytest.approx(0.15)
-    assert pace.seconds_per_unit((*KEY[:1], 128, 128))["evaluation"] == 1.0, "another size is learnt by itself"
+    assert pace.seconds_per_unit(KEY)[Work.EVALUATION] == pytest.approx(0.15)
+    assert pace.seconds_per_unit((*KEY[:1], 128, 128))[Work.EVALUATION] == 1.0, "another size is learnt by itself"
 
 
 def test_a_refinement_that_ended_early_is_counted_as_it_was(doors: Doors) -> None:  # noqa: F811
-    estimate, pace = doors.module("estimate"), doors.module("pace")
+    estimate, jobs, pace = doors.module("estimate"), doors.module("jobs"), doors.module("pace")
     named = [{"lora": "fox", "trigger": "a"}, {"lora": "cat", "trigger": "b"}]
     asked = MergeRequest.from_dict({**SMALL, "method": "contrastive", "concepts": named, "options": {"steps": 100}})
     host = pace.probe(request(), wait=True)
-    whole = estimate.work(asked, host, draw=False)["refining"]
-    early = estimate.work(asked, host, draw=False, refined_steps=40)["refining"]
-    assert whole[0] == early[0] == "backward" and whole[1] - early[1] == 60 * 8
+    planned = estimate.stages(asked, host, draw=True)
+    ended = SimpleNamespace(report=SimpleNamespace(refinement={"steps": 40}))
+    done = jobs._done(planned, ended, drawn=True)
+    [(whole, early)] = [pair for pair in zip(planned, done, strict=True) if pair[0] != pair[1]]
+    assert (whole.stage, early.stage, early.work) == (Stage.REFINING, Stage.REFINING, Work.BACKWARD)
+    assert (whole.units, early.units) == (100, 40) and early.amount == pytest.approx(0.4 * whole.amount)
+    cut_short = jobs._done(planned, ended, drawn=False)
+    assert [item.stage for item in done if item not in cut_short] == [Stage.DRAWING]
 
 
 def test_times_beside_the_efforts_do_not_wait_for_the_model_again(
@@ -122,9 +138,9 @@ def test_times_beside_the_efforts_do_not_wait_for_the_model_again(
     key = pace.key_of(request(), pace.probe(request(), wait=False))
     clock.now += 1000
     pace.probe(request(), wait=False)
-    assert pace.seconds_per_unit(key)["evaluation"] == 0.5
+    assert pace.seconds_per_unit(key)[Work.EVALUATION] == 0.5
     pace.probe(request(), wait=True)
-    assert pace.seconds_per_unit(key)["evaluation"] == 2.0, "control: Check measures anew"
+    assert pace.seconds_per_unit(key)[Work.EVALUATION] == 2.0, "control: Check measures anew"
 
 
 def test_a_card_too_small_to_measure_is_said(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

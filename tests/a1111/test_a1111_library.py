@@ -18,25 +18,26 @@ from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.files import lora_family
 from lib_loraclr.hosts import a1111
 from lib_loraclr.hosts.a1111 import library
+from lib_loraclr.progress import Stage
 
 # -- progress
 
 
 def test_progress_fills_the_webuis_bar(webui: StandIn):
     state = webui.shared.state
-    progress = a1111.StateProgress({"recording": 30.0, "refining": 10.0})
-    progress.start("recording", 4)
+    progress = a1111.StateProgress({Stage.RECORDING: 30.0, Stage.REFINING: 10.0})
+    progress.start(Stage.RECORDING, 4)
     progress.advance(2, "penguin")
     assert (state.job_count, state.job_no, state.sampling_step, state.sampling_steps) == (1, 0, 375, 1000)
-    assert state.textinfo == "recording 2/4 · penguin"
-    progress.start("refining", 2)
+    assert state.textinfo == "recording the LoRAs 2/4 · penguin"
+    progress.start(Stage.REFINING, 2)
     progress.advance(1)
     assert progress.fraction() == pytest.approx(0.875)
 
 
 def test_the_interrupt_button_is_heard(webui: StandIn):
     progress = a1111.StateProgress()
-    progress.start("recording", 4)
+    progress.start(Stage.RECORDING, 4)
     progress.advance()
     webui.shared.state.interrupted = True
     with pytest.raises(Interrupted):
