@@ -159,9 +159,7 @@ def written(baked: BakedCheckpoint, folder: Path) -> dict[str, Tensor]:
 # What is left alone
 
 
-def test_all_else_is_the_base_s_bit_for_bit(
-    make_merge: MakeMerge, host: DiffusersHost, base: Path, tmp_path: Path
-) -> None:
+def test_all_else_is_the_base_s_bit_for_bit(make_merge: MakeMerge, base: Path, tmp_path: Path) -> None:
     merge = baked_merge(make_merge)
     before = hashlib.sha256(base.read_bytes()).hexdigest()
     path, *others = save_merge(merge, tmp_path / "zoo.safetensors")
@@ -175,7 +173,7 @@ def test_all_else_is_the_base_s_bit_for_bit(
     assert file_size(merge) < path.stat().st_size < file_size(merge) + 200_000
 
 
-def test_the_metadata_name_base_merge_and_content(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:
+def test_the_metadata_name_base_merge_and_content(make_merge: MakeMerge, tmp_path: Path) -> None:
     path, card, *_ = save_merge(baked_merge(make_merge), tmp_path / "zoo.safetensors")
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
@@ -191,7 +189,7 @@ def test_the_metadata_name_base_merge_and_content(make_merge: MakeMerge, host: D
     assert set(json.loads(card.read_text("utf-8"))) == {"description", "notes"}
 
 
-def test_what_the_base_said_of_its_content_is_not_said_of_the_copy(make_merge: MakeMerge, host: DiffusersHost) -> None:
+def test_what_the_base_said_of_its_content_is_not_said_of_the_copy(make_merge: MakeMerge) -> None:
     base = {
         "modelspec.hash_sha256": "0x1",
         "sshs_model_hash": "2",
@@ -205,7 +203,7 @@ def test_what_the_base_said_of_its_content_is_not_said_of_the_copy(make_merge: M
     assert told["modelspec.license"] == "A / B / not named" and told["modelspec.author"] == "somebody"
 
 
-def test_the_same_merge_gives_the_same_bytes(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:
+def test_the_same_merge_gives_the_same_bytes(make_merge: MakeMerge, tmp_path: Path) -> None:
     merge = baked_merge(make_merge)
     shuffled = replace(merge, factors=dict(reversed(merge.factors.items())))
     first, *_ = save_merge(merge, tmp_path / "1" / "zoo.safetensors")
@@ -248,7 +246,7 @@ def test_no_more_than_the_budget_is_read_at_once(
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device"), LoraclrError("stop")])
 def test_an_interrupted_write_leaves_nothing(
-    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure
+    make_merge: MakeMerge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure
 ) -> None:
     calls, read = 0, baking._read
 
@@ -269,7 +267,7 @@ def test_an_interrupted_write_leaves_nothing(
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(
-    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_merge: MakeMerge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
     monkeypatch.setattr(lora_files.shutil, "disk_usage", lambda _: usage)
@@ -281,12 +279,9 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 
 
 @pytest.mark.parametrize("way", ["itself", "a link", "a hard link"])
-def test_the_checkpoint_itself_is_never_written_to(
-    make_merge: MakeMerge, demo: Path, tmp_path: Path, host: DiffusersHost, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+def test_the_checkpoint_itself_is_never_written_to(make_merge: MakeMerge, demo: Path, tmp_path: Path, way: str) -> None:
     base = tmp_path / "base.safetensors"
     shutil.copyfile(demo / "emoji-sd1.safetensors", base)
-    monkeypatch.setattr(host, "checkpoint_path", base)
     path = base if way == "itself" else tmp_path / "other.safetensors"
     if way == "a link":
         path.symlink_to(base)
@@ -295,9 +290,9 @@ def test_the_checkpoint_itself_is_never_written_to(
     before = base.read_bytes()
     for save_as in ("checkpoint", "lora"):
         merge = baked_merge(make_merge)
-        merge = replace(merge, request=replace(merge.request, save_as=save_as))
+        request, target = replace(merge.request, save_as=save_as), replace(merge.target, path=base)
         with pytest.raises(LoraclrError, match="is the checkpoint itself, which is never written to"):
-            save_merge(merge, path, overwrite=True)
+            save_merge(replace(merge, request=request, target=target), path, overwrite=True)
     assert base.read_bytes() == before
 
 

@@ -20,7 +20,7 @@ from lib_loraclr.files.tensor_files import DTYPES
 from lib_loraclr.files.triggers import find_trigger, tag_frequency
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.model.low_rank import Factors
-from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.merged import Merge, Target
 from lib_loraclr.output.merged_tensors import lora_tensors
 from lib_loraclr.output.saving import file_size, lora_metadata, read_recipe, save_merge, user_card
 from lib_loraclr.request.output_names import output_path
@@ -133,14 +133,14 @@ def test_the_file_holds_the_very_merge_with_alpha_equal_to_the_rank(
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-def test_alpha_is_exact_at_any_rank(make_merge: MakeMerge, host: DiffusersHost, precision: str) -> None:
+def test_alpha_is_exact_at_any_rank(make_merge: MakeMerge, precision: str) -> None:
     """bfloat16 has no 257, fp16 no 2049; an alpha that is rounded would scale the whole layer."""
     for rank in (257, 2049):
         tensors = lora_tensors(make_merge(precision=precision, rank=rank))
         assert float(tensors[f"{LINEAR}.alpha"]) == rank
 
 
-def test_shapes_are_those_of_kohyas_files(make_merge: MakeMerge, host: DiffusersHost) -> None:
+def test_shapes_are_those_of_kohyas_files(make_merge: MakeMerge) -> None:
     tensors = lora_tensors(make_merge(rank=3))
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     assert shapes[f"{CONV}.lora_up.weight"] == [64, 3, 1, 1]
@@ -177,9 +177,7 @@ def test_a_full_file_holds_every_layer_s_whole_delta_rounded_once(
     assert file_size(make_merge()) < len(data) / 3, "control: a LoRA is much smaller"
 
 
-def test_a_whole_delta_that_does_not_fit_is_refused_and_nothing_stays(
-    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path
-) -> None:
+def test_a_whole_delta_that_does_not_fit_is_refused_and_nothing_stays(make_merge: MakeMerge, tmp_path: Path) -> None:
     merge = whole(make_merge(precision="fp32"))
     merge = replace(merge, factors={key: factors.scaled(1e6) for key, factors in merge.factors.items()})
     with pytest.raises(LoraclrError, match=r"merged lora_\w+ does not fit into fp16: choose bf16 or fp32"):
@@ -187,7 +185,7 @@ def test_a_whole_delta_that_does_not_fit_is_refused_and_nothing_stays(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_bundled_embeddings_pass_through_untouched(make_merge: MakeMerge, host: DiffusersHost) -> None:
+def test_bundled_embeddings_pass_through_untouched(make_merge: MakeMerge) -> None:
     mine, other = torch.randn(2, 8), torch.randn(3, 8).bfloat16()
     # both bundle the first: equal content is one embedding
     merge = make_merge(extra=({EMBEDDING: mine}, {EMBEDDING: mine.clone(), "bundle_emb.x.clip_l": other}))
@@ -197,16 +195,24 @@ def test_bundled_embeddings_pass_through_untouched(make_merge: MakeMerge, host: 
     assert tensors["bundle_emb.x.clip_l"].dtype == torch.bfloat16
 
 
-def test_two_embeddings_of_one_name_are_refused(make_merge: MakeMerge, host: DiffusersHost) -> None:
+def test_two_embeddings_of_one_name_are_refused(make_merge: MakeMerge) -> None:
     merge = make_merge(extra=({EMBEDDING: torch.zeros(2, 8)}, {EMBEDDING: torch.ones(2, 8)}))
     with pytest.raises(LoraclrError, match="mono bundles an embedding that fox bundles with other content"):
         lora_tensors(merge)
 
 
+def test_what_a_file_needs_to_know_of_the_checkpoint_is_what_the_host_says(
+    make_merge: MakeMerge, host: DiffusersHost
+) -> None:
+    """So that a hand-made merge stands for one of `merge_loras`."""
+    merge = make_merge()
+    assert Target.of(host, merge.factors) == merge.target
+
+
 # What it says of itself
 
 
-def test_the_metadata_are_those_by_which_the_webui_lists_a_file(make_merge: MakeMerge, host: DiffusersHost) -> None:
+def test_the_metadata_are_those_by_which_the_webui_lists_a_file(make_merge: MakeMerge) -> None:
     metadata = lora_metadata(make_merge(rank=4), "zoo")
     expected = {
         "ss_base_model_version": "sd_v1",
@@ -252,13 +258,13 @@ def test_the_kind_of_network_is_named_as_the_program_that_makes_it_does(
     assert "ss_network_dim" not in full
 
 
-def test_licences_of_the_inputs_are_all_named(make_merge: MakeMerge, host: DiffusersHost) -> None:
+def test_licences_of_the_inputs_are_all_named(make_merge: MakeMerge) -> None:
     merge = make_merge(metadata=({"modelspec.license": "MIT"}, {"modelspec.license": "CC-BY-4.0"}))
     assert lora_metadata(merge, "zoo")["modelspec.license"] == "CC-BY-4.0 / MIT"
 
 
 def test_tags_of_all_inputs_are_counted_together_also_in_folders_of_one_name(
-    make_merge: MakeMerge, host: DiffusersHost
+    make_merge: MakeMerge,
 ) -> None:
     tags = ({"10_img": {"sks": 3, "dog": 1}}, {"10_img": {"dog": 2}, "5_clay": {"clay": 4}})
     merge = make_merge(metadata=tuple({"ss_tag_frequency": json.dumps(t)} for t in tags))
@@ -266,7 +272,7 @@ def test_tags_of_all_inputs_are_counted_together_also_in_folders_of_one_name(
     assert merged == {"10_img": {"sks": 3, "dog": 3}, "5_clay": {"clay": 4}}
 
 
-def test_the_recipe_gives_back_the_request_without_folders(make_merge: MakeMerge, host: DiffusersHost) -> None:
+def test_the_recipe_gives_back_the_request_without_folders(make_merge: MakeMerge) -> None:
     merge = make_merge()
     request, hashes = read_recipe(lora_metadata(merge, "zoo"), "zoo.safetensors")
     assert [concept.lora for concept in request.concepts] == ["fox.safetensors", "mono.safetensors"]
@@ -300,7 +306,7 @@ def test_no_folder_of_this_machine_is_in_any_file(make_merge: MakeMerge, host: D
 # The files
 
 
-def test_the_same_merge_gives_the_same_bytes(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:
+def test_the_same_merge_gives_the_same_bytes(make_merge: MakeMerge, tmp_path: Path) -> None:
     merge = make_merge(metadata=({"ss_tag_frequency": '{"a": {"x": 1}}'}, {}))
     shuffled = replace(merge, factors=dict(reversed(merge.factors.items())))
     files = [
@@ -311,7 +317,7 @@ def test_the_same_merge_gives_the_same_bytes(make_merge: MakeMerge, host: Diffus
         assert first.read_bytes() == second.read_bytes(), first.name
 
 
-def test_only_what_was_asked_for_is_written(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:
+def test_only_what_was_asked_for_is_written(make_merge: MakeMerge, tmp_path: Path) -> None:
     merge, picture = make_merge(), Image.new("RGB", (8, 8), "red")
     plain = save_merge(merge, tmp_path / "plain" / "zoo.safetensors")
     full = save_merge(merge, tmp_path / "full" / "zoo.v2.safetensors", preview=picture, with_report=True)
@@ -323,9 +329,7 @@ def test_only_what_was_asked_for_is_written(make_merge: MakeMerge, host: Diffuse
     assert json.loads((tmp_path / "full" / "zoo.v2.report.json").read_text("utf-8"))["method"] == "average"
 
 
-def test_a_card_that_is_there_already_stops_all_of_it(
-    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path
-) -> None:
+def test_a_card_that_is_there_already_stops_all_of_it(make_merge: MakeMerge, tmp_path: Path) -> None:
     card = tmp_path / "out" / "zoo.json"
     card.parent.mkdir()
     card.write_text("mine")
@@ -336,9 +340,7 @@ def test_a_card_that_is_there_already_stops_all_of_it(
     assert card.read_text("utf-8") != "mine"
 
 
-def test_a_preview_that_cannot_be_drawn_leaves_nothing(
-    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path
-) -> None:
+def test_a_preview_that_cannot_be_drawn_leaves_nothing(make_merge: MakeMerge, tmp_path: Path) -> None:
     unsaveable = Image.new("CMYK", (8, 8))  # PNG has no such mode
     with pytest.raises(OSError):
         unsaveable.save(tmp_path / "control.png")
@@ -347,7 +349,7 @@ def test_a_preview_that_cannot_be_drawn_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_card_tells_the_webui_family_words_and_weight(make_merge: MakeMerge, host: DiffusersHost) -> None:
+def test_the_card_tells_the_webui_family_words_and_weight(make_merge: MakeMerge) -> None:
     card = user_card(make_merge())
     assert card["sd version"] == "SD1"
     assert card["activation text"] == "sks animal"
@@ -359,7 +361,7 @@ def test_the_card_tells_the_webui_family_words_and_weight(make_merge: MakeMerge,
 
 
 def test_a_merged_file_names_its_own_trigger_words_with_and_without_its_card(
-    make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path
+    make_merge: MakeMerge, tmp_path: Path
 ) -> None:
     (path, card) = save_merge(make_merge(), tmp_path / "zoo.safetensors")
     assert find_trigger(path, {}) == "sks animal"

@@ -102,11 +102,14 @@ def test_in_forge_the_tab_is_a_message(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
-    bound, values = tab(doors)
+    bound, values = tab(doors, method="contrastive")
     view, efforts = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)
     for text in ("Ready to merge", "fox", "sks animal", "MIT (fox)", "Time", "RAM", "up to", "tiny.safetensors"):
         assert text in view
     assert [value for _, value in efforts["choices"]] == ["fast", "balanced", "thorough"]
+    bound, values = tab(doors, method="average")
+    efforts = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[1]
+    assert "choices" not in efforts, "a method without efforts leaves them as they are"
 
 
 def test_check_finds_the_same_trigger_and_the_same_file(doors: Doors) -> None:  # noqa: F811
@@ -116,7 +119,7 @@ def test_check_finds_the_same_trigger_and_the_same_file(doors: Doors) -> None:  
     bound, values = tab(doors)
     view = bound.check("", json.dumps({"rows": same}), [row["lora"] for row in same], "", False, *values)[0]
     assert "cannot be merged as it is" in view
-    assert "have the same prompts" in view and "copy is the same file as fox" in view
+    assert "have the same prompts" in view and "copy is the same LoRA as fox: name it once" in view
 
 
 def test_check_says_of_every_lora_why_it_cannot_be_merged_and_what_of_the_others(doors: Doors) -> None:  # noqa: F811
@@ -199,7 +202,7 @@ def test_from_prompt_again_takes_weights_and_swaps_the_other_words(doors: Doors)
 
 def test_an_answer_says_which_selection_it_is_for(doors: Doors) -> None:  # noqa: F811
     """gradio drops what changes while it waits; the browser asks again where they differ."""
-    bound, values = tab(doors)
+    bound, values = tab(doors, method="contrastive")
     chosen = ["fox", "animals/penguin  ·  pingu"]
     assert json.loads(bound.select("{}", "{}", chosen, "", "")[2]) == chosen
     efforts, timed = bound.times(chosen, *values)

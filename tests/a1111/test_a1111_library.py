@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from webui_stand_in import StandIn
 from webui_stand_in_model import Model
 
+from lib_loraclr import files
 from lib_loraclr.errors import Interrupted, LoraclrError
-from lib_loraclr.files import lora_family
 from lib_loraclr.hosts import a1111
 from lib_loraclr.hosts.a1111 import library
 from lib_loraclr.progress import Stage
@@ -100,7 +100,7 @@ def test_tensors_decide_on_the_family_before_card_and_metadata(
     assert "made for SDXL," in xl.obstacle("SDXL refiner") and refiner.obstacle("SDXL refiner") is None
 
     reads = []
-    monkeypatch.setattr(lora_family, "family_by_header", lambda path: reads.append(path.stem) or "SD2")
+    monkeypatch.setattr(files, "family_by_header", lambda path: reads.append(path.stem) or "SD2")
     assert a1111.find_lora("a").family == "SDXL" and reads == [], "the header is read once"
     os.utime(xl.path, (2e9, 2e9))
     assert a1111.find_lora("a").family == "SD2" and reads == ["a"], "and once more when the file has changed"

@@ -74,7 +74,7 @@ def folder(tmp_path: Path, write_lora: WriteLora) -> Path:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, make_merge: MakeMerge, host: DiffusersHost) -> tuple[Merge, Path]:
+def recipe(tmp_path: Path, make_merge: MakeMerge) -> tuple[Merge, Path]:
     """A hand-made merge whose inputs are in `inputs`, and its file in another folder."""
     merge = make_merge()
     (path, _) = save_merge(merge, tmp_path / "out" / "zoo.safetensors")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from runs import Run, WriteLora, assert_refused, request_of
 
-from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.output.merged import Merge
 from lib_loraclr.output.saving import lora_metadata
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
@@ -114,7 +113,7 @@ def test_inputs_of_a_recipe_are_told_by_their_hash(
 
 
 def test_a_recipe_leads_to_no_file_outside_the_named_folders(
-    recipe: tuple[Merge, Path], tmp_path: Path, run: Run, host: DiffusersHost, write_lora: WriteLora
+    recipe: tuple[Merge, Path], tmp_path: Path, run: Run, write_lora: WriteLora
 ) -> None:
     """A file comes from anywhere; a network path inside it would make Windows log on to that machine."""
     merge, _ = recipe
