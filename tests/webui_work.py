@@ -16,7 +16,7 @@ from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts import a1111
 from lib_loraclr.merge.merging import merge_loras
 from lib_loraclr.output.saving import save_merge
-from lib_loraclr.progress import Progress
+from lib_loraclr.progress import Progress, Stage
 from lib_loraclr.request.merge_request import MergeRequest
 from lib_loraclr.request.output_names import output_path
 
@@ -126,7 +126,7 @@ def interrupted_by_button(names: Sequence[Sequence[str]]) -> dict[str, Any]:
         with a1111.session(job="a test") as host:
             begun, denoise = [], host.denoise
             host.denoise = lambda *given: begun.append(time.monotonic()) or denoise(*given)
-            progress = a1111.StateProgress({"recording the LoRAs": 60.0, "refining": 60.0})
+            progress = a1111.StateProgress({Stage.RECORDING: 60.0, Stage.REFINING: 60.0})
             merge_loras(request([tuple(pair) for pair in names], recording={"paths": 8, "steps": 16}), host, progress)
     except Interrupted:
         late = sum(moment > pressed["at"] for moment in begun)
