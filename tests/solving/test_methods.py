@@ -18,7 +18,7 @@ from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 from lib_loraclr.solving.methods import METHODS, LayerResult, Method, find_method, merge_method
 from lib_loraclr.solving.methods.contrastive import GROWTH, STEPS, ContrastiveOptions, refinement_options
 from lib_loraclr.solving.methods.paper import PaperOptions, paper_loss
-from tests.test_layer_problem import dense_gram, dense_target, random_problem
+from tests.solving.test_layer_problem import dense_gram, dense_target, random_problem
 
 #: relative, by method: float64 rounding through one factorisation, where nothing else is said
 TOLERANCES = {

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import PROMPTS, measure_on_little
 from torch import Tensor
 
 from lib_loraclr.files import deltas
@@ -20,6 +19,7 @@ from lib_loraclr.recording.inputs import load_input, load_inputs
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.request.prompts import is_background
 from tests import tiny_checkpoints as tiny
+from tests.small import PROMPTS, measure_on_little
 from tests.tiny_hosts import Open, predict
 
 ATTENTION = "mid_block_attentions_0_transformer_blocks_0"

@@ -13,7 +13,7 @@ from lib_loraclr.solving.layer_problem import LayerProblem
 from lib_loraclr.solving.methods.ridge import closed_form
 from lib_loraclr.solving.objective import LayerObjective, Terms, output_terms
 from lib_loraclr.solving.solvers import minimize
-from tests.test_layer_problem import dense_target, random_problem
+from tests.solving.test_layer_problem import dense_target, random_problem
 
 #: relative; the two ways differ by float64 rounding alone
 CLOSE = 1e-10

@@ -25,7 +25,7 @@ from tests import tiny_checkpoints as tiny
 from tests import tiny_webui
 from tests.tiny_checkpoints import Tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo"
 
 #: an extension's script; what it imports stays loaded although the WebUI takes its folders off the path again
@@ -63,7 +63,7 @@ class WebUI:
             old.unlink()
         hook = folder / "extensions" / "loraclr-checks" / "scripts" / "hook.py"
         hook.parent.mkdir(parents=True, exist_ok=True)
-        folders = [str(ROOT), str(Path(__file__).parent)]
+        folders = [str(ROOT), *(str(folder) for folder in Path(__file__).parents[:2])]
         encoders = [str(file) for file in (folder / "open_clip").glob("*.json")]
         hook.write_text(_HOOK.format(folders=folders, encoders=encoders, mailbox=str(self.mailbox)), "utf-8")
         quiet = {"live_previews_enable": False, "samples_save": False, "grid_save": False}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from webui_doors import Doors
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def test_install_is_silent_and_installs_nothing() -> None:

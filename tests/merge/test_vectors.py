@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import PROMPTS, made_on, measure_on_little
 from torch import Tensor
 
 from lib_loraclr.files.tensor_files import read_header
@@ -23,6 +22,7 @@ from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOp
 from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 from lib_loraclr.solving.methods.ridge import RidgeOptions, ridge
 from tests import tiny_checkpoints as tiny
+from tests.small import PROMPTS, made_on, measure_on_little
 
 NORM = "lora_unet_mid_block_resnets_0_norm1"
 TEXT_NORM = "lora_te_text_model_encoder_layers_0_layer_norm1"
