@@ -137,7 +137,7 @@ def test_other_deltas_for_the_same_recordings_are_another_merge(method: Method) 
 
 @pytest.mark.parametrize("weight", [1.0, 0.7, -1.3])
 def test_one_lora_merged_alone_gives_that_lora_back(method: Method, weight: float, tolerance: float) -> None:
-    """A single concept is recorded without the base model (`teachers.make_teachers`); every ridge pulls to the LoRA itself."""
+    """A single concept is recorded without the base model (`recording.make_teachers`); every ridge pulls to the LoRA itself."""
     keeps(method, "alone")
     problem = random_problem(ranks=(3,), background=False, scale=weight)
     assert distance(dense(method, problem), problem.deltas[0].dense()) < tolerance
