@@ -38,7 +38,7 @@ _BY_ARCHITECTURE = {
 
 
 def family_of(file: LoraFile) -> str | None:
-    """SD1, SD2, SDXL, SDXL refiner (`hosts.base.Family.name`) or a family that cannot be merged; None where nothing tells."""
+    """SD1, SD2, SDXL, SDXL refiner (`model.Family.name`) or a family that cannot be merged; None where nothing tells."""
     return family_by_tensors(file.layers) or _by_metadata(file.metadata) or ("SDXL" if _of_sdxl(file.layers) else None)
 
 

@@ -1,1 +1,1 @@
-"""Hosts: whatever holds the loaded model. One file per host; `base` is what the core knows of them."""
+"""Hosts: whatever holds the loaded model. One folder per host; `model.Host` is what the core knows of them."""

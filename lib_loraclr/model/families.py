@@ -18,7 +18,7 @@ class Family:
         text_encoders: prefixes of the layer keys of its text encoders
         native_size: height and width in pixels of the pictures it was trained on
         webui_version: what the WebUI lists its LoRAs as (`network.SdVersion`, which has no refiner)
-        compvis_unet: whether its LoRA files name the UNet's layers by their compvis path, not by diffusers' (`unet_names`)
+        compvis_unet: whether its LoRA files name the UNet's layers by their compvis path, not by diffusers' (`compvis_names`)
         open_clip: prefix of the layer keys of the text encoder that is OpenCLIP's, whose attention is packed; or empty
     """
 

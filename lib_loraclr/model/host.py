@@ -80,7 +80,7 @@ class Host(Protocol):
         """Inside, prompts can call these embeddings by their names, as in the WebUI where a LoRA that bundles them is active.
 
         Args:
-            embeddings: by their keys in a LoRA file (`embeddings.py`)
+            embeddings: by their keys in a LoRA file (`files/embeddings.py`)
 
         Returns:
             a warning for each that prompts do without

@@ -17,7 +17,7 @@ HALF = 2  # bytes of a half-precision number
 ROWS_SHARE, POINTS_SHARE = 0.55, 0.25
 #: rows per layer and recording: fewer say nothing about a layer, more change nothing that was measured
 LEAST_ROWS, MOST_ROWS = 16, 256
-#: tensors of the size of a latent that each point keeps (`teachers.Examples`)
+#: tensors of the size of a latent that each point keeps (`recording.Examples`)
 TENSORS_PER_POINT = 4
 
 

@@ -92,7 +92,7 @@ class Layer:
 
 
 def adaptable_layers(module: nn.Module) -> dict[str, Layer]:
-    """What of a module LoRA files can change: `""` for its weight, `".bias"` for its bias (`layer_keys.bias_key`).
+    """What of a module LoRA files can change: `""` for its weight, `".bias"` for its bias (`files.bias_key`).
 
     Of an inpainting UNet's first convolution that is what reads latents, as in the WebUI (`networks.network_apply_weights`).
     """

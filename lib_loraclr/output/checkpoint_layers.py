@@ -1,7 +1,7 @@
 """Where a layer's weight lies in a checkpoint's single file.
 
 The file names a tensor by its path in the compvis model (ldm, sgm), which the WebUI loads; LoRA files name the layer by that path
-or by the one in diffusers and transformers (`layer_keys`).
+or by the one in diffusers and transformers (`files/layer_keys.py`).
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Refined:
 
 @dataclass(frozen=True)
 class _Batch:
-    """`b` predictions to compare; the fields are those of `objective.output_terms`."""
+    """`b` predictions to compare; the fields are those of `solving.output_terms`."""
 
     prompts: list[str]
     x: Tensor
@@ -85,7 +85,7 @@ class _Sampler:
     def __init__(self, examples: Sequence[Examples], negative_prompt: str, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.negative_prompt = negative_prompt
-        # A concept merged alone has no teacher without triggers (teachers.make_teachers), and keeps what it does there.
+        # A concept merged alone has no teacher without triggers (recording.make_teachers), and keeps what it does there.
         self._share = NEGATIVE_SHARE if len(examples) > 1 else 0.0
         self._prompted, self._negatives = _Turns(examples, generator), _Turns(examples, generator)
         self._scales = _scales(examples)

@@ -130,7 +130,7 @@ def attended(module: nn.MultiheadAttention, arguments: tuple[Any, ...], named: M
     weight = projection.weight
     identity = torch.eye(module.embed_dim, device=weight.device, dtype=_cast() or weight.dtype)
     before = {name: projection.__dict__[name] for name in ("weight", "bias") if name in projection.__dict__}
-    # an entry in the instance's __dict__ shadows the parameter (see substitution.py)
+    # an entry in the instance's __dict__ shadows the parameter (see model/substitution.py)
     projection.__dict__.update(weight=identity, bias=None)
     try:
         return type(module).forward(module, *arguments, **named)[0]

@@ -29,7 +29,7 @@ class InstalledLora:
     name: what the WebUI lists it by, the file's name without folder and extension
     alias: what the WebUI writes into a prompt
     path: the file
-    family: by its tensors (`lora_family`); where those leave it open SD1, SD2, SDXL or Unknown as the Lora tab has it, or
+    family: by its tensors (`family_by_header`); where those leave it open SD1, SD2, SDXL or Unknown as the Lora tab has it, or
         SDXL refiner, which that does not know
     family_is_certain: whether its tensors told it
     metadata: of the file, as the WebUI has them
