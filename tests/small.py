@@ -13,6 +13,9 @@ from lib_loraclr.merge import examination, stage_plan
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.output.merged import Merge, Target
+from lib_loraclr.progress import Progress
+from lib_loraclr.recording.inputs import load_inputs
+from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.request.prompts import PromptOptions
 
@@ -60,3 +63,16 @@ def request(demo: Path, *names: str, **changes: Any) -> MergeRequest:
         "recording": RecordingOptions(paths=2, steps=4, guidance=4.0, height=64, width=64),
     }
     return MergeRequest(concepts, **{**defaults, **changes})
+
+
+def predictor_of(host: Host, demo: Path, *names: str, background: tuple[int, ...] = ()) -> Predictor:
+    """The host with these demo LoRAs, each of which can be active."""
+    return Predictor(
+        host,
+        [given.deltas for given in load_inputs([concept(demo, name) for name in names], host)],
+        RecordingOptions(guidance=4.0),
+        negative_prompt="",
+        background=background,
+        memory=1 << 30,
+        progress=Progress(),
+    )

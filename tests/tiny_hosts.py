@@ -74,3 +74,17 @@ def pipeline(host: DiffusersHost) -> StableDiffusionPipeline | StableDiffusionXL
         add_watermarker=False,
         **parts,
     )
+
+
+def widths(host: DiffusersHost) -> list[int]:
+    return [encoder.table.weight.shape[1] for encoder in host.text_encoders]
+
+
+def random_embedding(host: DiffusersHost, name: str, vectors: int, seed: int = 0) -> dict[str, Tensor]:
+    """One that fits, by its keys in a file."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = ("clip_l", "clip_g") if len(widths(host)) == 2 else ("string_to_param.*",)
+    return {
+        f"bundle_emb.{name}.{part}": torch.randn(vectors, width, generator=generator)
+        for part, width in zip(parts, widths(host), strict=True)
+    }

@@ -21,8 +21,7 @@ from lib_loraclr.recording.teachers import Teacher, make_teachers
 from lib_loraclr.refining import refinement
 from lib_loraclr.refining.refinement import GradScaler, refine
 from lib_loraclr.solving.objective import RefinementOptions, Terms
-from tests.recording.test_teachers import predictor_of
-from tests.small import PROMPTS, concept
+from tests.small import PROMPTS, concept, predictor_of
 
 OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=4, learning_rate=2e-3)
 

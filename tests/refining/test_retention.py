@@ -1,0 +1,38 @@
+"""Retention: one for the teacher itself, zero for its absence, and in between an order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lib_loraclr.model.host import Host
+from lib_loraclr.recording.examples import PathPlan, record_examples
+from lib_loraclr.recording.teachers import make_teachers
+from lib_loraclr.refining.retention import drift_of_singles, measure
+from tests.small import PROMPTS, concept, predictor_of
+
+
+def test_retention_is_one_for_the_teacher_itself_and_zero_for_its_absence(host: Host, demo: Path) -> None:
+    predictor = predictor_of(host, demo, "fox-face", "pizza")
+    teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
+    examples = [record_examples(predictor, teacher, PathPlan(seed=9, paths=1, steps=3, kept=3)) for teacher in teachers]
+    drift = drift_of_singles(predictor, examples)
+    own = measure(predictor, predictor.together([0]), examples, single_drift=drift)
+    assert own.concepts[0] > 0.99
+    assert own.concepts[1] < 0.2  # the fox's LoRA does not bring the pizza
+    absent = measure(predictor, {}, examples, single_drift=drift)
+    assert abs(absent.concepts[0]) < 0.01 and abs(absent.concepts[1]) < 0.01
+    assert absent.base_drift < 0.01 < own.base_drift
+
+
+def test_half_of_a_lora_has_less_than_half_retention_lost(host: Host, demo: Path) -> None:
+    """Retention grows with the strength of the concept: an order that a constant would not have."""
+    predictor = predictor_of(host, demo, "fox-face")
+    (fox,) = make_teachers([concept(demo, "fox-face")], PROMPTS)
+    examples = [record_examples(predictor, fox, PathPlan(seed=9, paths=1, steps=3, kept=3))]
+    deltas = predictor.deltas[0]
+    values = [
+        measure(predictor, {key: f.scaled(strength) for key, f in deltas.items()}, examples).concepts[0]
+        for strength in (0.0, 0.5, 0.9, 1.0)
+    ]
+    assert values == sorted(values)
+    assert values[1] < 0.9 < values[3]
