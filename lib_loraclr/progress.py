@@ -18,11 +18,11 @@ class Stage(Enum):
     TEXT_LAYERS = "merging the text encoder"
     UNET_INPUTS = "recording the UNet"
     UNET_LAYERS = "merging the UNet"
-    COMPARING = "comparing the concepts"
     HOLDING_BACK = "recording held-back paths"
     REFINING = "refining"
-    TESTING = "recording paths to measure on"
-    MEASURING = "measuring retention"
+    CUTTING = "finding the rank"
+    TESTING = "recording what to measure on"
+    MEASURING = "measuring what is left"
     DRAWING = "drawing the preview"
 
 

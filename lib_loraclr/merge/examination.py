@@ -12,7 +12,7 @@ from ..output import require_copyable, require_places
 from ..recording import InputLora, base_model_warnings, bundled_embeddings, lost_embeddings, make_teachers
 from ..request import MergeRequest, check_prompts, plain_prompts_that_call
 from ..solving import Procedure
-from .stage_plan import TEST_STEPS
+from .stage_plan import learning_paths, measuring_paths
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,6 @@ def recording_plan(
         request.memory_mb,
         max(stages, key=lambda stage: sum(stage.values())),
         recordings=len(teachers),
-        paths=len(teachers) * recording.paths,
-        steps=max(recording.steps, TEST_STEPS),
+        points=max(learning_paths(request).points, measuring_paths(request).points),
         latent_numbers=host.latent_channels * height * width,
     )

@@ -9,7 +9,7 @@ from ..model import Host
 from ..output import ConceptReport, Merge, MergeReport, Target
 from ..progress import Progress
 from ..recording import InputLora, bundled_embeddings, load_input, load_inputs, served_layers
-from ..refining import Refined, Retention
+from ..refining import Recognition, Refined, Retention
 from ..request import MergeRequest, parse_lora_argument
 from ..solving import MergedLayer, Procedure
 from .examination import examine, merged_keys
@@ -44,12 +44,15 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
         layers = stages.solve(procedure, examples)
         refinement = procedure.refinement(len(inputs))
         refined = stages.refine(layers, examples, refinement) if refinement else None
-        factors = stages.rounded(refined.factors if refined else {key: layer.factors for key, layer in layers.items()})
-        before, after = stages.measure(factors)
+        layers = stages.cut_refined(refined.factors, layers, examples) if refined else layers
+        del examples
+        factors = stages.rounded({key: layer.factors for key, layer in layers.items()})
+        before, after, recognition = stages.measure(factors)
     report = _report(procedure, layers, refined, rows=stages.memory.rows if procedure.method.records else 0)
     report = replace(
         report,
-        concepts=_concept_reports(inputs, stages, before, after),
+        concepts=_concept_reports(inputs, stages, before, after, recognition),
+        together=_together(stages, recognition),
         base_drift_all_tags=before.base_drift,
         base_drift=after.base_drift,
         warnings=(*_own_warnings(inputs), *examination.warnings, *stages.warnings, *unknown),
@@ -80,11 +83,12 @@ def measure_loras(
     result = load_input(parse_lora_argument(merged), host).deltas if merged else None
     with host.knowing(bundled_embeddings(inputs)) as unknown:
         stages = Stages(request, inputs, host, None, progress)
-        before, after = stages.measure(result)
+        before, after, recognition = stages.measure(result)
     return MergeReport(
         method=merged or "all tags",
         source="docs/method.md",
-        concepts=_concept_reports(inputs, stages, before, after),
+        concepts=_concept_reports(inputs, stages, before, after, recognition),
+        together=_together(stages, recognition),
         base_drift_all_tags=before.base_drift,
         base_drift=after.base_drift if after else None,
         warnings=(*_own_warnings(inputs), *examination.warnings, *unknown),
@@ -116,7 +120,11 @@ def _report(
 
 
 def _concept_reports(
-    inputs: Sequence[InputLora], stages: Stages, before: Retention, after: Retention | None
+    inputs: Sequence[InputLora],
+    stages: Stages,
+    before: Retention,
+    after: Retention | None,
+    recognition: Recognition | None,
 ) -> tuple[ConceptReport, ...]:
     """The concepts' figures in the order of the request; the stages have their own."""
     reports = []
@@ -124,8 +132,16 @@ def _concept_reports(
         k = stages.labels.index(lora.concept.label)
         merged = after.concepts[k] if after else None
         told = (lora.concept.label, lora.concept.trigger, before.concepts[k], merged)
-        reports.append(ConceptReport(*told, lora.loss, lora.left_out))
+        taken = recognition.taken_for.get(k, {}) if recognition else {}
+        names = {"" if j is None else stages.labels[j]: share for j, share in taken.items()}
+        recognised = recognition.recognised(k) if recognition else None
+        reports.append(ConceptReport(*told, lora.loss, lora.left_out, recognised, names))
     return tuple(reports)
+
+
+def _together(stages: Stages, recognition: Recognition | None) -> tuple[tuple[str, str, float], ...]:
+    pairs = recognition.together.items() if recognition else ()
+    return tuple((stages.labels[a], stages.labels[b], share) for (a, b), share in pairs)
 
 
 def _own_warnings(inputs: Sequence[InputLora]) -> list[str]:

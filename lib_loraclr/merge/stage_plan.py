@@ -8,49 +8,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..progress import PlannedStage, Stage, Work
-from ..recording import PILOT, PathPlan, Teacher
-from ..refining import CHECKS
-from ..request import MergeRequest
+from ..recording import PathPlan, Teacher
+from ..refining import CHECKS, SCENES, points_of
+from ..request import MergeRequest, Part
 from ..solving import Method, RefinementOptions
 
-#: first seeds of the three sets of denoising paths: learnt from, deciding when to stop, and only ever measured
-TRAIN, HELD_BACK, TEST = 0, 1_000_000, 2_000_000
+#: first seeds of what is learnt from, decides when to stop, and is only ever measured
+LEARN, STOP, MEASURE = 0, 1_000_000, 2_000_000
 #: denoising paths per teacher and their steps, of the sets that are not learnt from
-HELD_BACK_PATHS, HELD_BACK_STEPS, HELD_BACK_KEPT = 2, 8, 4
-TEST_PATHS, TEST_STEPS = 4, 8
+STOP_PATHS, STOP_STEPS = 2, 8
+MEASURE_PATHS, MEASURE_STEPS = 4, 8
 #: points per teacher whose layer inputs are recorded
 RECORDED_POINTS = 64
+#: prompts per teacher whose passage through the text encoder is recorded
+RECORDED_PROMPTS = 256
 #: points per teacher at which the size of its effect is measured, as the unit of the loss
-SCALE_POINTS = 16
+SCALE_POINTS = 32
 
 #: what encoding a prompt costs, in evaluations
 _ENCODING = 0.1
 #: what a layer costs where nothing is recorded, in layers of a method that records
 _UNRECORDED = 0.1
-#: reading a layer of a LoRA, and merging one of the text encoder or the UNet, as shares of a layer's work
-_READING, _TEXT_SHARE, _UNET_SHARE = 0.01, 0.2, 0.8
+#: reading a layer of a LoRA, merging one of the text encoder or the UNet, and cutting one, as shares of a layer's work
+_READING, _TEXT_SHARE, _UNET_SHARE, _CUTTING = 0.01, 0.2, 0.8, 0.1
 
 
-def learning_paths(request: MergeRequest, most: int) -> PathPlan:
-    """The paths that the merge is made from.
+def learning_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
+    """The points that the merge is made from.
 
     Args:
-        most: points of each path that there is room for
+        most: points of a teacher that there is room for; None for as many as there are
     """
-    recording = request.recording
-    return PathPlan(
-        TRAIN + request.seed, recording.paths, recording.steps, min(most, recording.steps), effects=SCALE_POINTS
-    )
+    own = request.recording
+    seed, drawn = LEARN + request.seed, (own.paths, own.steps, own.renoised)
+    return _within(PathPlan(Part.LEARN, seed, *drawn, effects=SCALE_POINTS, partners=True), most)
 
 
-def stopping_paths(request: MergeRequest, most: int) -> PathPlan:
-    """The paths that decide when the refinement stops."""
-    return PathPlan(HELD_BACK + request.seed, HELD_BACK_PATHS, HELD_BACK_STEPS, min(most, HELD_BACK_KEPT))
+def stopping_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
+    """The points that decide when the refinement stops."""
+    return _within(PathPlan(Part.STOP, STOP + request.seed, STOP_PATHS, STOP_STEPS), most)
 
 
-def measuring_paths(request: MergeRequest, most: int) -> PathPlan:
-    """The paths that are only ever measured on."""
-    return PathPlan(TEST + request.seed, TEST_PATHS, TEST_STEPS, min(most, TEST_STEPS))
+def measuring_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
+    """The points that are only ever measured on."""
+    return _within(PathPlan(Part.MEASURE, MEASURE + request.seed, MEASURE_PATHS, MEASURE_STEPS, partners=True), most)
+
+
+def _within(plan: PathPlan, most: int | None) -> PathPlan:
+    return plan if most is None else plan.within(most)
 
 
 def plan_stages(
@@ -67,11 +72,10 @@ def plan_stages(
     Args:
         refinement: what is done at the model's output, or None
         layers: how many layers are merged
-        most: points of each path that there is room for in memory; None: all
+        most: points of a teacher that there is room for in memory; None: all
     """
-    most = max(request.recording.steps, TEST_STEPS) if most is None else most
     number, taught = len(request.concepts), len(teachers)
-    train, held, test = learning_paths(request, most), stopping_paths(request, most), measuring_paths(request, most)
+    learn, stop, test = learning_paths(request, most), stopping_paths(request, most), measuring_paths(request, most)
     per_layer = layers * number / 2
     cost = 1.0 if method.records else _UNRECORDED
 
@@ -81,31 +85,41 @@ def plan_stages(
     def merged(stage: Stage, share: float) -> PlannedStage:
         return PlannedStage(stage, layers, Work.LAYER, cost * share * per_layer)
 
+    recorded = taught * min(learn.points, RECORDED_POINTS)
     stages = [PlannedStage(Stage.READING, number, Work.LAYER, _READING * per_layer)]
     if method.records:
-        prompts = sum(min(len(teacher.prompts), train.paths) + 1 for teacher in teachers)
+        prompts = taught * RECORDED_PROMPTS
         stages += [
-            followed(Stage.RECORDING, train),
+            followed(Stage.RECORDING, learn),
             PlannedStage(Stage.TEXT_INPUTS, prompts, Work.EVALUATION, _ENCODING * prompts),
         ]
     stages.append(merged(Stage.TEXT_LAYERS, _TEXT_SHARE))
     if method.records:
-        stages.append(_evaluations(Stage.UNET_INPUTS, taught * min(train.points, RECORDED_POINTS)))
+        stages.append(_evaluations(Stage.UNET_INPUTS, recorded))
     stages.append(merged(Stage.UNET_LAYERS, _UNET_SHARE))
     if refinement:
-        if refinement.terms.negative:
-            asked = number * (train.points + max(0, number - 2) * PILOT)
-            stages.append(_evaluations(Stage.COMPARING, asked))
-        stages.append(followed(Stage.HOLDING_BACK, held))
-        looks = (CHECKS + 1) * taught * 2
-        samples = refinement.steps * refinement.batch_size + looks
+        stages.append(followed(Stage.HOLDING_BACK, stop))
+        looks = (CHECKS + 1) * taught * stop.points / _BACKWARD
+        # scenes are wider than single concepts
+        wide = refinement.scene_rows * _SCENE_WIDTH if sum(teacher.in_scenes for teacher in teachers) > 1 else 0
+        samples = refinement.steps * (refinement.batch_size + wide) + looks
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
-    plain = sum(teacher.concept is None for teacher in teachers)
-    stages += [
-        followed(Stage.TESTING, test),
-        _evaluations(Stage.MEASURING, test.points * (2 * taught + plain * number)),
-    ]
-    return stages
+        stages.append(_evaluations(Stage.CUTTING, recorded))
+    return [*stages, followed(Stage.TESTING, test), _measuring(teachers, test, number)]
+
+
+#: what a sample forward and back costs, in evaluations; how wide scenes are on the average, in native pictures
+_BACKWARD, _SCENE_WIDTH = 3, 2.25
+
+
+def _measuring(teachers: Sequence[Teacher], test: PathPlan, number: int) -> PlannedStage:
+    """All tags and the merge on every point, each LoRA alone without triggers, and who is taken for whom."""
+    points = {teacher.name: test.of(teacher).points for teacher in teachers}
+    plain = sum(points[teacher.name] for teacher in teachers if teacher.concept is None)
+    called = sum(teacher.in_scenes for teacher in teachers)
+    looks = points_of(called) * number * (max(1, called) + 2)
+    scenes = 2 * 2 * SCENES * called if called > 1 else 0
+    return _evaluations(Stage.MEASURING, 2 * sum(points.values()) + plain * number + looks + scenes)
 
 
 def _evaluations(stage: Stage, samples: int) -> PlannedStage:

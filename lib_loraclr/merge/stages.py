@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from ..errors import LoraclrError
 from ..files import DTYPES, is_text_encoder
-from ..model import Factors, Host
+from ..model import LEAST_ROWS, Factors, Host
 from ..progress import PlannedStage, Progress, Stage
 from ..recording import (
     Examples,
@@ -16,19 +17,38 @@ from ..recording import (
     PathPlan,
     Predictor,
     Run,
+    Slot,
     Teacher,
-    add_nearest_other,
+    caption_words,
+    draw_slots,
     evaluated,
     make_teachers,
     record_examples,
     record_run,
     spread,
 )
-from ..refining import Refined, Retention, drift_of_singles, measure, refine
-from ..request import MergeRequest, is_background
+from ..refining import (
+    Recognition,
+    Refined,
+    Retention,
+    drift_of_singles,
+    gather_candidates,
+    measure,
+    questions,
+    recognise,
+    refine,
+)
+from ..request import NO_BANK, MergeRequest, Part, Phrases, contains_words, is_background
 from ..solving import Cut, LayerProblem, MergedLayer, Procedure, Recording, RefinementOptions, merge_layer
 from .examination import merged_keys, recording_plan
-from .stage_plan import RECORDED_POINTS, learning_paths, measuring_paths, plan_stages, stopping_paths
+from .stage_plan import (
+    RECORDED_POINTS,
+    RECORDED_PROMPTS,
+    learning_paths,
+    measuring_paths,
+    plan_stages,
+    stopping_paths,
+)
 
 #: what a run of the model recorded: on whose prompts, and layer key -> `[n, d_in]`
 _Recorded = tuple[Teacher, Mapping[str, torch.Tensor]]
@@ -54,6 +74,7 @@ class Stages:
         self.labels = [concept.label for concept in concepts]
         self.teachers = make_teachers(concepts, request.prompts)
         self.subjects = [i for i, concept in enumerate(concepts) if concept.kind == "subject"]
+        self.captions = caption_words(inputs)
         self.predictor = Predictor(
             host,
             [lora.deltas for lora in inputs],
@@ -97,34 +118,64 @@ class Stages:
         """What every teacher predicts: the examples that the merge is made from."""
         return self._follow(Stage.RECORDING, learning_paths(self.request, self.memory.points))
 
+    def phrases(self, part: Part) -> Phrases:
+        """The phrases of one part of the bank, those of a person and of the LoRAs' captions among them."""
+        prompts = self.request.prompts
+        triggers = [lora.concept.trigger for lora in self.inputs if lora.concept.trigger]
+        added = (*prompts.phrases, *(self.captions if prompts.bank_name != NO_BANK else ()))
+        return Phrases(
+            prompts.bank_name,
+            part,
+            templates=prompts.templates,
+            added=[phrase for phrase in added if not any(contains_words(phrase, words) for words in triggers)],
+            avoid=triggers,
+            seed=self.request.seed,
+        )
+
     def _follow(self, stage: Stage, plan: PathPlan) -> list[Examples]:
-        """What every teacher predicts on denoising paths of its own."""
+        """What every teacher predicts in the slots of a plan."""
         self.progress.start(stage, sum(plan.evaluations(teacher) for teacher in self.teachers))
-        return [record_examples(self.predictor, teacher, plan) for teacher in self.teachers]
+        beside = [teacher.concept for teacher in self.teachers if teacher.in_scenes]
+        slots = draw_slots(plan, self.phrases(plan.part), beside)
+        return [record_examples(self.predictor, self.teachers, k, plan, slots) for k in range(len(self.teachers))]
 
     def solve(self, procedure: Procedure, examples: Sequence[Examples]) -> dict[str, MergedLayer]:
-        """Merge layer by layer: the text encoder(s), then the UNet behind the merged text encoder(s)."""
+        """Merge layer by layer: the text encoder(s), then the UNet behind the merged text encoder(s).
+
+        Where a refinement follows, at the full rank: it goes further there, and cuts once, at its end.
+        """
+        # of files that hold whole deltas the rank costs nothing
+        full = self.request.whole and self.request.rank == "auto"
+        cut = self.cut if not (full or procedure.refinement(len(self.inputs))) else Cut("full", 1.0)
         recorded = self._record(Stage.TEXT_INPUTS, self.text_encoder_keys, self._text_encoder_runs(examples))
-        text_encoder = self._merge_layers(Stage.TEXT_LAYERS, self.text_encoder_keys, procedure, recorded)
+        text_encoder = self._merge_layers(Stage.TEXT_LAYERS, self.text_encoder_keys, procedure, cut, recorded)
         del recorded
-        recorded = self._record(Stage.UNET_INPUTS, self.unet_keys, self._unet_runs(examples, text_encoder))
-        unet = self._merge_layers(Stage.UNET_LAYERS, self.unet_keys, procedure, recorded)
+        runs = self._unet_runs(examples, {key: layer.factors for key, layer in text_encoder.items()})
+        recorded = self._record(Stage.UNET_INPUTS, self.unet_keys, runs)
+        unet = self._merge_layers(Stage.UNET_LAYERS, self.unet_keys, procedure, cut, recorded)
         return {**text_encoder, **unet}
 
+    @property
+    def cut(self) -> Cut:
+        """The rank that was asked for."""
+        return Cut(self.request.rank, self.request.kept)
+
     def _text_encoder_runs(self, examples: Sequence[Examples]) -> list[Run]:
-        """Every teacher's prompts through the text encoder(s)."""
-        runs = []
+        """Every teacher's prompts through the text encoder(s), and hundreds more from the bank: they cost next to nothing."""
+        phrases, runs = self.phrases(Part.LEARN), []
+        more = [Slot(k, Part.LEARN, phrases.draw(), {}) for k in range(RECORDED_PROMPTS)]
         for own in examples:
-            prompts = sorted({*own.prompts, self.request.prompts.negative})
+            asked = (own.teacher.prompt(slot) for slot in more)
+            prompts = sorted({*own.prompts, *asked})[: RECORDED_PROMPTS - 1] + [self.request.prompts.negative]
             deltas = self._part(own.teacher, self.text_encoder_keys)
             runs.append(
                 Run(own.teacher, deltas, len(prompts), lambda part, asked=prompts: self.host.encode(asked[part]))
             )
         return runs
 
-    def _unet_runs(self, examples: Sequence[Examples], merged: Mapping[str, MergedLayer]) -> list[Run]:
+    def _unet_runs(self, examples: Sequence[Examples], merged: Mapping[str, Factors]) -> list[Run]:
         """Some of every teacher's points through the UNet, behind the merged text encoder(s), which will stand there."""
-        text_encoder = {key: layer.factors.to(self.host.device) for key, layer in merged.items()}
+        text_encoder = {key: factors.to(self.host.device) for key, factors in merged.items()}
         runs = []
         for own in examples:
             few = own.select(spread(len(own), RECORDED_POINTS))
@@ -150,13 +201,11 @@ class Stages:
         return [(run.teacher, record_run(self.host, run, capacity, self.request.seed, self.progress)) for run in runs]
 
     def _merge_layers(
-        self, stage: Stage, keys: Sequence[str], procedure: Procedure, recorded: Sequence[_Recorded]
+        self, stage: Stage, keys: Sequence[str], procedure: Procedure, cut: Cut, recorded: Sequence[_Recorded]
     ) -> dict[str, MergedLayer]:
         """Each of these layers merged."""
         self.progress.start(stage, len(keys))
-        # of files that hold whole deltas the rank costs nothing
-        rank = "full" if self.request.whole and self.request.rank == "auto" else self.request.rank
-        cut, merged = Cut(rank, self.request.kept), {}
+        merged = {}
         for key in keys:
             merged[key] = merge_layer(self._problem(key, recorded), procedure.method, procedure.options, cut)
             self.progress.advance(1, key)
@@ -180,13 +229,33 @@ class Stages:
         self, layers: Mapping[str, MergedLayer], examples: Sequence[Examples], options: RefinementOptions
     ) -> Refined:
         """The contrastive objective at the model's output, from the layer-wise merge on."""
-        if options.terms.negative:
-            self.progress.start(Stage.COMPARING, sum(map(len, examples)))
-            examples = add_nearest_other(self.predictor, examples, self.subjects)
         held_back = self._follow(Stage.HOLDING_BACK, stopping_paths(self.request, self.memory.points))
         self.progress.start(Stage.REFINING, options.steps)
         start = {key: layer.factors for key, layer in layers.items()}
         return refine(self.predictor, start, examples, held_back, options, seed=self.request.seed)
+
+    def cut_refined(
+        self, refined: Mapping[str, Factors], layers: Mapping[str, MergedLayer], examples: Sequence[Examples]
+    ) -> dict[str, MergedLayer]:
+        """The refined factors at the rank that was asked for, by what enters the layers of the refined model itself."""
+        if self.request.rank == "full" or (self.request.whole and self.request.rank == "auto"):
+            return {key: replace(layer, factors=refined[key]) for key, layer in layers.items()}
+        self.progress.start(Stage.CUTTING, sum(min(len(own), RECORDED_POINTS) for own in examples))
+        # both stages at once, within the room of the larger one
+        capacity = {self.serves[key]: max(LEAST_ROWS, self.memory.rows // 2) for key in layers}
+        here = {key: factors.to(self.host.device) for key, factors in refined.items()}
+        recorded = []
+        for own in examples:
+            few = own.select(spread(len(own), RECORDED_POINTS))
+            run = Run(own.teacher, here, len(few), lambda part, few=few: self._denoise(few, part))
+            recorded.append((own.teacher, record_run(self.host, run, capacity, self.request.seed, self.progress)))
+        cut = {}
+        for key, layer in layers.items():
+            problem = self._problem(key, recorded)
+            truncated = self.cut(here[key].to(torch.float32), problem.called_inputs() or None)
+            cut[key] = replace(layer, factors=truncated.factors.to("cpu"), kept=truncated.kept)
+            self.progress.advance(0, key)
+        return cut
 
     def rounded(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
         """Factors as the file will hold them, on the model's device; a file of whole deltas rounds only those."""
@@ -197,13 +266,18 @@ class Stages:
                 raise LoraclrError(f"The merged {key} does not fit into {self.request.precision}: choose bf16 or fp32.")
         return {key: f.to(self.host.device) for key, f in rounded.items()}
 
-    def measure(self, factors: Mapping[str, Factors] | None) -> tuple[Retention, Retention | None]:
-        """Retention of all tags together and of the merge (if any), on paths that nothing was learnt from or stopped by."""
+    def measure(self, factors: Mapping[str, Factors] | None) -> tuple[Retention, Retention | None, Recognition | None]:
+        """Retention of all tags together and of the merge (if any), and whom the merge draws, on words and paths that nothing was
+        learnt from or stopped by."""
         examples = self._follow(Stage.TESTING, measuring_paths(self.request, self.memory.points))
         everyone = self.predictor.together(range(len(self.inputs)))
         singles = sum(len(own) for own in examples if own.teacher.concept is None) * len(self.inputs)
         results = 1 if factors is None else 2
-        self.progress.start(Stage.MEASURING, results * sum(map(len, examples)) + singles)
+        self.progress.start(Stage.MEASURING, results * sum(map(len, examples)) + singles + questions(examples))
         drift = drift_of_singles(self.predictor, examples)
         before = measure(self.predictor, everyone, examples, single_drift=drift)
-        return before, None if factors is None else measure(self.predictor, factors, examples, single_drift=drift)
+        if factors is None:
+            return before, None, None
+        after = measure(self.predictor, factors, examples, single_drift=drift)
+        candidates = gather_candidates(self.predictor, examples)
+        return before, after, recognise(self.predictor, factors, candidates, examples)

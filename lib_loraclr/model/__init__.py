@@ -13,7 +13,9 @@ from .low_rank import (
     Factors,
     Truncation,
     balanced,
+    column_basis,
     concatenate,
+    evened,
     exact,
     factored,
     orthonormal_basis,
@@ -22,7 +24,7 @@ from .low_rank import (
     whole,
     zero,
 )
-from .memory import MEGABYTE, MemoryPlan, free_cached, free_on_card, is_out_of_memory, plan_memory
+from .memory import LEAST_ROWS, MEGABYTE, MemoryPlan, free_cached, free_on_card, is_out_of_memory, plan_memory
 from .substitution import INPAINTING_CHANNELS, LATENT_CHANNELS, Layer, adaptable_layers, always_one, substituted
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "INPAINTING_CHANNELS",
     "LATENT_CHANNELS",
     "Layer",
+    "LEAST_ROWS",
     "MEGABYTE",
     "MemoryPlan",
     "REFINER",
@@ -46,7 +49,9 @@ __all__ = [
     "adaptable_layers",
     "always_one",
     "balanced",
+    "column_basis",
     "concatenate",
+    "evened",
     "exact",
     "factored",
     "free_cached",

@@ -6,6 +6,7 @@ Shapes: `d_out` rows and `d_in` columns of a layer's weight (a convolution's ker
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,26 @@ def orthonormal_basis(matrix: Tensor) -> Tensor:
     return u[:, keep]
 
 
+def column_basis(delta: Factors) -> Tensor:
+    """Orthonormal columns that span those of a delta, `[d_out, s]`, `s` its numerical rank (at least 1).
+
+    The rule is that of `orthonormal_basis` for the delta itself, so that it does not matter which factor holds the scale.
+    """
+    return orthonormal_basis(balanced(delta).up)
+
+
+def evened(delta: Factors) -> Factors:
+    """The same delta, exactly, with its scale in both factors alike: `up / 2^k` and `2^k down`.
+
+    Files keep the scale where they like (`alpha / r` is put into `up`); a power of two moves it without rounding.
+    """
+    up, down = float(delta.up.norm()), float(delta.down.norm())
+    if not (up > 0 and down > 0):
+        return delta
+    scale = 2.0 ** round(math.log2(up / down) / 2)
+    return Factors(delta.up / scale, delta.down * scale)
+
+
 def balanced(delta: Factors) -> Factors:
     """The same delta with both factors of equal size, `up = U sqrt(S)`, `down = sqrt(S) V^T`.
 
@@ -137,39 +158,42 @@ def factored(dense: Tensor, accuracy: float) -> tuple[Factors, float]:
 
 @dataclass(frozen=True)
 class Truncation:
-    """A delta at lower rank, and the share of its effect on the recorded inputs that was kept (0..1)."""
+    """A delta at lower rank, and the share (0..1) of its effect that was kept on the recording that lost most by it."""
 
     factors: Factors
     kept: float
 
 
-def truncate(delta: Factors, inputs: Tensor | None, *, rank: int | None = None, share: float = 1.0) -> Truncation:
-    """The best approximation of a delta at lower rank, measured on the inputs: `min ||(D - L) S^(1/2)||_F`, `S = X^T X`.
+def truncate(
+    delta: Factors, recordings: Sequence[Tensor] | None, *, rank: int | None = None, share: float = 1.0
+) -> Truncation:
+    """The best approximation of a delta at lower rank, measured on the inputs: `min ||(D - L) S^(1/2)||_F`, `S = Σ X_k^T X_k`.
 
     With `D = U K` (`U` orthonormal) the effect energy of a direction `v` in the column space is
-    `||v^T K X^T||²`; keeping the eigenvectors of the largest energies is the optimum (Eckart-Young in the
+    `Σ_k ||v^T K X_k^T||²`; keeping the eigenvectors of the largest energies is the optimum (Eckart-Young in the
     metric `S`), and costs one eigenproblem of size `r`. `S` itself, `[d_in, d_in]`, is never made.
 
     Args:
         delta: up `[d_out, r]`, down `[r, d_in]`
-        inputs: `X`, `[n, d_in]`, each row scaled by the root of its weight; None means that `S` is the identity (plain
-            Frobenius norm)
+        recordings: `X_k`, `[n_k, d_in]` each, rows scaled by the root of their weight; None means that `S` is the identity
+            (plain Frobenius norm)
         rank: the rank to keep at most; None lets `share` alone decide
-        share: the least share of the energy to keep; decides when `rank` is None. A direction that no input goes into has
-            no energy and is dropped even at 1; `exact` drops nothing
+        share: the least share of its energy that *every* recording keeps, so that a weak concept is not cut away for a strong
+            one; decides when `rank` is None. A direction that no input goes into has no energy and is dropped even at 1;
+            `exact` drops nothing
 
     Returns:
-        balanced factors of rank between 1 and `r`, and the share of the energy they keep
+        balanced factors of rank between 1 and `r`, and the share of the energy that the weakest recording keeps
     """
     basis, triangle = torch.linalg.qr(delta.up)
     coordinates = triangle @ delta.down
-    effects = coordinates if inputs is None else coordinates @ inputs.mT
-    energies, vectors = torch.linalg.eigh(effects @ effects.mT)
-    energies, vectors = energies.flip(0).clamp_min(0), vectors.flip(1)
-    total = energies.sum()
-    if total == 0:
+    effects = [coordinates] if recordings is None else [coordinates @ inputs.mT for inputs in recordings]
+    together = torch.cat(effects, dim=1)
+    energies, vectors = torch.linalg.eigh(together @ together.mT)
+    vectors = vectors.flip(1)
+    if energies.sum() <= 0:
         return Truncation(zero(*delta.shape, like=delta.up), 1.0)
-    kept = (energies.cumsum(0) / total).clamp(max=1)
+    kept = torch.stack([_kept_shares(effect, vectors) for effect in effects]).amin(0)
     if rank is None:
         # float rounding in the running sum must not cost a direction when everything was asked for
         tolerance = len(energies) * torch.finfo(energies.dtype).eps
@@ -177,6 +201,18 @@ def truncate(delta: Factors, inputs: Tensor | None, *, rank: int | None = None, 
     rank = max(1, min(rank, len(energies)))
     top = vectors[:, :rank]
     return Truncation(_balanced(basis @ top, top.mT @ coordinates), float(kept[rank - 1]))
+
+
+def _kept_shares(effect: Tensor, vectors: Tensor) -> Tensor:
+    """The share of an effect's energy that the first 1, 2, … directions keep, `[r]`; 1 where there is no energy.
+
+    Args:
+        effect: `[r, n]`
+        vectors: orthonormal directions, `[r, r]`
+    """
+    energies = (vectors.mT @ effect).square().sum(1)
+    total = energies.sum()
+    return (energies.cumsum(0) / total).clamp(max=1) if total > 0 else torch.ones_like(energies)
 
 
 def exact(delta: Factors) -> Factors:

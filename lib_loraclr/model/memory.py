@@ -17,15 +17,19 @@ HALF = 2  # bytes of a half-precision number
 ROWS_SHARE, POINTS_SHARE = 0.55, 0.25
 #: rows per layer and recording: fewer say nothing about a layer, more change nothing that was measured
 LEAST_ROWS, MOST_ROWS = 16, 256
+#: points of a teacher below which there is little to learn from
+LEAST_POINTS = 16
 #: tensors of the size of a latent that each point keeps (`recording.Examples`)
 TENSORS_PER_POINT = 4
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Attributes:
-    rows: per layer and recording
-    points: per denoising path
+    """How a budget is spent.
+
+    Attributes:
+        rows: of inputs, per layer and recording
+        points: per teacher
     """
 
     rows: int
@@ -33,7 +37,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    budget_mb: int, columns: Mapping[str, int], *, recordings: int, paths: int, steps: int, latent_numbers: int
+    budget_mb: int, columns: Mapping[str, int], *, recordings: int, points: int, latent_numbers: int
 ) -> MemoryPlan:
     """Spend a budget.
 
@@ -41,8 +45,7 @@ def plan_memory(
         budget_mb: in MB
         columns: `d_in` of every recording of the largest stage, by layer key
         recordings: how many recordings each layer has (one per teacher)
-        paths: denoising paths of all teachers
-        steps: of each path
+        points: that each teacher is to have
         latent_numbers: numbers in one latent, `c * h * w`
 
     Raises:
@@ -50,15 +53,15 @@ def plan_memory(
     """
     budget = budget_mb * MEGABYTE
     row = sum(columns.values()) * HALF * recordings
-    point = paths * latent_numbers * HALF * TENSORS_PER_POINT
-    least = max(LEAST_ROWS * row / ROWS_SHARE, 2 * point / POINTS_SHARE)
+    point = recordings * latent_numbers * HALF * TENSORS_PER_POINT
+    least = max(LEAST_ROWS * row / ROWS_SHARE, LEAST_POINTS * point / POINTS_SHARE)
     if least > budget:
         raise LoraclrError(
             f"The memory budget of {budget_mb} MB is too small for {recordings} recordings of {len(columns)} inputs: "
             f"give at least {math.ceil(least / MEGABYTE)} MB, or merge fewer LoRAs at a time."
         )
     rows = int(budget * ROWS_SHARE / row) if row else MOST_ROWS
-    return MemoryPlan(min(MOST_ROWS, rows), min(steps, int(budget * POINTS_SHARE / point)))
+    return MemoryPlan(min(MOST_ROWS, rows), min(points, int(budget * POINTS_SHARE / point)))
 
 
 def free_on_card(device: torch.device) -> int | None:

@@ -11,12 +11,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ConceptReport:
-    """Attributes:
-    name, trigger: of the concept
-    all_tags: retention with every LoRA's tag in one prompt (the plain sum)
-    merged: retention in the merge
-    loss: the largest share of a layer's delta that was lost where it had no low rank of its own
-    left_out: every key of its file that is not understood, and every layer that the model does not have
+    """What a merge did to one concept.
+
+    Attributes:
+        name, trigger: of the concept
+        all_tags: retention with every LoRA's tag in one prompt (the plain sum)
+        merged: retention in the merge
+        loss: the largest share of a layer's delta that was lost where it had no low rank of its own
+        left_out: every key of its file that is not understood, and every layer that the model does not have
+        recognised: share of unseen points at which the merge's prediction is nearer to this concept's own than to any other
+            concept's and to that without it
+        taken_for: whom it is taken for -> share; itself among them, and "" for nobody
     """
 
     name: str
@@ -25,11 +30,15 @@ class ConceptReport:
     merged: float | None
     loss: float = 0.0
     left_out: tuple[str, ...] = ()
+    recognised: float | None = None
+    taken_for: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Attributes:
+    """What a merge did.
+
+    Attributes:
     method, source: what merged, and the paper it comes from
     concepts: in the order of the request
     base_drift_all_tags, base_drift: of the sum and of the merge (docs/method.md)
@@ -39,6 +48,7 @@ class MergeReport:
     kept: the least and the mean share of a layer's effect that its rank keeps
     refinement: how the refinement ended: reason, steps, and its checks; empty where there was none
     warnings: what a person should know
+    together: left and right concept of a picture with two, and the share of unseen points at which both are themselves
     """
 
     method: str
@@ -52,6 +62,7 @@ class MergeReport:
     kept: tuple[float, float] = (1.0, 1.0)
     refinement: Mapping[str, Any] = field(default_factory=dict)
     solver: Mapping[str, float] = field(default_factory=dict)
+    together: tuple[tuple[str, str, float], ...] = ()
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> str:

@@ -1,37 +1,43 @@
 """What the model does with each LoRA alone: the teachers, their predictions, and what enters each layer.
 
-inputs             the LoRAs of a request, held against the loaded model; base_models what they were trained on
+inputs             the LoRAs of a request, held against the loaded model; base_models what they were trained on,
+                   captions the words they were trained with
 teachers           which LoRAs are active on which prompts
 predictor          the model with any of the LoRAs active
 sampling           denoising paths
-examples           what teachers predict along their own paths
+examples           what teachers predict in the slots that they share; scenes what they do side by side
 input_rows         a bounded sample of what enters a layer; layer_inputs of what enters each of them
 """
 
 from .base_models import base_model_warnings
-from .examples import PILOT, Examples, PathPlan, add_nearest_other, record_examples, spread
+from .captions import caption_words
+from .examples import Examples, PathPlan, draw_slots, record_examples, spread
 from .inputs import InputLora, bundled_embeddings, load_input, load_inputs, lost_embeddings
 from .layer_inputs import Run, record_run, served_layers
 from .predictor import Predictor
 from .sampling import BATCH, evaluated, sample
-from .teachers import Teacher, make_teachers
+from .scenes import Scene, make_scenes
+from .teachers import Slot, Teacher, make_teachers
 
 __all__ = [
     "BATCH",
     "Examples",
     "InputLora",
-    "PILOT",
     "PathPlan",
     "Predictor",
     "Run",
+    "Scene",
+    "Slot",
     "Teacher",
-    "add_nearest_other",
     "base_model_warnings",
     "bundled_embeddings",
+    "caption_words",
+    "draw_slots",
     "evaluated",
     "load_input",
     "load_inputs",
     "lost_embeddings",
+    "make_scenes",
     "make_teachers",
     "record_examples",
     "record_run",

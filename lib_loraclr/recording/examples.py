@@ -1,27 +1,120 @@
-"""What teachers predict along their own denoising paths: the examples that a merge is learnt from, stopped by and measured on."""
+"""What teachers predict: the examples that a merge is learnt from, stopped by and measured on.
+
+Every teacher follows denoising paths of its own and is asked again at their points, each time in other words; and on its
+finished pictures with fresh noise, which costs no path. All teachers share the slots (noise level and words) of these points:
+what two of them predict in one slot can stand side by side, and is then a scene (`scenes`).
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..request import Part, Phrases
 from .predictor import Predictor
-from .sampling import BATCH, Step, denoising_path, initial_noise
-from .teachers import Teacher
+from .sampling import BATCH, Step, denoising_path, initial_noise, timesteps
+from .teachers import Slot, Teacher
 
-#: points of each teacher at which the nearest other concept is looked for
-PILOT = 6
+#: how often a point on a path is asked in the words of its path, and not in others
+FOLLOWED = 0.5
+#: noise of one teacher's paths is drawn by seeds from here on; those of the next begin so much later
+_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class PathPlan:
+    """How many points each teacher has, and where they come from.
+
+    Attributes:
+        part: of the bank of phrases
+        seed: of everything that is drawn
+        paths, steps: denoising paths of each teacher, and steps of each; all their points are kept
+        renoised: points besides, on finished pictures with fresh noise
+        effects: at how many of a teacher's points its concept's effect is measured; None for all
+        partners: whether every point of a subject is also asked as if another subject stood there
+    """
+
+    part: Part
+    seed: int
+    paths: int
+    steps: int
+    renoised: int = 0
+    effects: int | None = None
+    partners: bool = False
+
+    def of(self, teacher: Teacher) -> PathPlan:
+        """Its own part of the plan, for a teacher that has only a share of the points."""
+        if teacher.share == 1:
+            return self
+        paths, renoised = (
+            max(1, round(number * teacher.share)) if number else 0 for number in (self.paths, self.renoised)
+        )
+        return replace(self, paths=paths, renoised=renoised)
+
+    @property
+    def points(self) -> int:
+        """How many there are."""
+        return self.paths * self.steps + self.renoised
+
+    def evaluations(self, teacher: Teacher) -> int:
+        """How many samples `record_examples` runs through the model for one teacher."""
+        own = self.of(teacher)
+        measured = 0 if teacher.concept is None else own.points if own.effects is None else min(own.effects, own.points)
+        beside = own.points if own.partners and teacher.in_scenes else 0
+        return own.paths * 2 * own.steps + 2 * own.points + measured + beside
+
+    def within(self, points: int) -> PathPlan:
+        """The same with at most so many points: first fewer on finished pictures, then fewer paths, then fewer steps."""
+        renoised = min(self.renoised, max(0, points - self.paths * self.steps))
+        paths = min(self.paths, max(1, points // self.steps))
+        steps = min(self.steps, max(2, points // paths))
+        return replace(self, renoised=renoised, paths=paths, steps=steps)
+
+
+def draw_slots(plan: PathPlan, phrases: Phrases, subjects: Sequence[int]) -> list[Slot]:
+    """The slots of a plan: first those of each step's paths, then the renoised ones.
+
+    Args:
+        subjects: those that can stand beside each other in scenes, as numbers of concepts
+    """
+    drawn = random.Random(f"{plan.seed} {plan.part.value} slots")
+    paths = [phrases.draw() for _ in range(plan.paths)]
+    followed = [path for _ in range(plan.steps) for path in range(plan.paths)]
+    followed += [number % plan.paths for number in range(plan.renoised)]
+    rounds = _rounds(subjects)
+    slots = []
+    for number, path in enumerate(followed):
+        phrase = paths[path] if drawn.random() < FOLLOWED else phrases.draw()
+        slots.append(Slot(number, plan.part, phrase, rounds[number % len(rounds)]))
+    return slots
+
+
+def _rounds(subjects: Sequence[int]) -> list[dict[int, int]]:
+    """The rounds of a tournament, in each of which every subject has one partner at most, and in all of them every other once
+    (the circle method)."""
+    circle: list[int | None] = [*subjects, *([None] if len(subjects) % 2 else [])]
+    if len(circle) < 2:
+        return [{}]
+    rounds = []
+    for _ in range(len(circle) - 1):
+        half = len(circle) // 2
+        pairs = [(a, b) for a, b in zip(circle[:half], reversed(circle[half:]), strict=True) if None not in (a, b)]
+        rounds.append({one: other for a, b in pairs for one, other in ((a, b), (b, a))})
+        circle = [circle[0], circle[-1], *circle[1:-1]]
+    return rounds
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What one teacher predicts at `n` points of its own denoising paths; half precision, in RAM.
+    """What one teacher predicts at `n` points; half precision, in RAM.
 
     Attributes:
         teacher: whose they are
+        slots: of each point, `n`
         prompts: the prompt of each point, `n`
         x: noisy latents `[n, c, h, w]`
         t: timesteps `[n]`
@@ -29,62 +122,34 @@ class Examples:
         effect: mean square of what the concept changes in it, against the teacher without the concept, `[n]`; NaN where
             it was not measured
         negative_target: the prediction with the negative prompt and no subject active `[n, c, h, w]`
-        other: the nearest other concept's prediction with the prompt `[n, c, h, w]`, or None
+        other: what the slot's partner would predict in its own words `[n, c, h, w]`, or None
+        has_other: at which points there is a partner, `[n]`
     """
 
     teacher: Teacher
+    slots: tuple[Slot, ...]
     prompts: tuple[str, ...]
     x: Tensor
     t: Tensor
     target: Tensor
     effect: Tensor
     negative_target: Tensor
-    other: Tensor | None = None
+    other: Tensor | None
+    has_other: Tensor
 
     def __len__(self) -> int:
         return len(self.t)
 
     def select(self, index: Tensor) -> Examples:
         """The points at `index [m]`."""
-        fields = ("x", "t", "target", "effect", "negative_target")
+        fields = ("x", "t", "target", "effect", "negative_target", "has_other")
         return replace(
             self,
+            slots=tuple(self.slots[i] for i in index.tolist()),
             prompts=tuple(self.prompts[i] for i in index.tolist()),
             other=None if self.other is None else self.other[index],
             **{name: getattr(self, name)[index] for name in fields},
         )
-
-
-@dataclass(frozen=True)
-class PathPlan:
-    """How many denoising paths each teacher follows, and what is kept of them.
-
-    Attributes:
-        seed: of the first path's noise; the following ones count up. The same for every concept, so that the order of
-            the concepts changes nothing
-        paths: how many; prompts are taken in turn
-        steps: of each path
-        kept: points of each path that are kept, evenly spread over its steps
-        effects: at how many of a teacher's points its concept's effect is measured; None for all
-    """
-
-    seed: int
-    paths: int
-    steps: int
-    kept: int
-    effects: int | None = None
-
-    @property
-    def points(self) -> int:
-        """How many points of each teacher are kept."""
-        return self.paths * min(self.kept, self.steps)
-
-    def evaluations(self, teacher: Teacher) -> int:
-        """How many samples `record_examples` runs through the model for one teacher."""
-        measured = (
-            0 if teacher.concept is None else min(self.points if self.effects is None else self.effects, self.points)
-        )
-        return self.paths * 2 * self.steps + self.points + measured
 
 
 def spread(count: int, most: int) -> Tensor:
@@ -92,70 +157,90 @@ def spread(count: int, most: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
-def record_examples(predictor: Predictor, teacher: Teacher, plan: PathPlan) -> Examples:
-    """Follow a teacher's own denoising paths and keep what it predicts on the way."""
-    prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(plan.paths)]
-    kept = set(spread(plan.steps, plan.kept).tolist())
-    host, active = predictor.host, teacher.active
-    x, t, target, texts = [], [], [], []
-    for start in range(0, plan.paths, BATCH):
-        chunk = prompts[start : start + BATCH]
-        noise = initial_noise(host, range(plan.seed + start, plan.seed + start + len(chunk)), *predictor.size)
-        conditioning = predictor.encode(active, chunk)
-        negative = predictor.encode(active, [predictor.negative_prompt] * len(chunk))
-        guidance = predictor.recording.guidance
-        with host.apply(predictor.together(active)):
-            path = denoising_path(host, noise, conditioning, negative, steps=plan.steps, guidance=guidance)
-            for number, step in enumerate(path):
-                if not isinstance(step, Step):
-                    continue
-                predictor.progress.advance(2 * len(chunk), teacher.name)
-                if number in kept:
-                    x.append(step.x.half().cpu())
-                    t.append(step.t.cpu())
-                    target.append(step.conditional.half().cpu())
-                    texts += chunk
-    x, t, target = torch.cat(x), torch.cat(t), torch.cat(target)
-    effect = _effect(predictor, teacher, x, t, target, texts, plan.effects)
+def record_examples(
+    predictor: Predictor, teachers: Sequence[Teacher], number: int, plan: PathPlan, slots: Sequence[Slot]
+) -> Examples:
+    """What a teacher predicts in its slots.
+
+    Args:
+        number: of the teacher among `teachers`
+        slots: of the whole plan, from `draw_slots`
+    """
+    teacher, own = teachers[number], plan.of(teachers[number])
+    paths = [plan.paths * step + path for step in range(own.steps) for path in range(own.paths)]
+    places = [*paths, *(plan.paths * plan.steps + k for k in range(own.renoised))]
+    mine = [slots[place] for place in places]
+    x, t = _points(predictor, teacher, own, [slots[path] for path in range(own.paths)], own.seed + number * _SEEDS)
+    prompts = [teacher.prompt(slot) for slot in mine]
+    target = predictor.predict(teacher.active, x, t, prompts, teacher.name)
     negatives = [predictor.negative_prompt] * len(t)
     negative_target = predictor.predict(predictor.background, x, t, negatives, teacher.name)
-    return Examples(teacher, tuple(texts), x, t, target, effect, negative_target)
-
-
-def _effect(  # noqa: PLR0913  (the columns of an example that is not there yet)
-    predictor: Predictor, teacher: Teacher, x: Tensor, t: Tensor, target: Tensor, prompts: list[str], most: int | None
-) -> Tensor:
-    """`Examples.effect`, at `most` of the points; NaN at the others."""
     effect = torch.full((len(t),), torch.nan)
     if teacher.concept is not None:
-        at = spread(len(t), len(t) if most is None else most)
+        at = spread(len(t), len(t) if own.effects is None else own.effects)
         without = predictor.predict(teacher.absent, x[at], t[at], [prompts[i] for i in at], teacher.name)
         effect[at] = (target[at].float() - without.float()).square().mean((1, 2, 3))
-    return effect
+    other, has_other = _partners(predictor, teachers, teacher, mine, x, t) if own.partners else (None, None)
+    has_other = torch.zeros(len(t), dtype=torch.bool) if has_other is None else has_other
+    return Examples(teacher, tuple(mine), tuple(prompts), x, t, target, effect, negative_target, other, has_other)
 
 
-def add_nearest_other(predictor: Predictor, examples: Sequence[Examples], subjects: Sequence[int]) -> list[Examples]:
-    """Give each subject's examples what the nearest other subject predicts for the same inputs and prompts.
+def _points(
+    predictor: Predictor, teacher: Teacher, plan: PathPlan, first: Sequence[Slot], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Noisy latents `[n, c, h, w]` fp16 and timesteps `[n]` of a teacher's points, in the order of its slots.
 
-    Which one is nearest is found on a few points of each teacher; asking every other concept at every point would cost
-    `N - 1` times the teachers' own predictions.
+    Args:
+        first: the slots of the paths' first step, whose words the paths are followed with
     """
-    results = []
-    for own in examples:
-        rivals = own.teacher.rivals(subjects)
-        if not rivals:
-            results.append(own)
-            continue
-        nearest = rivals[0] if len(rivals) == 1 else _nearest(predictor, own, rivals)
-        other = predictor.predict(nearest, own.x, own.t, own.prompts, own.teacher.name)
-        results.append(replace(own, other=other))
-    return results
+    host, active, guidance = predictor.host, teacher.active, predictor.recording.guidance
+    chunks: list[list[Tensor]] = []
+    clean = []
+    for start in range(0, plan.paths, BATCH):
+        asked = [teacher.prompt(slot) for slot in first[start : start + BATCH]]
+        noise = initial_noise(host, range(seed + start, seed + start + len(asked)), *predictor.size)
+        conditioning = predictor.encode(active, asked)
+        negative = predictor.encode(active, [predictor.negative_prompt] * len(asked))
+        chunks.append([])
+        with host.apply(predictor.together(active)):
+            path = denoising_path(host, noise, conditioning, negative, steps=plan.steps, guidance=guidance)
+            for step in path:
+                if isinstance(step, Step):
+                    predictor.progress.advance(2 * len(asked), teacher.name)
+                    chunks[-1].append(step.x.half().cpu())
+                else:
+                    clean.append(step.float().cpu())
+    on_paths = [torch.cat([chunk[step] for chunk in chunks]) for step in range(plan.steps)]
+    schedule = timesteps(plan.steps, len(host.alphas_cumprod))
+    x, t = _renoised(predictor, torch.cat(clean), plan, seed)
+    return torch.cat([*on_paths, x]), torch.cat([schedule.repeat_interleave(plan.paths), t])
 
 
-def _nearest(predictor: Predictor, own: Examples, rivals: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    few = own.select(spread(len(own), PILOT))
-    distances = {}
-    for rival in rivals:
-        prediction = predictor.predict(rival, few.x, few.t, few.prompts, own.teacher.name)
-        distances[rival] = float((prediction.float() - few.target.float()).square().mean())
-    return min(rivals, key=lambda rival: distances[rival])
+def _renoised(predictor: Predictor, clean: Tensor, plan: PathPlan, seed: int) -> tuple[Tensor, Tensor]:
+    """Finished latents with fresh noise, `[m, c, h, w]` fp16, at noise levels that are the same for every teacher, `[m]`."""
+    alphas = predictor.host.alphas_cumprod
+    levels = torch.Generator().manual_seed(plan.seed)
+    t = torch.randint(0, len(alphas), (plan.renoised,), generator=levels)
+    noise = torch.randn(plan.renoised, *clean.shape[1:], generator=torch.Generator().manual_seed(seed + _SEEDS // 2))
+    signal = alphas[t][:, None, None, None]
+    pictures = clean[torch.arange(plan.renoised) % len(clean)]
+    return (signal.sqrt() * pictures + (1 - signal).sqrt() * noise).half(), t
+
+
+def _partners(
+    predictor: Predictor, teachers: Sequence[Teacher], teacher: Teacher, slots: Sequence[Slot], x: Tensor, t: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """What each slot's partner predicts there in its own words, and where there is one."""
+    if not teacher.in_scenes:
+        return None, None
+    beside = {own.concept: own for own in teachers if own.in_scenes}
+    partners = [slot.partner.get(teacher.concept) for slot in slots]
+    has = torch.tensor([partner is not None for partner in partners])
+    if not has.any():
+        return None, None
+    other = torch.zeros_like(x)
+    for partner in sorted({partner for partner in partners if partner is not None}):
+        at = [k for k, mine in enumerate(partners) if mine == partner]
+        asked = [beside[partner].prompt(slots[k]) for k in at]
+        other[at] = predictor.predict(beside[partner].active, x[at], t[at], asked, teacher.name)
+    return other, has

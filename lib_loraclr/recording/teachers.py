@@ -3,7 +3,8 @@
 The LoRAs are their own teachers, no training picture is needed. A *subject* is taught on its own prompts. A *style* with
 trigger words is taught on plain prompts and on every subject's prompts, its words added. A style without
 trigger words changes everything it is applied to, so it is active in every other teacher too, also in the one
-for prompts without triggers. Where there is no such style, that one is the base model.
+for prompts without triggers; on each subject it is a teacher besides, so that it counts there as much as the subject does.
+Where there is no such style, the teacher for prompts without triggers is the base model.
 """
 
 from __future__ import annotations
@@ -11,7 +12,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..request import Concept, PromptOptions, concept_prompts, is_background
+from ..request import Concept, Part, Phrase, PromptOptions, is_background
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the recordings that all teachers share: each is asked there in the same way, at the same noise level.
+
+    Attributes:
+        number: from 0 on
+        part: of the bank of phrases that it was drawn from
+        phrase: how is asked
+        partner: subject -> the subject that stands beside it in this slot's scenes, as numbers of concepts
+    """
+
+    number: int
+    part: Part
+    phrase: Phrase
+    partner: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -22,26 +40,56 @@ class Teacher:
         name: for progress and messages
         concept: whose retention is measured on these prompts; None where no trigger is
         active: the concepts that are active
-        prompts: what is asked
+        words: what calls a subject; empty where none is called
+        texts: whole prompts: a concept's own, or those without trigger words
+        fixed: whether nothing but the texts is asked; else half of what is learnt from
+        style: trigger words of a style, which are added to every prompt
+        quality: words that are added to every prompt
         importance: how much it counts
+        share: of the points that others have
     """
 
     name: str
     concept: int | None
     active: tuple[int, ...]
-    prompts: tuple[str, ...]
+    words: str = ""
+    texts: tuple[str, ...] = ()
+    fixed: bool = False
+    style: str = ""
+    quality: str = ""
     importance: float = 1.0
+    share: float = 1.0
 
     @property
     def absent(self) -> tuple[int, ...]:
         """What is active when the concept is not there; retention 0 is this."""
         return tuple(i for i in self.active if i != self.concept)
 
+    @property
+    def in_scenes(self) -> bool:
+        """Whether it can stand beside another in one picture, called by words of its own."""
+        return bool(self.words) and not self.fixed and not self.style
+
     def rivals(self, subjects: Sequence[int]) -> list[tuple[int, ...]]:
         """What would be active if another subject were in this one's place; none where no subject is taught."""
         if self.concept not in subjects:
             return []
         return [tuple(sorted({*self.absent, j})) for j in subjects if j not in self.active]
+
+    def prompt(self, slot: Slot) -> str:
+        """What is asked in a slot."""
+        phrase = slot.phrase
+        half = slot.part is Part.LEARN and slot.number % 2 == 0
+        if self.fixed or (self.texts and (half or not phrase.thing)):
+            text = self.texts[slot.number // 2 % len(self.texts)] + phrase.after
+        else:
+            text = phrase.asking(self.words or phrase.thing)
+        return ", ".join(part for part in (text, self.style, self.quality) if part)
+
+    def prompt_beside(self, others: Sequence[Teacher], slot: Slot) -> str:
+        """What is asked in a slot for several subjects at once, this one first."""
+        text = slot.phrase.asking(self.words, *(other.words for other in others))
+        return ", ".join(part for part in (text, self.quality) if part)
 
 
 def make_teachers(concepts: Sequence[Concept], prompts: PromptOptions) -> list[Teacher]:
@@ -51,32 +99,46 @@ def make_teachers(concepts: Sequence[Concept], prompts: PromptOptions) -> list[T
     merge of one LoRA is that LoRA.
     """
     background = tuple(i for i, concept in enumerate(concepts) if is_background(concept))
+    subjects = [j for j, concept in enumerate(concepts) if concept.kind == "subject"]
     teachers = []
     for i, concept in enumerate(concepts):
         active = tuple(sorted({i, *background}))
-        own = concept_prompts(concept, prompts)
-        teachers.append(Teacher(concept.label, i, active, own, concept.importance))
-        if concept.kind == "style" and concept.trigger:
-            teachers += _style_on_subjects(i, concepts, active, prompts)
+        common = {"quality": prompts.quality, "importance": concept.importance}
+        if concept.kind == "subject":
+            words, own = concept.trigger or concept.label, {"texts": concept.prompts, "fixed": bool(concept.prompts)}
+            teachers.append(Teacher(concept.label, i, active, words, **own, **common))
+            continue
+        own = {"texts": prompts.plain, "style": concept.trigger or ""}
+        own = {"texts": concept.prompts, "fixed": True} if concept.prompts else own
+        teachers.append(Teacher(concept.label, i, active, **own, **common))
+        for j in subjects:
+            teachers.append(_style_on_subject(i, j, concepts, background, prompts, 1 / len(subjects)))
     if len(concepts) > 1:
-        plain = tuple(prompts.with_quality(prompt) for prompt in prompts.plain)
         importance = sum(concept.importance for concept in concepts) / len(concepts)
-        teachers.append(Teacher("prompts without triggers", None, background, plain, importance))
+        plain = {"texts": prompts.plain, "quality": prompts.quality, "importance": importance}
+        teachers.append(Teacher("prompts without triggers", None, background, **plain))
     return teachers
 
 
-def _style_on_subjects(
-    style: int, concepts: Sequence[Concept], active: tuple[int, ...], prompts: PromptOptions
-) -> list[Teacher]:
-    """The style with trigger words on each subject's first prompt: both active, the style's words added."""
-    subjects = [(j, concept) for j, concept in enumerate(concepts) if concept.kind == "subject"]
-    return [
-        Teacher(
-            f"{concepts[style].label} on {subject.label}",
-            style,
-            tuple(sorted({*active, j})),
-            tuple(f"{prompt}, {concepts[style].trigger}" for prompt in concept_prompts(subject, prompts)[:2]),
-            concepts[style].importance / len(subjects),
-        )
-        for j, subject in subjects
-    ]
+def _style_on_subject(
+    style: int,
+    subject: int,
+    concepts: Sequence[Concept],
+    background: tuple[int, ...],
+    prompts: PromptOptions,
+    share: float,
+) -> Teacher:
+    """A style on a subject's prompts, both active; the style's words, if it has any, are added."""
+    called = concepts[subject]
+    return Teacher(
+        f"{concepts[style].label} on {called.label}",
+        style,
+        tuple(sorted({style, subject, *background})),
+        called.trigger or called.label,
+        called.prompts,
+        bool(called.prompts),
+        concepts[style].trigger or "",
+        prompts.quality,
+        concepts[style].importance,
+        share,
+    )

@@ -1,10 +1,25 @@
 """The whole model at once: the contrastive objective at its output, and how much of each concept is left.
 
-refinement         gradient steps on all factors together
+refinement         gradient steps on all factors together: batches, optimizers, and fitting what the memory holds
 retention          what survived, measured on the model's own predictions
+recognition        whom the merged model draws
 """
 
+from .recognition import SCENES, Recognition, gather_candidates, points_of, questions, recognise
 from .refinement import CHECKS, Refined, refine
 from .retention import Retention, drift_of_singles, measure
 
-__all__ = ["CHECKS", "Refined", "Retention", "drift_of_singles", "measure", "refine"]
+__all__ = [
+    "CHECKS",
+    "Recognition",
+    "Refined",
+    "Retention",
+    "SCENES",
+    "drift_of_singles",
+    "gather_candidates",
+    "measure",
+    "points_of",
+    "questions",
+    "recognise",
+    "refine",
+]

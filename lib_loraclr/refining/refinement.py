@@ -10,22 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..errors import LoraclrError
-from ..model import Factors, balanced, concatenate, free_cached, is_out_of_memory
+from ..model import Factors, balanced, free_cached, is_out_of_memory
 from ..recording import Examples, Predictor
 from ..solving import RefinementOptions, Terms, output_terms
+from .batches import Batch, Sampler
+from .fitting import Fit, find_fit
+from .optimizers import Muon
 from .retention import Retention, measure
 
 # torch 2.3 moved it
 GradScaler = torch.amp.GradScaler if hasattr(torch.amp, "GradScaler") else torch.cuda.amp.GradScaler
 
-#: share of each batch that keeps the predictions without trigger, which guidance subtracts at every step
-NEGATIVE_SHARE = 0.25
 #: how often retention on the held-back examples is looked at
 CHECKS = 6
 #: checks without a better retention after which the run stops
@@ -34,98 +35,19 @@ PATIENCE = 3
 
 @dataclass(frozen=True)
 class Refined:
-    """Attributes:
-    factors: layer key -> factors, fp32 on the CPU
-    reason: "steps" (all were made) or "stalled" (retention on the held-back examples no longer improved)
-    steps: how many were made
-    history: one entry per check: step, mean loss and share of active hinges since the last one, retention on the
-        held-back examples
+    """What the refinement came to.
+
+    Attributes:
+        factors: layer key -> factors, fp32 on the CPU
+        reason: "steps" (all were made) or "stalled" (retention on the held-back examples no longer improved)
+        steps: how many were made
+        history: one entry per check: step, mean loss and contrast since the last one, retention on the held-back examples
     """
 
     factors: dict[str, Factors]
     reason: str
     steps: int
     history: tuple[Mapping[str, float], ...] = field(default=())
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """`b` predictions to compare; the fields are those of `solving.output_terms`."""
-
-    prompts: list[str]
-    x: Tensor
-    t: Tensor
-    target: Tensor
-    scale: Tensor
-    other: Tensor
-    apart: Tensor
-    importance: Tensor
-
-
-class _Turns:
-    """Draws points of examples: teachers in turn, points of a teacher without replacement until all were had."""
-
-    def __init__(self, examples: Sequence[Examples], generator: torch.Generator) -> None:
-        self._examples, self._generator = examples, generator
-        self._queues: list[list[int]] = [[] for _ in examples]
-        self._turn = 0
-
-    def next(self) -> tuple[Examples, int]:
-        turn = self._turn % len(self._examples)
-        self._turn += 1
-        own = self._examples[turn]
-        if not self._queues[turn]:
-            self._queues[turn] = torch.randperm(len(own), generator=self._generator).tolist()
-        return own, self._queues[turn].pop()
-
-
-class _Sampler:
-    """Draws batches: `NEGATIVE_SHARE` of each asks for the negative prompt's prediction, the rest for the prompts' own."""
-
-    def __init__(self, examples: Sequence[Examples], negative_prompt: str, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.negative_prompt = negative_prompt
-        # A concept merged alone has no teacher without triggers (recording.make_teachers), and keeps what it does there.
-        self._share = NEGATIVE_SHARE if len(examples) > 1 else 0.0
-        self._prompted, self._negatives = _Turns(examples, generator), _Turns(examples, generator)
-        self._scales = _scales(examples)
-
-    def draw(self, size: int, device: torch.device) -> _Batch:
-        negatives = round(size * self._share)
-        rows = [self._row(*self._prompted.next()) for _ in range(size - negatives)]
-        rows += [self._negative_row(*self._negatives.next()) for _ in range(negatives)]
-        prompts, *columns = zip(*rows, strict=True)
-        return _Batch(list(prompts), *[torch.stack(column).to(device) for column in columns])
-
-    def _row(self, own: Examples, k: int) -> tuple:
-        target = own.target[k].float()
-        other = target if own.other is None else own.other[k].float()
-        return (own.prompts[k], *self._common(own, k, target), other, (target - other).norm(), self._importance(own))
-
-    def _negative_row(self, own: Examples, k: int) -> tuple:
-        target = own.negative_target[k].float()
-        nothing = torch.zeros(())  # no other concept to stay away from
-        return (self.negative_prompt, *self._common(own, k, target), target, nothing, self._importance(own))
-
-    def _common(self, own: Examples, k: int, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return own.x[k].float(), own.t[k], target, self._scales[own.teacher.name]
-
-    def _importance(self, own: Examples) -> Tensor:
-        return torch.tensor(own.teacher.importance)
-
-
-def _scales(examples: Sequence[Examples]) -> dict[str, Tensor]:
-    """What each teacher's squared errors are divided by: the geometric mean of its own effect and the mean effect.
-
-    Divided by its own effect alone, a concept that hardly changes anything would count as much as one that changes everything;
-    by the mean alone, it would hardly count. A heuristic, halfway between the two.
-    """
-    effects = {own.teacher.name: own.effect.nanmean() for own in examples if own.teacher.concept is not None}
-    smallest = torch.finfo(torch.float32).tiny
-    mean = torch.stack(list(effects.values())).mean().clamp_min(smallest)
-    return {
-        own.teacher.name: (effects.get(own.teacher.name, mean) * mean).sqrt().clamp_min(smallest) for own in examples
-    }
 
 
 def refine(
@@ -137,34 +59,38 @@ def refine(
     *,
     seed: int,
 ) -> Refined:
-    """Minimise the contrastive objective at the model's output over all factors, by AdamW with a cosine schedule.
+    """Minimise the contrastive objective at the model's output over all factors, by Muon with a cosine schedule.
 
     Args:
         start: layer key -> factors of the layer-wise merge
         examples: what the teachers predict
-        held_back: examples of other seeds, which decide when to stop and which point was best
+        held_back: examples in other words and of other seeds, which decide when to stop and which point was best
 
     Raises:
         LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
     """
     device = predictor.host.device
     parameters = {key: _trainable(factors, device) for key, factors in start.items()}
-    flat = [tensor for factors in parameters.values() for tensor in (factors.up, factors.down)]
-    anchor = {key: Factors(f.up.detach().clone(), f.down.detach().clone()) for key, f in parameters.items()}
-    optimizer = torch.optim.AdamW(flat, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    sampler = _Sampler(examples, predictor.negative_prompt, seed)
-    fit = _fit(predictor, parameters, sampler, options)
+    anchor = _Anchor(parameters, options.terms.delta)
+    optimizer = Muon([tensor for f in parameters.values() for tensor in (f.up, f.down)], lr=options.learning_rate)
+    sampler = Sampler(examples, predictor.negative_prompt, options, seed)
+    fit = find_fit(
+        predictor,
+        parameters,
+        lambda samples: _loss(predictor, sampler.singles(samples), options.terms),
+        options.batch_size,
+    )
     scaler = _gradient_scaler(predictor)
     watch = _Watch(predictor, parameters, held_back, options.steps)
     for step in range(1, options.steps + 1):
         _set_learning_rate(optimizer, options.learning_rate, step, options.steps)
-        batch = sampler.draw(options.batch_size, device)
-        while (found := _try_backward(predictor, parameters, batch, options.terms, fit, scaler)) is None:
+        batches = sampler.draw()
+        while (found := _try_backward(predictor, parameters, batches, options.terms, fit, scaler)) is None:
             optimizer.zero_grad(set_to_none=True)
             free_cached(device)
             fit = fit.smaller()
-        loss, active = found
-        loss += _delta_penalty(parameters, anchor, options.terms.delta, scaler)
+        loss, contrast = found
+        loss += anchor.pull(parameters, scaler)
         if not math.isfinite(loss):
             raise LoraclrError(
                 f"The refinement's loss became {loss} at step {step}: lower learning_rate "
@@ -175,7 +101,7 @@ def refine(
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         predictor.progress.advance(1, f"step {step}, loss {loss:.4f}")
-        if watch.stalled(step, loss, active):
+        if watch.stalled(step, loss, contrast):
             return Refined(watch.best, "stalled", step, tuple(watch.history))
     return Refined(watch.best, "steps", options.steps, tuple(watch.history))
 
@@ -193,17 +119,17 @@ class _Watch:
         self.best = _snapshot(parameters)
         predictor.progress.log(f"refinement: start, {self._shown(self._retention)}")
 
-    def stalled(self, step: int, loss: float, active: float) -> bool:
+    def stalled(self, step: int, loss: float, contrast: float) -> bool:
         """Note a step, and look if it is time to. True if `PATIENCE` looks in a row brought nothing."""
-        self._recent.append((loss, active))
+        self._recent.append((loss, contrast))
         if step % self._interval and step != self._steps:
             return False
-        loss, active = (sum(values) / len(values) for values in zip(*self._recent, strict=True))
+        loss, contrast = (sum(values) / len(values) for values in zip(*self._recent, strict=True))
         self._recent = []
         retention = measure(self._predictor, self._parameters, self._held_back, units=0)
-        self.history.append({"step": step, "loss": loss, "active_hinges": active, "retention": retention.mean})
+        self.history.append({"step": step, "loss": loss, "contrast": contrast, "retention": retention.mean})
         self._predictor.progress.log(
-            f"refinement: step {step}/{self._steps}, loss {loss:.4f}, hinges active {active:.0%}, {self._shown(retention)}"
+            f"refinement: step {step}/{self._steps}, loss {loss:.4f}, contrast {contrast:.3f}, {self._shown(retention)}"
         )
         if retention.mean > self._retention.mean:
             self.best, self._retention, self._stale = _snapshot(self._parameters), retention, 0
@@ -239,40 +165,18 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: i
         group["lr"] = highest * rate
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """How a batch fits into the memory: some samples at a time, their activations kept or recomputed."""
-
-    samples: int
-    recompute: bool
-
-    def smaller(self) -> _Fit:
-        """What needs less.
-
-        Raises:
-            LoraclrError: nothing does
-        """
-        if self.samples > 1:
-            return replace(self, samples=math.ceil(self.samples / 2))
-        if self.recompute:
-            raise _too_small()
-        return replace(self, recompute=True)
-
-
-def _too_small() -> LoraclrError:
-    return LoraclrError(
-        "The graphics memory is too small to refine this merge even one sample at a time: use effort fast, merge fewer LoRAs "
-        "at a time, or record smaller pictures (width and height)."
-    )
-
-
 def _try_backward(
-    predictor: Predictor, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms, fit: _Fit, scaler: GradScaler
+    predictor: Predictor,
+    parameters: Mapping[str, Factors],
+    batches: Sequence[Batch],
+    terms: Terms,
+    fit: Fit,
+    scaler: GradScaler,
 ) -> tuple[float, float] | None:
     """As `_backward`; None where the graphics card ran out of memory on the way, with gradients half done."""
     try:
         with predictor.host.recomputing() if fit.recompute else nullcontext():
-            return _backward(predictor, parameters, batch, terms, fit.samples, scaler)
+            return _backward(predictor, parameters, batches, terms, fit, scaler)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -282,118 +186,70 @@ def _try_backward(
 def _backward(
     predictor: Predictor,
     parameters: Mapping[str, Factors],
-    batch: _Batch,
+    batches: Sequence[Batch],
     terms: Terms,
-    micro_batch: int,
+    fit: Fit,
     scaler: GradScaler,
 ) -> tuple[float, float]:
-    """Gradients of one batch's loss into the factors, some samples at a time.
+    """Gradients of one step's loss into the factors, some samples at a time.
 
     Returns:
-        the loss, and the share of samples with a rival on which the hinge acts
+        the loss, and the mean of the contrastive term
     """
-    size = len(batch.t)
-    total, active, rivals = 0.0, 0, 0
+    total, contrast = 0.0, 0.0
     # the changed weights stay in place for the backward pass too: activations may be recomputed in it
     with predictor.host.apply(parameters):
-        for start in range(0, size, micro_batch):
-            loss, on, asked = _loss(predictor, batch, slice(start, start + micro_batch), terms)
-            scaler.scale(loss / size).backward()
-            total, active, rivals = total + float(loss.detach()) / size, active + on, rivals + asked
-    return total, active / rivals if rivals else 0.0
+        for batch in batches:
+            share = 1 / (len(batch) * len(batches))
+            for part in batch.parts(fit.rows(batch.windows)):
+                loss, gone = _loss(predictor, part, terms)
+                scaler.scale(loss * share).backward()
+                total, contrast = total + float(loss.detach()) * share, contrast + gone * share
+    return total, contrast
 
 
-def _loss(predictor: Predictor, batch: _Batch, part: slice, terms: Terms) -> tuple[Tensor, int, int]:
-    """Loss of some samples with the model as it is, how many hinges act, and how many could."""
-    unique = sorted(set(batch.prompts[part]))
-    conditioning = predictor.host.encode(unique)[[unique.index(prompt) for prompt in batch.prompts[part]]]
-    prediction = predictor.host.denoise(batch.x[part], batch.t[part], conditioning)
-    positive, negative = output_terms(
-        prediction, batch.target[part], batch.scale[part], batch.other[part], batch.apart[part], terms.margin
+def _loss(predictor: Predictor, batch: Batch, terms: Terms) -> tuple[Tensor, float]:
+    """Summed loss of some samples with the model as it is, and the sum of their contrastive terms."""
+    device = predictor.host.device
+    unique = sorted(set(batch.prompts))
+    conditioning = predictor.host.encode(unique)[[unique.index(prompt) for prompt in batch.prompts]]
+    prediction = predictor.host.denoise(batch.x.to(device), batch.t.to(device), conditioning)
+    target, scale, other, apart = (
+        column.to(device) for column in (batch.target, batch.scale, batch.other, batch.apart)
     )
-    loss = (batch.importance[part] * (terms.positive * positive + terms.negative * negative)).sum()
-    return loss, int((negative > 0).sum()), int((batch.apart[part] > 0).sum())
+    positive, negative = output_terms(prediction, target, scale, other, apart)
+    loss = (batch.importance.to(device) * (terms.positive * positive + terms.contrast * negative)).sum()
+    return loss, float(negative.detach().sum())
 
 
-def _delta_penalty(
-    parameters: Mapping[str, Factors], anchor: Mapping[str, Factors], strength: float, scaler: GradScaler
-) -> float:
-    """Adds the gradient of `λ_delta Σ ||ΔW - ΔW_start||² / Σ ||ΔW_start||²`, and returns its value.
+class _Anchor:
+    """`λ_delta Σ ||ΔW - ΔW_start||² / Σ ||ΔW_start||²`, from `[r, r]` products of the factors; no delta is made dense."""
 
-    Both norms come from `[r, r]` Gram matrices of the factors; no delta is made dense.
-    """
-    if strength == 0:
-        return 0.0
-    size = sum(factors.norm() ** 2 for factors in anchor.values())
-    distance = torch.zeros((), device=next(iter(parameters.values())).up.device)
-    for key, factors in parameters.items():
-        difference = concatenate([factors, anchor[key].scaled(-1)])
-        distance = distance + ((difference.up.mT @ difference.up) * (difference.down @ difference.down.mT)).sum()
-    penalty = strength * distance / max(size, torch.finfo(torch.float32).tiny)
-    scaler.scale(penalty).backward()
-    return float(penalty.detach())
+    def __init__(self, parameters: Mapping[str, Factors], strength: float) -> None:
+        self._start = {key: Factors(f.up.detach().clone(), f.down.detach().clone()) for key, f in parameters.items()}
+        size = sum(f.norm() ** 2 for f in self._start.values())
+        self._weight = strength / max(size, torch.finfo(torch.float32).tiny)
 
-
-#: bytes, where not even the card knows how many it would have taken
-_TOO_MANY = 1 << 62
-
-
-#: on a graphics card: copies of the factors that are made after the look at what fits (gradients, AdamW's two moments, and one
-#: more while it steps)
-_STATES = 4
-#: what the largest block of a UNet keeps, as a share of all that it keeps: a few blocks at full resolution have most of it
-_LARGEST_BLOCK = 0.25
-
-
-def _fit(
-    predictor: Predictor, parameters: Mapping[str, Factors], sampler: _Sampler, options: RefinementOptions
-) -> _Fit:
-    """How many samples fit at a time, and whether activations must be recomputed for even one to fit.
-
-    Measured: one sample, and two where one fits, are run with their saved tensors counted. Nothing is counted inside blocks whose
-    activations are recomputed, one block at a time: what one keeps is estimated.
-
-    Raises:
-        LoraclrError: the graphics card runs out of memory with one
-    """
-    states = _STATES * sum(f.up.nbytes + f.down.nbytes for f in parameters.values())
-    budget = predictor.activation_budget(states)
-
-    def saved(samples: int) -> int:
-        return _saved_bytes(predictor, parameters, sampler.draw(samples, predictor.host.device), options.terms)
-
-    def even(fitting: int, recompute: bool) -> _Fit:
-        """In chunks of nearly the same size."""
-        chunks = math.ceil(options.batch_size / min(options.batch_size, max(1, fitting)))
-        return _Fit(math.ceil(options.batch_size / chunks), recompute)
-
-    kept = saved(1)
-    if kept <= budget:
-        # the changed weights are kept once per evaluation, whatever the number of samples
-        return even(1 + (budget - kept) // max(1, saved(2) - kept), recompute=False)
-    with predictor.host.recomputing():
-        one = saved(1)
-        if one == _TOO_MANY:
-            raise _too_small()
-        block = int(_LARGEST_BLOCK * kept)
-        if one + block > budget:
-            return _Fit(1, recompute=True)
-        return even(1 + (budget - one - block) // max(1, saved(2) - one + block), recompute=True)
+    @torch.no_grad()
+    def pull(self, parameters: Mapping[str, Factors], scaler: GradScaler) -> float:
+        """Adds the penalty's gradient to the factors', in closed form, and returns its value."""
+        if not self._weight:
+            return 0.0
+        scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+        total = torch.zeros((), device=next(iter(parameters.values())).up.device)
+        for key, now in parameters.items():
+            start = self._start[key]
+            # of D = up down - up' down': D down^T and up^T D, without D
+            by_up = now.up @ (now.down @ now.down.mT) - start.up @ (start.down @ now.down.mT)
+            by_down = (now.up.mT @ now.up) @ now.down - (now.up.mT @ start.up) @ start.down
+            _add_gradient(now.up, 2 * self._weight * scale * by_up)
+            _add_gradient(now.down, 2 * self._weight * scale * by_down)
+            # ||D||² = <D down^T, up> - <D, up' down'>
+            cross = (start.up.mT @ now.up) @ (now.down @ start.down.mT)
+            own = ((start.up.mT @ start.up) * (start.down @ start.down.mT)).sum()
+            total += (by_up * now.up).sum() - cross.diagonal().sum() + own
+        return self._weight * float(total.clamp_min(0))
 
 
-def _saved_bytes(predictor: Predictor, parameters: Mapping[str, Factors], batch: _Batch, terms: Terms) -> int:
-    """Bytes that autograd keeps for the backward pass of a batch, each storage counted once; `_TOO_MANY` where memory ran out."""
-    storages: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    try:
-        with predictor.host.apply(parameters), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            _loss(predictor, batch, slice(None), terms)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return _TOO_MANY
-    return max(1, sum(storages.values()))
+def _add_gradient(tensor: Tensor, gradient: Tensor) -> None:
+    tensor.grad = gradient if tensor.grad is None else tensor.grad.add_(gradient)

@@ -1,7 +1,7 @@
 """What to merge and how: checked before a tensor is read, JSON both ways, no torch.
 
 merge_request      concepts, method, output, and how the model is recorded
-prompts            what is asked of the model
+prompts            what is asked of the model; phrases the bank that it is drawn from
 options            the options of a method, as every door shows them
 output_names       what a merged file may be called
 """
@@ -9,14 +9,28 @@ output_names       what a merged file may be called
 from .merge_request import KINDS, PRECISIONS, SAVE_AS, Concept, MergeRequest, RecordingOptions, parse_lora_argument
 from .options import Option, option, parse_number, parse_options, schema
 from .output_names import clean_name, output_path
-from .prompts import TEMPLATES, PromptOptions, check_prompts, concept_prompts, is_background, plain_prompts_that_call
+from .phrases import BANKS, Part, Phrase, Phrases, contains_words
+from .prompts import (
+    NO_BANK,
+    TEMPLATES,
+    PromptOptions,
+    check_prompts,
+    concept_prompts,
+    is_background,
+    plain_prompts_that_call,
+)
 
 __all__ = [
+    "BANKS",
     "Concept",
     "KINDS",
     "MergeRequest",
+    "NO_BANK",
     "Option",
     "PRECISIONS",
+    "Part",
+    "Phrase",
+    "Phrases",
     "PromptOptions",
     "RecordingOptions",
     "SAVE_AS",
@@ -24,6 +38,7 @@ __all__ = [
     "check_prompts",
     "clean_name",
     "concept_prompts",
+    "contains_words",
     "is_background",
     "option",
     "output_path",

@@ -60,14 +60,16 @@ class RecordingOptions:
     """How the model is run while it is recorded.
 
     Attributes:
-        paths: denoising paths per concept; prompts are taken in turn
+        paths: denoising paths per concept
         steps: of each path
+        renoised: points per concept besides, on finished pictures with fresh noise
         guidance: classifier-free guidance on these paths
         height, width: of the picture in pixels; 0 for the checkpoint's own size
     """
 
-    paths: int = 8
-    steps: int = 16
+    paths: int = 16
+    steps: int = 8
+    renoised: int = 128
     guidance: float = 5.0
     height: int = 0
     width: int = 0
@@ -76,7 +78,7 @@ class RecordingOptions:
         """Raises:
         LoraclrError: a figure is out of range
         """
-        for name, low, high in (("paths", 1, 1000), ("steps", 2, 1000), ("guidance", 0, 100)):
+        for name, low, high in (("paths", 1, 400), ("steps", 2, 1000), ("renoised", 0, 10000), ("guidance", 0, 100)):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise LoraclrError(f"recording.{name} is {value}: give a number from {low} to {high}.")

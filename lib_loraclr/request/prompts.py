@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import LoraclrError, unknown_name
+from .phrases import BANKS, contains_words
+
+#: asks nothing but the templates
+NO_BANK = "none"
 
 #: templates by the way a checkpoint is prompted; `{trigger}` stands for a concept's trigger words
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -67,6 +70,8 @@ class PromptOptions:
         quality: words added to the end of every prompt ("masterpiece, best quality")
         negative: the negative prompt, which guidance uses at every step
         pair: asks for two concepts at once, `{first}` and `{second}`; for pictures only
+        bank: which bank of phrases prompts are drawn from besides (`phrases.BANKS`), or "none"; empty: that of the templates
+        phrases: phrases that are added to the bank ("in a red dress"), or asked with `{trigger}` as templates are
     """
 
     templates: tuple[str, ...] = TEMPLATES["photo"]
@@ -74,6 +79,13 @@ class PromptOptions:
     quality: str = ""
     negative: str = ""
     pair: str = "{first} and {second}"
+    bank: str = ""
+    phrases: tuple[str, ...] = ()
+
+    @property
+    def bank_name(self) -> str:
+        """The bank that is drawn from, or "none"."""
+        return self.bank or next((name for name, own in TEMPLATES.items() if own == self.templates), "photo")
 
     @classmethod
     def preset(cls, name: str) -> PromptOptions:
@@ -97,6 +109,8 @@ class PromptOptions:
         for template in self.templates:
             if "{trigger}" not in template:
                 raise LoraclrError(f"The prompt template {template!r} has no {{trigger}}: say where the trigger goes.")
+        if self.bank_name not in (*BANKS, NO_BANK):
+            raise unknown_name("bank of phrases", self.bank_name, (*BANKS, NO_BANK))
 
     def with_quality(self, prompt: str) -> str:
         return ", ".join(part for part in (prompt, self.quality) if part)
@@ -150,14 +164,10 @@ def plain_prompts_that_call(concepts: Sequence, options: PromptOptions) -> list[
     """A warning for each prompt that is meant to call no concept and has one's trigger words in it."""
     warnings = []
     for concept in concepts:
-        called = [prompt for prompt in options.plain if concept.trigger and _contains(prompt, concept.trigger)]
+        called = [prompt for prompt in options.plain if contains_words(prompt, concept.trigger or "")]
         if called and not is_background(concept):
             warnings.append(
                 f"The prompt {called[0]!r} calls {concept.label} ({concept.trigger}), and is recorded as what the base model "
                 "makes of it: take it out of the prompts without concepts, or give the concept other trigger words."
             )
     return warnings
-
-
-def _contains(prompt: str, words: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE) is not None

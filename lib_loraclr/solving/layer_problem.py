@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..model import Factors, concatenate, orthonormal_basis, zero
+from ..model import Factors, column_basis, concatenate, orthonormal_basis, zero
+from .units import units
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,6 @@ class Recording:
     active: tuple[int, ...]
     importance: float = 1.0
     rivals: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def weight(self) -> float:
-        """Weight of one row's squared error: recordings count by importance, not by their number of rows."""
-        return self.importance / max(1, len(self.inputs))
 
 
 @dataclass(frozen=True)
@@ -62,12 +58,44 @@ class LayerProblem:
         return concatenate(deltas) if deltas else zero(*first.shape, like=first.up)
 
     def column_space(self) -> Tensor:
-        """Orthonormal basis of all that the concepts can do: `U = orth([B_1 … B_N])`, `[d_out, R]`."""
-        return orthonormal_basis(torch.cat([delta.up for delta in self.present], dim=1))
+        """Orthonormal basis of all that the concepts can do: `U = orth([B_1 … B_N])`, `[d_out, R]`.
 
-    def stacked(self) -> Tensor:
-        """All inputs, each row scaled by the root of its weight, `[sum n, d_in]`: the rows of `S = Σ c_i X_i^T X_i / n_i`."""
-        return torch.cat([recording.inputs * recording.weight**0.5 for recording in self.recordings])
+        Each concept comes with a basis of its own, in which all directions are as long as each other: whether a LoRA keeps
+        its scale in `up` or in `down`, and how strong it is beside the others, must not decide which directions count as zero.
+        """
+        return orthonormal_basis(torch.cat([column_basis(delta) for delta in self.present], dim=1))
+
+    def units(self) -> list[float]:
+        """What squared errors on each recording are measured in: `e_i = mean_rows ||T_ii||²` (`units.units`)."""
+        return units([self._effect(recording) for recording in self.recordings])
+
+    def _effect(self, recording: Recording) -> float:
+        """Mean squared size of what the active concepts do on a recording's rows."""
+        if not (recording.active and len(recording.inputs)):
+            return 0.0
+        target = self.target(recording.active)
+        inside = recording.inputs @ target.down.mT
+        return float(((inside @ (target.up.mT @ target.up)) * inside).sum().clamp_min(0)) / len(inside)
+
+    def weights(self) -> list[float]:
+        """Weight of one row's squared error, `c_i / (n_i e_i)`: recordings count by importance, not by their number of rows
+        and not by the strength of what is recorded."""
+        return [
+            recording.importance / max(1, len(recording.inputs)) / unit
+            for recording, unit in zip(self.recordings, self.units(), strict=True)
+        ]
+
+    def scaled_inputs(self) -> list[Tensor]:
+        """The inputs of each recording, rows scaled by the root of their weight, `[n, d_in]` each: together the rows of
+        `S = Σ c_i / (n_i e_i) X_i^T X_i`."""
+        return [
+            recording.inputs * weight**0.5 for recording, weight in zip(self.recordings, self.weights(), strict=True)
+        ]
+
+    def called_inputs(self) -> list[Tensor]:
+        """Those of them on which a concept is active; what a merge does on rows of the base model is an error, not an effect."""
+        pairs = zip(self.scaled_inputs(), self.recordings, strict=True)
+        return [inputs for inputs, recording in pairs if recording.active]
 
     def targets_in(self, basis: Tensor) -> list[Tensor]:
         """What each recording's concepts do on its rows, in coordinates of the column space: `X D^T U`, `[n, R]` each."""
@@ -85,7 +113,7 @@ class LayerProblem:
         Args:
             basis: `U`, `[d_out, R]`, orthonormal
         """
-        stacked = self.stacked()
+        stacked = torch.cat([recording.inputs for recording in self.recordings])
         few = len(stacked) < stacked.shape[1]
         span = torch.linalg.qr(stacked.mT).Q.mT if few else None
         reduced = Reduced(self, span)

@@ -21,29 +21,35 @@ class Terms:
 
     Attributes:
         positive: weight of the distance to the concept's own effect
-        negative: weight of the hinge on the distance to the nearest other concept's effect
-        margin: `m`
+        negative: weight of the hinge on the distance to the nearest other concept's effect, in each layer
+        margin: `m` of that hinge
         delta: `λ_delta`, weight of the relative distance from the start
+        contrast: weight of the direction towards another concept, at the output
     """
 
     positive: float = 1.0
     negative: float = 0.1
     margin: float = 1.0
     delta: float = 0.001
+    contrast: float = 0.5
 
 
 @dataclass(frozen=True)
 class RefinementOptions:
-    """Attributes:
-    terms: of the objective
-    steps: at most
-    batch_size: predictions compared in each step
-    learning_rate: AdamW's, at its highest
+    """What to do at the model's output.
+
+    Attributes:
+        terms: of the objective
+        steps: at most
+        batch_size: predictions of single concepts that are compared in each step
+        scene_rows: predictions of scenes, likewise; 0 for none
+        learning_rate: Muon's, at its highest
     """
 
     terms: Terms
     steps: int
     batch_size: int
+    scene_rows: int
     learning_rate: float
 
 
@@ -57,7 +63,7 @@ class _Group:
         others: `T_ij` of every rival `j`, `[N', n, R]`
         distances: `||T_ii - T_ij||` per row, `[N', n]`
         share: weight of one row in the sum, importance included
-        energy: `e_i`, mean squared size of the target
+        energy: `e_i`, what squared errors are measured in (`LayerProblem.units`)
     """
 
     inputs: Tensor
@@ -73,11 +79,11 @@ class LayerObjective:
 
     ```
     L(M) = Σ_i c_i mean_rows [ positive ||P - T_ii||² / e_i + negative max(0, m - min_j ||P - T_ij|| / ||T_ii - T_ij||)² ]
-           + λ_delta ||M - M_0||² / ||M_0||² ,      P = X_i M^T,  e_i = mean_rows ||T_ii||²
+           + λ_delta ||M - M_0||² / ||M_0||² ,      P = X_i M^T
     ```
 
     Distances in coordinates are those at the layer's output, since `U` is orthonormal and spans all targets.
-    Rows of the base model have target 0 and no size of their own; `e` is the mean of the other recordings' there.
+    `e_i` is the concept's own effect in the layer (`LayerProblem.units`).
     """
 
     def __init__(
@@ -125,18 +131,11 @@ class LayerObjective:
 def _groups(problem: LayerProblem, basis: Tensor) -> list[_Group]:
     total = sum(recording.importance for recording in problem.recordings) or 1.0
     targets = problem.targets_in(basis)
-    energies = [float(target.square().sum(1).mean()) if len(target) else 0.0 for target in targets]
-    known = [
-        energy
-        for energy, recording in zip(energies, problem.recordings, strict=True)
-        if recording.active and energy > 0
-    ]
-    fallback = sum(known) / len(known) if known else 1.0
     # a concept that does not change this layer is a rival too: its effect here is none
     rivals = {rival: problem.target(rival) for recording in problem.recordings for rival in recording.rivals}
     sides = {rival: effect.up.mT @ basis for rival, effect in rivals.items()}
     groups = []
-    for recording, target, energy in zip(problem.recordings, targets, energies, strict=True):
+    for recording, target, unit in zip(problem.recordings, targets, problem.units(), strict=True):
         others = [(recording.inputs @ rivals[rival].down.mT) @ sides[rival] for rival in recording.rivals]
         stacked = torch.stack(others) if others else target.new_zeros(0, *target.shape)
         distances = (stacked - target).norm(dim=2)
@@ -146,8 +145,8 @@ def _groups(problem: LayerProblem, basis: Tensor) -> list[_Group]:
                 target,
                 stacked,
                 distances,
-                recording.weight / total,
-                energy if energy > 0 else fallback,
+                recording.importance / max(1, len(recording.inputs)) / total,
+                unit,
             )
         )
     return groups
@@ -172,27 +171,34 @@ def _hinge(output: Tensor, group: _Group, margin: float) -> tuple[Tensor, Tensor
 
 
 def output_terms(
-    prediction: Tensor, target: Tensor, scale: Tensor, other: Tensor, apart: Tensor, margin: float
+    prediction: Tensor, target: Tensor, scale: Tensor, other: Tensor, apart: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The objective's two terms at the model's output, per sample; differentiable by `prediction`.
 
+    On each window, `positive` is the squared error in the concept's own unit, and `c = <ε_m - ε_i, d> / <d, d>` with
+    `d = ε_i - ε_j` is how far the prediction has gone from the concept's (0) to another's (-1). The paper's negative term asks
+    for a distance from the other; its direction says the same without a margin, and acts wherever concepts are mixed.
+
     Args:
-        prediction: `ε_m`, `[b, c, h, w]`
-        target: `ε_i`, what the concept's own LoRA predicts, `[b, c, h, w]`
-        scale: what a squared error is divided by, `[b]`: the mean square of the concept's own effect
-        other: `ε_j`, what the nearest other concept predicts for the same input and prompt, `[b, c, h, w]`
-        apart: `||ε_i - ε_j||`, `[b]`; 0 switches the hinge off
-        margin: `m`
+        prediction: `ε_m`, `[b, c, h, w]`; `windows` concepts side by side
+        target: `ε_i`, what the concepts' own LoRAs predict, `[b, c, h, w]`
+        scale: what a squared error is divided by, `[b, windows]`
+        other: `ε_j`, what other concepts predict on the same windows, `[b, c, h, w]`
+        apart: in which windows the other is one to stay away from, `[b, windows]`
 
     Returns:
-        positive `mean (ε_m - ε_i)² / scale` and negative `max(0, m - ||ε_m - ε_j|| / ||ε_i - ε_j||)²`, each `[b]`. The hinge
-        is multiplied by `mean (ε_i - ε_j)² / scale`, so that both terms are in the same unit (method.md, "At the output").
+        positive, the mean over windows of `mean (ε_m - ε_i)² / scale`, `[b]`; and negative, `Σ c²`, `[b]`
     """
-    positive = (prediction - target).square().mean((1, 2, 3)) / scale
-    on = apart > 0
-    # the square root has no finite derivative at 0; the smallest normal number keeps the quotient finite there
-    squared = (prediction - other).square().sum((1, 2, 3)).clamp_min(torch.finfo(prediction.dtype).tiny)
-    relative = squared.sqrt() / apart.where(on, torch.ones_like(apart))
-    hinge = torch.where(on, (margin - relative).clamp_min(0), torch.zeros_like(relative))
-    unit = apart.square() / target[0].numel() / scale
-    return positive, unit * hinge.square()
+    windows = scale.shape[1]
+    error = _by_window(prediction - target, windows)
+    positive = (error.square().mean(2) / scale).mean(1)
+    direction = _by_window(target - other, windows)
+    length = direction.square().sum(2)
+    on = apart & (length > 0)
+    gone = (error * direction).sum(2) / length.where(on, torch.ones_like(length))
+    return positive, (gone.square() * on).sum(1)
+
+
+def _by_window(latents: Tensor, windows: int) -> Tensor:
+    """`[b, c, h, windows * w]` -> `[b, windows, c * h * w]`"""
+    return torch.stack(latents.chunk(windows, dim=-1), dim=1).flatten(2)

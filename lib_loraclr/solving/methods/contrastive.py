@@ -44,12 +44,20 @@ class ContrastiveOptions:
     steps: int = option(
         0, "Steps at the model's output; 0: by effort and number of concepts.", minimum=0, maximum=100000
     )
-    batch_size: int = option(8, "Predictions compared in each step at the output.", minimum=1, maximum=1024)
-    learning_rate: float = option(0.002, "Of the steps at the output (AdamW).", minimum=1e-6, maximum=1.0)
+    batch_size: int = option(
+        6, "Predictions of single concepts compared in each step at the output.", minimum=1, maximum=1024
+    )
+    scenes: int = option(
+        6, "Predictions of several concepts side by side compared in each step; 0: none.", minimum=0, maximum=1024
+    )
+    contrast: float = option(
+        0.5, "Weight of not drawing another concept in one's place, at the output.", minimum=0.0, maximum=100.0
+    )
+    learning_rate: float = option(0.007, "Of the steps at the output (Muon).", minimum=1e-6, maximum=1.0)
 
     @property
     def terms(self) -> Terms:
-        return Terms(self.positive, self.negative, self.margin, self.lambda_delta)
+        return Terms(self.positive, self.negative, self.margin, self.lambda_delta, self.contrast)
 
 
 #: steps at the output for one concept
@@ -63,7 +71,7 @@ def refinement_options(options: ContrastiveOptions, concepts: int) -> Refinement
     steps = options.steps or round(STEPS[options.effort] * concepts**GROWTH)
     if options.effort == "fast" or steps == 0:
         return None
-    return RefinementOptions(options.terms, steps, options.batch_size, options.learning_rate)
+    return RefinementOptions(options.terms, steps, options.batch_size, options.scenes, options.learning_rate)
 
 
 @merge_method(

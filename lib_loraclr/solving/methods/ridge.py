@@ -29,9 +29,10 @@ class RidgeOptions:
 def ridge(problem: LayerProblem, options: RidgeOptions) -> LayerResult:
     """Makes each layer do on every concept's inputs what that concept's own LoRA does, in closed form.
 
-    `ΔW = argmin Σ_i c_i/n_i ||X_i (ΔW - D_i)^T||_F² + λ ||ΔW - D̄||_F²`, with `D̄` the average of the deltas: in
+    `ΔW = argmin Σ_i c_i/(n_i e_i) ||X_i (ΔW - D_i)^T||_F² + λ ||ΔW - D̄||_F²`, with `D̄` the average of the deltas: in
     directions no input went, the data say nothing, and the average is the neutral answer (a single LoRA comes back as it was).
-    RegMean pulls towards the Grams' diagonal instead; the minimiser on the data is the same.
+    `e_i` is each concept's own effect in the layer (`units`), in which errors are measured however strong it is.
+    RegMean has no such unit, and pulls towards the Grams' diagonal instead; the minimiser on the data is the same.
 
     Exact at rank `Σ r_i`. Fails where concepts have (nearly) the same inputs but different effects: it averages there. Costs
     one Cholesky factorisation of size `min(d_in, Σ n_i)` per layer.
@@ -52,12 +53,8 @@ def closed_form(problem: LayerProblem, basis: torch.Tensor, strength: float) -> 
     """
     mean = concatenate(problem.present).scaled(1 / len(problem.deltas))
     prior = (basis.mT @ mean.up) @ mean.down
-    targets = torch.cat(
-        [
-            target * recording.weight**0.5
-            for target, recording in zip(problem.targets_in(basis), problem.recordings, strict=True)
-        ]
-    )
-    inputs = problem.stacked()
+    weights = problem.weights()
+    targets = torch.cat([t * weight**0.5 for t, weight in zip(problem.targets_in(basis), weights, strict=True)])
+    inputs = torch.cat(problem.scaled_inputs())
     solution = ridge_solve(inputs, targets - inputs @ prior.mT, strength)
     return solution, prior + solution.value

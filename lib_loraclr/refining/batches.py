@@ -1,0 +1,174 @@
+"""What is compared in each step of the refinement: single concepts, scenes, and the predictions that guidance subtracts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..recording import Examples, Scene, make_scenes
+from ..solving import RefinementOptions, units
+
+#: share of each batch that keeps the predictions without trigger, which guidance subtracts at every step
+NEGATIVE_SHARE = 0.25
+#: how much an error in a scene counts, beside one on a single concept
+SCENE_WEIGHT = 0.5
+#: every so many steps the scenes have three windows instead of two
+TRIPLE_EVERY = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`b` predictions to compare, all of one size.
+
+    Attributes:
+        prompts: what is asked, `b`
+        x: noisy latents `[b, c, h, w]`
+        t: timesteps `[b]`
+        target: what is to be predicted `[b, c, h, w]`
+        scale: what squared errors are divided by, `[b, windows]`
+        other: what another concept would predict `[b, c, h, w]`
+        apart: in which windows the other is one to stay away from, `[b, windows]`
+        importance: `[b]`
+    """
+
+    prompts: tuple[str, ...]
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    scale: Tensor
+    other: Tensor
+    apart: Tensor
+    importance: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    @property
+    def windows(self) -> int:
+        """How many native pictures stand side by side."""
+        return self.scale.shape[1]
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The batch in pieces of at most so many rows."""
+        for start in range(0, len(self), size):
+            piece = slice(start, start + size)
+            yield Batch(*(getattr(self, name)[piece] for name in self.__dataclass_fields__))
+
+
+#: a row of a batch, in the order of its fields
+_Row = tuple[str, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class _Turns:
+    """Draws points of examples: concepts in turn, teachers of a concept in turn, points of a teacher without replacement.
+
+    In turn by concepts and not by teachers: a style teaches on every subject, and would have most of the draws.
+    """
+
+    def __init__(self, examples: Sequence[Examples], generator: torch.Generator) -> None:
+        groups: dict[int | None, list[Examples]] = {}
+        for own in examples:
+            groups.setdefault(own.teacher.concept, []).append(own)
+        self._groups, self._generator = list(groups.values()), generator
+        self._queues: dict[str, list[int]] = {}
+        self._turn = 0
+
+    def next(self) -> tuple[Examples, int]:
+        turn, place = divmod(self._turn, len(self._groups))
+        self._turn += 1
+        group = self._groups[place]
+        own = group[turn % len(group)]
+        queue = self._queues.setdefault(own.teacher.name, [])
+        if not queue:
+            queue += torch.randperm(len(own), generator=self._generator).tolist()
+        return own, queue.pop()
+
+
+class _Shuffled:
+    """Draws scenes without replacement until all were had."""
+
+    def __init__(self, scenes: Sequence[Scene], generator: torch.Generator) -> None:
+        self.scenes, self._generator, self._queue = scenes, generator, []
+
+    def next(self) -> Scene:
+        if not self._queue:
+            self._queue = torch.randperm(len(self.scenes), generator=self._generator).tolist()
+        return self.scenes[self._queue.pop()]
+
+
+class Sampler:
+    """Draws what each step compares: `NEGATIVE_SHARE` of it with the negative prompt, the rest with prompts of their own."""
+
+    def __init__(
+        self, examples: Sequence[Examples], negative_prompt: str, options: RefinementOptions, seed: int
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.negative_prompt, self._options = negative_prompt, options
+        # A concept merged alone has no teacher without triggers (teachers.make_teachers), and keeps what it does there.
+        self._share = NEGATIVE_SHARE if len(examples) > 1 else 0.0
+        self._singles, self._negatives = _Turns(examples, generator), _Turns(examples, generator)
+        widths = (2, 3) if options.scene_rows else ()
+        self._scenes = {n: _Shuffled(scenes, generator) for n in widths if (scenes := make_scenes(examples, windows=n))}
+        self._scales = scales(examples)
+        self._step = 0
+
+    def draw(self) -> list[Batch]:
+        """The batches of the next step: single concepts, and scenes where there are some."""
+        self._step += 1
+        batches = [self.singles(self._options.batch_size)]
+        if self._scenes:
+            wide = 3 if 3 in self._scenes and self._step % TRIPLE_EVERY == 0 else min(self._scenes)
+            batches.append(self._scene_batch(self._scenes[wide]))
+        return batches
+
+    def singles(self, size: int) -> Batch:
+        """So many predictions of single concepts."""
+        negatives = round(size * self._share)
+        rows = [self._single(*self._singles.next()) for _ in range(size - negatives)]
+        rows += [self._negative(*self._negatives.next()) for _ in range(negatives)]
+        return _stacked(rows)
+
+    def _scene_batch(self, scenes: _Shuffled) -> Batch:
+        negatives = round(self._options.scene_rows * self._share)
+        drawn = [scenes.next() for _ in range(self._options.scene_rows)]
+        return _stacked([self._scene(scene, negative=k < negatives) for k, scene in enumerate(drawn)])
+
+    def _single(self, own: Examples, k: int) -> _Row:
+        target = own.target[k].float()
+        has = own.other is not None and bool(own.has_other[k])
+        other = own.other[k].float() if has else target
+        return (own.prompts[k], *self._common(own, k, target), other, torch.tensor([has]), _importance(own))
+
+    def _negative(self, own: Examples, k: int) -> _Row:
+        target = own.negative_target[k].float()
+        return (self.negative_prompt, *self._common(own, k, target), target, torch.tensor([False]), _importance(own))
+
+    def _common(self, own: Examples, k: int, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return own.x[k].float(), own.t[k], target, torch.tensor([self._scales[own.teacher.name]])
+
+    def _scene(self, scene: Scene, *, negative: bool) -> _Row:
+        first, k = scene.points[0]
+        scale = torch.tensor([self._scales[own.teacher.name] / SCENE_WEIGHT for own, _ in scene.points])
+        importance = torch.stack([_importance(own) for own, _ in scene.points]).mean()
+        target = scene.beside("negative_target" if negative else "target").float()
+        other, there = (target, torch.zeros(len(scale), dtype=torch.bool)) if negative else scene.rivals()
+        prompt = self.negative_prompt if negative else scene.prompt
+        return prompt, scene.beside("x").float(), first.t[k], target, scale, other.float(), there, importance
+
+
+def _importance(own: Examples) -> Tensor:
+    return torch.tensor(own.teacher.importance)
+
+
+def _stacked(rows: Sequence[_Row]) -> Batch:
+    prompts, *columns = zip(*rows, strict=True)
+    return Batch(prompts, *[torch.stack(column) for column in columns])
+
+
+def scales(examples: Sequence[Examples]) -> dict[str, float]:
+    """What each teacher's squared errors are divided by: its concept's own effect (`solving.units`)."""
+    effects = [None if own.teacher.concept is None else float(own.effect.nanmean()) for own in examples]
+    return {own.teacher.name: unit for own, unit in zip(examples, units(effects), strict=True)}

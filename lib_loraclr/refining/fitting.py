@@ -1,0 +1,111 @@
+"""How a batch fits into the memory there is: some samples at a time, their activations kept or recomputed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import LoraclrError
+from ..model import Factors, is_out_of_memory
+from ..recording import Predictor
+
+#: bytes, where not even the card knows how many it would have taken
+TOO_MANY = 1 << 62
+#: on a graphics card: copies of the factors that are made after the look at what fits (gradients, momentum, and two more while
+#: it steps)
+_STATES = 4
+#: what the largest block of a UNet keeps, as a share of all that it keeps: a few blocks at full resolution have most of it
+_LARGEST_BLOCK = 0.25
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How many samples of the native size are run at a time, and whether their activations are recomputed."""
+
+    samples: int
+    recompute: bool
+
+    def rows(self, windows: int) -> int:
+        """How many rows are run at a time that are as wide as so many native pictures."""
+        return max(1, self.samples // windows)
+
+    def smaller(self) -> Fit:
+        """What needs less.
+
+        Raises:
+            LoraclrError: nothing does
+        """
+        if self.samples > 1:
+            return replace(self, samples=math.ceil(self.samples / 2))
+        if self.recompute:
+            raise too_small()
+        return replace(self, recompute=True)
+
+
+def too_small() -> LoraclrError:
+    """The error for a card that cannot hold even one sample."""
+    return LoraclrError(
+        "The graphics memory is too small to refine this merge even one sample at a time: use effort fast, merge fewer LoRAs "
+        "at a time, or record smaller pictures (width and height)."
+    )
+
+
+def find_fit(predictor: Predictor, parameters: Mapping[str, Factors], run: Callable[[int], object], most: int) -> Fit:
+    """How many samples fit at a time, and whether activations must be recomputed for even one to fit.
+
+    Measured: one sample, and two where one fits, are run with their saved tensors counted. Nothing is counted inside blocks whose
+    activations are recomputed, one block at a time: what one keeps is estimated.
+
+    Args:
+        run: evaluates the loss of so many samples with the parameters in place
+        most: samples that are wanted at a time
+
+    Raises:
+        LoraclrError: the graphics card runs out of memory with one
+    """
+    states = _STATES * sum(f.up.nbytes + f.down.nbytes for f in parameters.values())
+    budget = predictor.activation_budget(states)
+
+    def saved(samples: int) -> int:
+        with predictor.host.apply(parameters):
+            return saved_bytes(lambda: run(samples))
+
+    def even(fitting: int, recompute: bool) -> Fit:
+        """In chunks of nearly the same size."""
+        chunks = math.ceil(most / min(most, max(1, fitting)))
+        return Fit(math.ceil(most / chunks), recompute)
+
+    kept = saved(1)
+    if kept <= budget:
+        # the changed weights are kept once per evaluation, whatever the number of samples
+        return even(1 + (budget - kept) // max(1, saved(2) - kept), recompute=False)
+    with predictor.host.recomputing():
+        one = saved(1)
+        if one == TOO_MANY:
+            raise too_small()
+        block = int(_LARGEST_BLOCK * kept)
+        if one + block > budget:
+            return Fit(1, recompute=True)
+        return even(1 + (budget - one - block) // max(1, saved(2) - one + block), recompute=True)
+
+
+def saved_bytes(run: Callable[[], object]) -> int:
+    """Bytes that autograd keeps for the backward pass of a run, each storage counted once; `TOO_MANY` where memory ran out."""
+    storages: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            run()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return TOO_MANY
+    return max(1, sum(storages.values()))

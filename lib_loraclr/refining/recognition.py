@@ -1,0 +1,142 @@
+"""Whom the merged model draws: at how many unseen points its prediction is nearest to that of the concept that was called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..model import Deltas
+from ..recording import BATCH, Examples, Predictor, evaluated, make_scenes, spread
+
+#: points of each concept that are looked at: between so few and so many, and as many questions for all concepts together
+LEAST_POINTS, MOST_POINTS, QUESTIONS = 4, 16, 128
+#: scenes of each concept that are looked at
+SCENES = 8
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What stands to choose from at some points of one concept.
+
+    Attributes:
+        examples: the points; their targets are the concept's own predictions
+        concepts: whose predictions the others are; None is the model without the concept
+        predictions: `[k, n, c, h, w]` fp16
+    """
+
+    examples: Examples
+    concepts: tuple[int | None, ...]
+    predictions: Tensor
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """Whom the model draws.
+
+    Attributes:
+        taken_for: concept -> whom it is taken for -> share of its points; None is nobody: the model as if the concept were
+            not there
+        together: `(left, right)` -> share of scenes in which both windows are nearer to the right concept than to the other
+    """
+
+    taken_for: Mapping[int, Mapping[int | None, float]]
+    together: Mapping[tuple[int, int], float]
+
+    def recognised(self, concept: int) -> float | None:
+        """The share of a concept's points at which it is taken for itself."""
+        own = self.taken_for.get(concept)
+        return None if own is None else own.get(concept, 0.0)
+
+
+def points_of(concepts: int) -> int:
+    """How many points of each concept are looked at: fewer where there are many, so that the work grows with their number."""
+    return max(LEAST_POINTS, min(MOST_POINTS, QUESTIONS // max(1, concepts)))
+
+
+def gather_candidates(predictor: Predictor, examples: Sequence[Examples]) -> list[Candidates]:
+    """For each concept's points, what every other subject would predict in its own words, and what the model without it would."""
+    subjects = [own for own in examples if own.teacher.in_scenes]
+    found: dict[int, Candidates] = {}
+    for own in examples:
+        concept = own.teacher.concept
+        if concept is None or concept in found:
+            continue
+        few = own.select(spread(len(own), points_of(len(subjects))))
+        others = [other.teacher for other in subjects if other.teacher.concept != concept] if own in subjects else []
+        asked = [(other.active, [other.prompt(slot) for slot in few.slots]) for other in others]
+        asked.append((own.teacher.absent, list(few.prompts)))
+        predictions = [predictor.predict(active, few.x, few.t, prompts, own.teacher.name) for active, prompts in asked]
+        found[concept] = Candidates(few, (*(other.concept for other in others), None), torch.stack(predictions))
+    return list(found.values())
+
+
+def questions(examples: Sequence[Examples]) -> int:
+    """How many evaluations `gather_candidates` takes."""
+    subjects = sum(own.teacher.in_scenes for own in examples)
+    concepts = {own.teacher.concept for own in examples} - {None}
+    return sum(points_of(subjects) for _ in concepts) * max(1, subjects)
+
+
+@torch.no_grad()
+def recognise(
+    predictor: Predictor, deltas: Deltas, candidates: Sequence[Candidates], examples: Sequence[Examples]
+) -> Recognition:
+    """Whom the model with `deltas` draws.
+
+    Args:
+        candidates: from `gather_candidates`
+        examples: those that scenes are made of
+    """
+    taken = {}
+    with predictor.host.apply(deltas):
+        for own in candidates:
+            few = own.examples
+            prediction = _predict(predictor, few.x, few.t, few.prompts)
+            distances = [_distance(prediction, few.target), *(_distance(prediction, p) for p in own.predictions)]
+            nearest = torch.stack(distances).argmin(0).tolist()
+            names = (few.teacher.concept, *own.concepts)
+            taken[few.teacher.concept] = {
+                name: nearest.count(place) / len(nearest) for place, name in enumerate(names) if place in nearest
+            }
+        together = _together(predictor, examples)
+    return Recognition(taken, together)
+
+
+def _together(predictor: Predictor, examples: Sequence[Examples]) -> dict[tuple[int, int], float]:
+    """`Recognition.together`, with the changed weights in place."""
+    scenes = make_scenes(examples, windows=2)
+    count = len({concept for scene in scenes for concept in scene.subjects})
+    scenes = [scenes[i] for i in spread(len(scenes), SCENES * count).tolist()] if scenes else []
+    right: dict[tuple[int, int], list[bool]] = {}
+    for start in range(0, len(scenes), BATCH):
+        part = scenes[start : start + BATCH]
+        x = torch.stack([scene.beside("x") for scene in part])
+        t = torch.stack([scene.points[0][0].t[scene.points[0][1]] for scene in part])
+        prediction = _predict(predictor, x, t, [scene.prompt for scene in part])
+        target = torch.stack([scene.beside("target") for scene in part]).float()
+        other = torch.stack([scene.rivals()[0] for scene in part]).float()
+        nearer = [
+            _distance(p, a) < _distance(p, b)
+            for p, a, b in zip(prediction.chunk(2, -1), target.chunk(2, -1), other.chunk(2, -1), strict=True)
+        ]
+        for scene, both in zip(part, (nearer[0] & nearer[1]).tolist(), strict=True):
+            right.setdefault(scene.subjects, []).append(both)
+    return {pair: sum(both) / len(both) for pair, both in sorted(right.items())}
+
+
+def _predict(predictor: Predictor, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
+    device, results = predictor.host.device, []
+    for start in range(0, len(t), BATCH):
+        part = slice(start, start + BATCH)
+        conditioning = predictor.host.encode(list(prompts[part]))
+        output = evaluated(predictor.host, x[part].to(device).float(), t[part].to(device), conditioning)
+        results.append(output.cpu())
+        predictor.progress.advance(len(output))
+    return torch.cat(results)
+
+
+def _distance(prediction: Tensor, other: Tensor) -> Tensor:
+    return (prediction - other.float()).square().mean((1, 2, 3))

@@ -1,0 +1,354 @@
+"""The bank of phrases: ways in which people ask for something, from which every recording and measurement draws its prompts.
+
+A merge keeps what it was recorded on. Recorded on eight sentences it draws another concept as soon as a prompt has a word that
+is in none of them, so each recorded point has a prompt of its own: a form ("an oil painting of {}"), and words after it.
+
+The bank is divided once and for all, by the text of each phrase: most are learnt from, some decide when to stop, and the
+rest are only ever measured on, so that what is reported is what a merge does on words it has never seen.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+#: stands for what is asked for
+SLOT = "{}"
+
+
+class Part(Enum):
+    """What a part of the bank is for."""
+
+    LEARN = "learn"
+    STOP = "stop"
+    MEASURE = "measure"
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Phrases of one way to prompt.
+
+    Attributes:
+        forms: what stands around that which is asked for, `{}`
+        words: kind of phrase -> phrases that follow it; of each kind at most one is in a prompt
+        things: what prompts show that call no concept
+        joints: between two things that are asked for at once
+        joint: what phrases are joined with
+        separate: words that a phrase may begin with instead (" on a beach" needs no comma)
+    """
+
+    forms: tuple[str, ...]
+    words: dict[str, tuple[str, ...]]
+    things: tuple[str, ...]
+    joints: tuple[str, ...]
+    joint: str = ", "
+    separate: tuple[str, ...] = ()
+
+
+_COLOURS = (
+    *("white", "black", "red", "green", "blue", "yellow", "pink", "gray", "purple", "orange", "brown", "beige"),
+    *("turquoise", "dark", "bright", "colorful", "plain", "blurry"),
+)
+
+#: by the way a checkpoint is prompted
+BANKS: dict[str, Bank] = {
+    "photo": Bank(
+        forms=(
+            *("{}", "a photo of {}", "a picture of {}", "an image of {}", "a photograph of {}", "a snapshot of {}"),
+            *(
+                "a close-up of {}",
+                "a close-up photo of {}",
+                "a portrait of {}",
+                "a wide shot of {}",
+                "a full body shot of {}",
+            ),
+            *(
+                "a photo of one {}",
+                "a view of {}",
+                "a cropped photo of {}",
+                "a good photo of {}",
+                "a bright photo of {}",
+            ),
+            *("a painting of {}", "an oil painting of {}", "a watercolor of {}", "a drawing of {}", "a sketch of {}"),
+            *("an illustration of {}", "a cartoon of {}", "a 3d render of {}", "pixel art of {}", "concept art of {}"),
+            *("a statue of {}", "a poster of {}", "an old photo of {}", "a black and white photo of {}"),
+        ),
+        words={
+            "background": tuple(f"on a {colour} background" for colour in _COLOURS),
+            "place": (
+                *(
+                    "in a forest",
+                    "on a beach",
+                    "in the street",
+                    "in a city",
+                    "in the snow",
+                    "in a garden",
+                    "on a table",
+                ),
+                *(
+                    "in a kitchen",
+                    "in the mountains",
+                    "in a field",
+                    "at the lake",
+                    "under water",
+                    "in a room",
+                    "on grass",
+                ),
+                *("in the desert", "on a bridge", "in a cafe", "in space", "outdoors", "indoors", "in front of a wall"),
+                *("in a studio", "on the moon", "in the rain", "by a window", "on a sofa", "in a library", "on a road"),
+            ),
+            "light": (
+                *("at night", "at sunset", "at noon", "in the morning", "in soft light", "in dramatic light"),
+                *("in neon light", "backlit", "in fog", "under a blue sky", "in golden light", "in dim light"),
+            ),
+            "action": (
+                *(
+                    "running",
+                    "sitting",
+                    "standing",
+                    "jumping",
+                    "sleeping",
+                    "looking at the camera",
+                    "flying",
+                    "walking",
+                ),
+                *("seen from above", "seen from behind", "seen from the side", "in motion", "lying down", "floating"),
+            ),
+            "clothing": (
+                *("wearing a hat", "wearing a scarf", "wearing sunglasses", "wearing a red coat", "with a bow tie"),
+                *("wearing a crown", "with flowers", "wearing a suit", "holding a book", "with a blue ribbon"),
+            ),
+            "quality": (
+                *("highly detailed", "sharp focus", "8k", "high quality", "minimalist", "professional", "cinematic"),
+                *("masterpiece", "depth of field", "vivid colors", "film grain", "beautiful"),
+            ),
+        },
+        things=(
+            *(
+                "a cat",
+                "a dog",
+                "a car",
+                "a house",
+                "a tree",
+                "a woman",
+                "a man",
+                "a bird",
+                "a bowl of fruit",
+                "a ship",
+            ),
+            *("a city", "a mountain", "a flower", "a chair", "a horse", "a bicycle", "a child", "a castle", "a bridge"),
+            *("a cup", "a book", "a clock", "a lamp", "a fish", "a train", "an apple", "a river", "a street", "a face"),
+        ),
+        joints=(
+            "{} and {}",
+            "{} and {}",
+            "{} and {}",
+            "{}, {}",
+            "{} next to {}",
+            "{} beside {}",
+            "{} with {}",
+            "{} holding {}",
+        ),
+        separate=("on ", "in ", "at ", "under ", "by ", "wearing ", "with ", "holding "),
+    ),
+    "booru": Bank(
+        forms=(
+            *(
+                "{}",
+                "{}, solo",
+                "1girl, {}",
+                "1boy, {}",
+                "{}, upper body",
+                "{}, full body",
+                "{}, portrait",
+                "{}, close-up",
+            ),
+            *("{}, cowboy shot", "{}, from above", "{}, from side", "{}, from behind", "{}, looking at viewer"),
+            *("{}, chibi", "{}, sketch", "{}, monochrome", "{}, watercolor", "{}, flat color", "{}, official art"),
+        ),
+        words={
+            "background": tuple(f"{colour} background" for colour in (*_COLOURS[:10], "simple", "gradient", "blurry")),
+            "place": (
+                *("outdoors", "indoors", "forest", "beach", "city", "street", "classroom", "bedroom", "garden", "sky"),
+                *(
+                    "mountain",
+                    "snow",
+                    "cafe",
+                    "bridge",
+                    "field",
+                    "library",
+                    "kitchen",
+                    "underwater",
+                    "rooftop",
+                    "train",
+                ),
+            ),
+            "light": (
+                "day",
+                "night",
+                "sunset",
+                "backlighting",
+                "sunlight",
+                "neon lights",
+                "fog",
+                "moonlight",
+                "rain",
+                "dusk",
+            ),
+            "action": (
+                *(
+                    "standing",
+                    "sitting",
+                    "running",
+                    "jumping",
+                    "lying",
+                    "walking",
+                    "waving",
+                    "sleeping",
+                    "eating",
+                    "arms up",
+                ),
+                *("smile", "closed eyes", "open mouth", "blush", "serious"),
+            ),
+            "clothing": (
+                *(
+                    "hat",
+                    "scarf",
+                    "sunglasses",
+                    "school uniform",
+                    "dress",
+                    "jacket",
+                    "kimono",
+                    "hoodie",
+                    "armor",
+                    "ribbon",
+                ),
+                *("gloves", "swimsuit", "suit"),
+            ),
+            "quality": (
+                *("masterpiece", "best quality", "highres", "absurdres", "very aesthetic", "detailed", "newest", "8k"),
+                *("depth of field", "lens flare"),
+            ),
+        },
+        things=(
+            *("1girl", "1boy", "cat", "dog", "scenery", "still life", "car", "house", "tree", "flower", "bird", "city"),
+            *("multiple girls", "food", "horse", "robot", "ship", "castle", "no humans", "fish", "old man", "child"),
+        ),
+        joints=("{}, {}", "{}, {}", "{} and {}", "2girls, {}, {}", "{}, {}, side by side"),
+    ),
+}
+
+#: where a person wants nothing asked but their own templates
+_NO_BANK = Bank((), {}, (), ("{} and {}",))
+
+#: parts of the bank that are not learnt from, in sixteenths
+_STOPPING, _MEASURED = 2, 3
+#: of the prompts that are learnt from, the share that has one of a person's own templates as its form
+OWN_TEMPLATES = 0.5
+#: how many phrases follow, and how often of sixteen
+_FOLLOWING = (0,) * 3 + (1,) * 9 + (2,) * 4
+
+
+def part_of(phrase: str) -> Part:
+    """The part of the bank that a phrase is in, by its text alone, so that it is the same in every merge."""
+    place = zlib.crc32(phrase.encode()) % 16
+    if place < _STOPPING:
+        return Part.STOP
+    return Part.MEASURE if place < _STOPPING + _MEASURED else Part.LEARN
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One way to ask for something.
+
+    Attributes:
+        form: with `{}` where it stands
+        after: what follows, its separator included; may be empty
+        joint: how a second thing is joined to a first, "{} and {}"
+        thing: what is shown where no concept is called
+    """
+
+    form: str
+    after: str = ""
+    joint: str = "{} and {}"
+    thing: str = ""
+
+    def asking(self, *wanted: str) -> str:
+        """The prompt for one thing, or for several at once in their order.
+
+        An article that the form has before its place ("a photo of a {}") is repeated before each.
+        """
+        article = re.search(r"\b(an?|the) \{\}", self.form)
+        before = f"{article[1]} " if article else ""
+        if article:  # "a photo of a {}" and "a flower"
+            wanted = tuple(re.sub(r"^(an?|the) ", "", one) for one in wanted)
+        together = wanted[-1]
+        for number, one in enumerate(reversed(wanted[:-1])):
+            # of three, the first are a list
+            joint = self.joint if number == 0 else "{}, {}"
+            first, _, rest = joint.partition(SLOT)
+            middle, _, last = rest.partition(SLOT)
+            together = f"{first}{one}{middle}{before}{together}{last}"
+        return self.form.replace(SLOT, together) + self.after
+
+
+class Phrases:
+    """Draws phrases from one part of a bank, and from what a person added to it."""
+
+    def __init__(
+        self,
+        bank: str,
+        part: Part,
+        *,
+        templates: Sequence[str],
+        added: Sequence[str] = (),
+        avoid: Sequence[str] = (),
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            bank: name of one of `BANKS`; another name stands for no bank, and the templates are all there is
+            templates: a person's own, with `{trigger}`; learnt from only, where there is a bank
+            added: phrases that a person added, or that LoRAs were trained with; divided like the bank
+            avoid: words that must call nothing where no concept is meant
+            seed: of all that is drawn
+        """
+        self._random = random.Random(f"{seed} {part.value}")
+        whole = BANKS.get(bank, _NO_BANK)
+        own = [template.replace("{trigger}", SLOT) for template in templates]
+        self._joint, self._separate, self._joints = whole.joint, whole.separate, whole.joints
+        self._forms = _of_part(whole.forms, part) or own
+        self._templates = own if part is Part.LEARN else []
+        self._words = {kind: _of_part(words, part) for kind, words in whole.words.items()}
+        if added:
+            self._words["added"] = _of_part(added, part)
+        things = [thing for thing in whole.things if not any(contains_words(thing, words) for words in avoid)]
+        self._things = _of_part(things, part)
+
+    def draw(self) -> Phrase:
+        """The next phrase."""
+        own = self._templates and self._random.random() < OWN_TEMPLATES
+        form = self._random.choice(self._templates if own else self._forms)
+        count = min(self._random.choice(_FOLLOWING), len(self._words))
+        kinds = self._random.sample(sorted(self._words), count)
+        after = "".join(self._separated(self._random.choice(self._words[kind])) for kind in kinds)
+        thing = self._random.choice(self._things) if self._things else ""
+        return Phrase(form, after, self._random.choice(self._joints), thing)
+
+    def _separated(self, words: str) -> str:
+        return f" {words}" if words.startswith(self._separate or "\0") else f"{self._joint}{words}"
+
+
+def contains_words(text: str, words: str) -> bool:
+    """Whether some words stand in a text as words, in whatever case."""
+    return bool(words) and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def _of_part(phrases: Sequence[str], part: Part) -> list[str]:
+    """Those of some phrases that are in a part; of so few that none is, all: a person's own two or three are used throughout."""
+    own = [phrase for phrase in phrases if part_of(phrase) is part]
+    return own or list(phrases)
