@@ -60,6 +60,12 @@ class Judge(nn.Module):
         own = self.names.index(name)
         return (cosines.argmax(1) == own).float(), cosines[:, own]
 
+    def nearest(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """Per picture, the name of the prototype that is nearest of the 48."""
+        return [
+            self.names[place] for place in (self.embed(to_tensor(pictures)) @ self.prototypes.mT).argmax(1).tolist()
+        ]
+
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     """Pictures as `[b, 3, h, w]` in -1…1."""
