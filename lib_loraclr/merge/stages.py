@@ -19,10 +19,10 @@ from ..recording import (
     Run,
     Slot,
     Teacher,
-    caption_words,
     draw_slots,
     evaluated,
     make_teachers,
+    phrases_of,
     record_examples,
     record_run,
     spread,
@@ -38,7 +38,7 @@ from ..refining import (
     recognise,
     refine,
 )
-from ..request import NO_BANK, MergeRequest, Part, Phrases, contains_words, is_background
+from ..request import MergeRequest, Part, is_background
 from ..solving import Cut, LayerProblem, MergedLayer, Procedure, Recording, RefinementOptions, merge_layer
 from .examination import merged_keys, recording_plan
 from .stage_plan import (
@@ -74,7 +74,6 @@ class Stages:
         self.labels = [concept.label for concept in concepts]
         self.teachers = make_teachers(concepts, request.prompts)
         self.subjects = [i for i, concept in enumerate(concepts) if concept.kind == "subject"]
-        self.captions = caption_words(inputs)
         self.predictor = Predictor(
             host,
             [lora.deltas for lora in inputs],
@@ -118,25 +117,11 @@ class Stages:
         """What every teacher predicts: the examples that the merge is made from."""
         return self._follow(Stage.RECORDING, learning_paths(self.request, self.memory.points))
 
-    def phrases(self, part: Part) -> Phrases:
-        """The phrases of one part of the bank, those of a person and of the LoRAs' captions among them."""
-        prompts = self.request.prompts
-        triggers = [lora.concept.trigger for lora in self.inputs if lora.concept.trigger]
-        added = (*prompts.phrases, *(self.captions if prompts.bank_name != NO_BANK else ()))
-        return Phrases(
-            prompts.bank_name,
-            part,
-            templates=prompts.templates,
-            added=[phrase for phrase in added if not any(contains_words(phrase, words) for words in triggers)],
-            avoid=triggers,
-            seed=self.request.seed,
-        )
-
     def _follow(self, stage: Stage, plan: PathPlan) -> list[Examples]:
         """What every teacher predicts in the slots of a plan."""
         self.progress.start(stage, sum(plan.evaluations(teacher) for teacher in self.teachers))
         beside = [teacher.concept for teacher in self.teachers if teacher.in_scenes]
-        slots = draw_slots(plan, self.phrases(plan.part), beside)
+        slots = draw_slots(plan, phrases_of(self.request, self.inputs, plan.part), beside)
         return [record_examples(self.predictor, self.teachers, k, plan, slots) for k in range(len(self.teachers))]
 
     def solve(self, procedure: Procedure, examples: Sequence[Examples]) -> dict[str, MergedLayer]:
@@ -162,7 +147,7 @@ class Stages:
 
     def _text_encoder_runs(self, examples: Sequence[Examples]) -> list[Run]:
         """Every teacher's prompts through the text encoder(s), and hundreds more from the bank: they cost next to nothing."""
-        phrases, runs = self.phrases(Part.LEARN), []
+        phrases, runs = phrases_of(self.request, self.inputs, Part.LEARN), []
         more = [Slot(k, Part.LEARN, phrases.draw(), {}) for k in range(RECORDED_PROMPTS)]
         for own in examples:
             asked = (own.teacher.prompt(slot) for slot in more)

@@ -10,7 +10,7 @@ report             what it did
 from .baking import require_copyable, require_places
 from .merged import Merge, Target
 from .preview import PreviewOptions, plan_preview, preview_grid
-from .report import ConceptReport, MergeReport, figure
+from .report import ConceptReport, MergeReport, figure, percent
 from .saving import check_destination, file_size, read_recipe, save_merge
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Target",
     "check_destination",
     "figure",
+    "percent",
     "file_size",
     "plan_preview",
     "preview_grid",

@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+#: least share of unseen points at which a concept is recognised -> what became of it. On the demo's checkpoint an independent
+#: judge takes nearly every picture of what is kept for the concept, and hardly one of what is lost (docs/method.md)
+VERDICTS = ((0.75, "kept"), (0.4, "weakened"), (0.0, "lost"))
+
 
 @dataclass(frozen=True)
 class ConceptReport:
@@ -32,6 +36,20 @@ class ConceptReport:
     left_out: tuple[str, ...] = ()
     recognised: float | None = None
     taken_for: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """In a word what became of it: kept, weakened or lost; empty where nobody looked."""
+        if self.recognised is None:
+            return ""
+        return next(word for least, word in VERDICTS if self.recognised >= least)
+
+    @property
+    def mistaken_for(self) -> str:
+        """What it is taken for most often when it is not taken for itself; empty where it always is."""
+        others = {name: share for name, share in self.taken_for.items() if name != self.name and share > 0}
+        most = max(others, key=others.get, default=None)
+        return "" if most is None else most or "nothing"
 
 
 @dataclass(frozen=True)
@@ -70,15 +88,36 @@ class MergeReport:
 
     def table(self) -> str:
         """A table for a terminal."""
-        rows = [("concept", "trigger", "all tags", "merged")]
-        rows += [(c.name, c.trigger or "(none)", figure(c.all_tags), figure(c.merged)) for c in self.concepts]
+        rows = [("concept", "trigger", "all tags", "merged", "recognised", "")]
+        rows += [
+            (c.name, c.trigger or "(none)", figure(c.all_tags), figure(c.merged), percent(c.recognised), c.verdict)
+            for c in self.concepts
+        ]
         if self.base_drift is not None or self.base_drift_all_tags is not None:
-            rows.append(("base drift", "", figure(self.base_drift_all_tags), figure(self.base_drift)))
-        return format_table(rows)
+            rows.append(("base drift", "", figure(self.base_drift_all_tags), figure(self.base_drift), "", ""))
+        return "\n".join([format_table(rows), *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """What to say of concepts that came out weak, and of pictures with two."""
+        said = [
+            f"{c.name} is {c.verdict}: where it is not recognised, {c.mistaken_for} is drawn most often."
+            for c in self.concepts
+            if c.verdict not in ("", VERDICTS[0][1])
+        ]
+        if self.together:
+            both = sum(share for _, _, share in self.together) / len(self.together)
+            said.append(f"Two in one picture: both are themselves at {both:.0%} of unseen points.")
+        return said
 
 
 def figure(value: float | None) -> str:
+    """Three digits, or what stands for none."""
     return "n/a" if value is None else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, or what stands for none."""
+    return "n/a" if value is None else f"{value:.0%}"
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

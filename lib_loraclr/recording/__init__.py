@@ -1,7 +1,7 @@
 """What the model does with each LoRA alone: the teachers, their predictions, and what enters each layer.
 
 inputs             the LoRAs of a request, held against the loaded model; base_models what they were trained on,
-                   captions the words they were trained with
+                   asking what will be asked
 teachers           which LoRAs are active on which prompts
 predictor          the model with any of the LoRAs active
 sampling           denoising paths
@@ -9,8 +9,8 @@ examples           what teachers predict in the slots that they share; scenes wh
 input_rows         a bounded sample of what enters a layer; layer_inputs of what enters each of them
 """
 
+from .asking import example_prompts, phrases_of
 from .base_models import base_model_warnings
-from .captions import caption_words
 from .examples import Examples, PathPlan, draw_slots, record_examples, spread
 from .inputs import InputLora, bundled_embeddings, load_input, load_inputs, lost_embeddings
 from .layer_inputs import Run, record_run, served_layers
@@ -31,7 +31,8 @@ __all__ = [
     "Teacher",
     "base_model_warnings",
     "bundled_embeddings",
-    "caption_words",
+    "example_prompts",
+    "phrases_of",
     "draw_slots",
     "evaluated",
     "load_input",

@@ -47,6 +47,7 @@ class Teacher:
         quality: words that are added to every prompt
         importance: how much it counts
         share: of the points that others have
+        alone: whether it never stands beside another
     """
 
     name: str
@@ -59,6 +60,7 @@ class Teacher:
     quality: str = ""
     importance: float = 1.0
     share: float = 1.0
+    alone: bool = False
 
     @property
     def absent(self) -> tuple[int, ...]:
@@ -68,7 +70,7 @@ class Teacher:
     @property
     def in_scenes(self) -> bool:
         """Whether it can stand beside another in one picture, called by words of its own."""
-        return bool(self.words) and not self.fixed and not self.style
+        return bool(self.words) and not (self.fixed or self.style or self.alone)
 
     def rivals(self, subjects: Sequence[int]) -> list[tuple[int, ...]]:
         """What would be active if another subject were in this one's place; none where no subject is taught."""
@@ -106,7 +108,7 @@ def make_teachers(concepts: Sequence[Concept], prompts: PromptOptions) -> list[T
         common = {"quality": prompts.quality, "importance": concept.importance}
         if concept.kind == "subject":
             words, own = concept.trigger or concept.label, {"texts": concept.prompts, "fixed": bool(concept.prompts)}
-            teachers.append(Teacher(concept.label, i, active, words, **own, **common))
+            teachers.append(Teacher(concept.label, i, active, words, **own, **common, alone=concept.alone))
             continue
         own = {"texts": prompts.plain, "style": concept.trigger or ""}
         own = {"texts": concept.prompts, "fixed": True} if concept.prompts else own

@@ -38,6 +38,7 @@ class Concept:
         importance: how much its errors count; not the weight
         prompts: prompts to record in place of the templates
         dyn: how many of its ranks to use, as `dyn=` in a prompt; 0 for all
+        alone: whether it is never taught beside another concept in one picture
     """
 
     lora: str
@@ -48,6 +49,7 @@ class Concept:
     importance: float = 1.0
     prompts: tuple[str, ...] = ()
     dyn: int = 0
+    alone: bool = False
 
     @property
     def label(self) -> str:
@@ -243,6 +245,10 @@ def _build(cls: type[T], values: Any, where: str) -> T:
 def _convert(item: dataclasses.Field, value: Any, problem: str) -> Any:
     """`value` in the type of the field, where that is a simple one."""
     default = item.default
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise LoraclrError(f"{problem}: give true or false.")
+        return value
     if isinstance(default, int | float):
         return parse_number(value, problem, whole=isinstance(default, int))
     if item.type.startswith("str") and not (isinstance(value, str) or (value is None and default is None)):

@@ -54,6 +54,11 @@ _COLOURS = (
     *("turquoise", "dark", "bright", "colorful", "plain", "blurry"),
 )
 
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
 #: by the way a checkpoint is prompted
 BANKS: dict[str, Bank] = {
     "photo": Bank(
@@ -78,7 +83,7 @@ BANKS: dict[str, Bank] = {
             *("a statue of {}", "a poster of {}", "an old photo of {}", "a black and white photo of {}"),
         ),
         words={
-            "background": tuple(f"on a {colour} background" for colour in _COLOURS),
+            "background": tuple(f"on {_article(colour)} {colour} background" for colour in _COLOURS),
             "place": (
                 *(
                     "in a forest",
@@ -333,8 +338,9 @@ class Phrases:
         """The next phrase."""
         own = self._templates and self._random.random() < OWN_TEMPLATES
         form = self._random.choice(self._templates if own else self._forms)
-        count = min(self._random.choice(_FOLLOWING), len(self._words))
-        kinds = self._random.sample(sorted(self._words), count)
+        # a template that says what stands behind is not asked to have that on another background
+        kinds = [kind for kind in sorted(self._words) if kind not in form]
+        kinds = self._random.sample(kinds, min(self._random.choice(_FOLLOWING), len(kinds)))
         after = "".join(self._separated(self._random.choice(self._words[kind])) for kind in kinds)
         thing = self._random.choice(self._things) if self._things else ""
         return Phrase(form, after, self._random.choice(self._joints), thing)

@@ -12,7 +12,9 @@ from ...errors import LoraclrError, unknown_name
 from ...files import read_header, require_safetensors
 from ...output import read_recipe
 from ...request import (
+    BANKS,
     KINDS,
+    NO_BANK,
     PRECISIONS,
     SAVE_AS,
     TEMPLATES,
@@ -20,6 +22,7 @@ from ...request import (
     MergeRequest,
     Option,
     PromptOptions,
+    RecordingOptions,
     parse_lora_argument,
     parse_number,
     schema,
@@ -73,6 +76,19 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="a prompt that calls no concept, in place of the preset's; may be repeated",
     )
+    group.add_argument(
+        "--bank",
+        default=None,
+        choices=(*BANKS, NO_BANK),
+        help="bank of phrases that prompts are drawn from besides (default: that of --prompts)",
+    )
+    group.add_argument(
+        "--phrase",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="words you use in prompts, added to the bank; may be repeated",
+    )
     group.add_argument("--quality", default=None, metavar="WORDS", help="words added to every prompt")
     group.add_argument("--negative-prompt", default=None, metavar="TEXT", help="the negative prompt")
     for name, kind, text in (
@@ -95,8 +111,20 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     """What only a merge asks for: retention is measured on paths of its own."""
     group = parser.add_argument_group("recording")
     group.add_argument("--show-prompts", action="store_true", help="print the prompts that would be recorded, and stop")
-    group.add_argument("--paths", type=int, default=None, help="denoising paths per concept (default: 8)")
-    group.add_argument("--steps-per-path", type=int, default=None, help="steps of each path (default: 16)")
+    recording = RecordingOptions()
+    for flag, text, default in (
+        ("--paths", "denoising paths per concept", recording.paths),
+        ("--steps-per-path", "steps of each path", recording.steps),
+        ("--renoised", "points per concept besides, on its finished pictures with fresh noise", recording.renoised),
+    ):
+        group.add_argument(flag, type=int, default=None, help=f"{text} (default: {default})")
+    group.add_argument(
+        "--alone",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a concept that is never taught beside another in one picture; may be repeated",
+    )
     group.add_argument(
         "--importance",
         action="append",
@@ -246,6 +274,10 @@ def _described(concepts: Sequence[Concept], arguments: argparse.Namespace) -> li
         changes[name]["importance"] = float(parse_number(value, f"The importance of {name} is {value!r}"))
     for name, value in _pairs(arguments.concept_prompt, "--concept-prompt", labels):
         changes[name]["prompts"] = (*changes[name].get("prompts", ()), value)
+    for name in getattr(arguments, "alone", []):
+        if name not in changes:
+            raise unknown_name("LoRA called", name, labels)
+        changes[name]["alone"] = True
     return [dataclasses.replace(concept, **changes[concept.label]) for concept in concepts]
 
 
@@ -258,13 +290,15 @@ def _prompts(prompts: PromptOptions, arguments: argparse.Namespace) -> PromptOpt
         "plain": tuple(arguments.plain) or None,
         "quality": arguments.quality,
         "negative": arguments.negative_prompt,
+        "bank": arguments.bank,
+        "phrases": tuple(arguments.phrase) or None,
     }
     return dataclasses.replace(prompts, **{name: value for name, value in given.items() if value is not None})
 
 
 def _recording(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = {"paths": "paths", "steps_per_path": "steps", "guidance": "guidance", "height": "height", "width": "width"}
-    given = {field: getattr(arguments, name, None) for name, field in names.items()}
+    names = {field.name: field.name for field in dataclasses.fields(RecordingOptions)} | {"steps": "steps_per_path"}
+    given = {field: getattr(arguments, name, None) for field, name in names.items()}
     return {field: value for field, value in given.items() if value is not None}
 
 

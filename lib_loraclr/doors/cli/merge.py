@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ...errors import LoraclrError
 from ...merge import merge_loras
+from ...model import Host
 from ...output import PreviewOptions, check_destination, preview_grid, save_merge
-from ...recording import load_inputs
-from ...request import MergeRequest, check_prompts, concept_prompts, output_path
+from ...recording import example_prompts, load_inputs
+from ...request import MergeRequest, check_prompts, output_path
 from ...solving import Procedure
 from .arguments import (
     add_lora_arguments,
@@ -118,12 +119,20 @@ def _destination(arguments: argparse.Namespace, save_as: str) -> Path:
     return path
 
 
-def _show_prompts(request: MergeRequest, host) -> None:
-    concepts = [given.concept for given in load_inputs(request.concepts, host)]
+#: prompts that are shown of each concept
+_SHOWN = 12
+
+
+def _show_prompts(request: MergeRequest, host: Host) -> None:
+    inputs = load_inputs(request.concepts, host)
+    concepts = [lora.concept for lora in inputs]
     check_prompts(concepts, request.prompts)
-    for concept in concepts:
-        print(f"{concept.label} ({concept.kind}, trigger {concept.trigger or 'none'}):")
-        print("\n".join(f"    {prompt}" for prompt in concept_prompts(concept, request.prompts)))
-    print("without triggers:")
-    print("\n".join(f"    {request.prompts.with_quality(prompt)}" for prompt in request.prompts.plain))
+    triggers = {concept.label: f" ({concept.kind}, trigger {concept.trigger or 'none'})" for concept in concepts}
+    asked, beside = example_prompts(request, inputs, _SHOWN)
+    for name, prompts in asked.items():
+        print(f"{name}{triggers.get(name, '')}, for example:")
+        print("\n".join(f"    {prompt}" for prompt in prompts))
+    if beside:
+        print("two in one picture, for example:")
+        print("\n".join(f"    {prompt}" for prompt in beside))
     print(f"negative prompt: {request.prompts.negative or '(empty)'}")

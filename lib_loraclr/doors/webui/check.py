@@ -14,7 +14,7 @@ from ...hosts import a1111
 from ...merge import examine
 from ...model import MEGABYTE, Host, free_on_card
 from ...progress import Stage
-from ...recording import InputLora, load_input, served_layers
+from ...recording import InputLora, example_prompts, load_input, served_layers
 from ...request import MergeRequest
 from . import estimate, pace
 
@@ -48,6 +48,7 @@ class Check:
         efforts: expected seconds per effort
         ram_mb, device_mb, file_mb: expected, the file's at most
         checkpoint: on which it would run
+        examples: some of the prompts that would be asked, by teacher; of two in one picture under an empty name
     """
 
     findings: tuple[Finding, ...]
@@ -60,6 +61,7 @@ class Check:
     device_mb: float
     file_mb: float
     checkpoint: str
+    examples: dict[str, list[str]]
 
     @property
     def possible(self) -> bool:
@@ -110,6 +112,7 @@ def check(
         device,
         file,
         host.checkpoint,
+        _examples(request, inputs),
     )
 
 
@@ -126,6 +129,18 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
         warnings += (f"{name} names no trigger words, so its file name is taken for them: correct them if need be.",)
     light = replace(given, file=given.file.without_layers())
     return Finding(name, found.trigger, found.kind, rank, len(given.deltas), warnings=warnings), light
+
+
+#: prompts that are shown of each concept
+_SHOWN = 4
+
+
+def _examples(request: MergeRequest, inputs: Sequence[InputLora]) -> dict[str, list[str]]:
+    """What would be asked; nothing where nothing could be."""
+    if not inputs:
+        return {}
+    asked, beside = example_prompts(request, inputs, _SHOWN)
+    return {**asked, "": beside} if beside else asked
 
 
 #: checkpoint -> which recording serves each of its layers (`recording.served_layers`)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import DropdownEditable, FormRow
 
-from ...request import PRECISIONS, SAVE_AS, TEMPLATES, MergeRequest, Option, PromptOptions, schema
+from ...request import BANKS, NO_BANK, PRECISIONS, SAVE_AS, TEMPLATES, MergeRequest, Option, PromptOptions, schema
 from ...solving import EFFORT, METHODS, all_efforts
 from . import settings
 from .form import option_field
@@ -137,6 +137,21 @@ class Fields:
                 "\n".join(getattr(chosen, name)), label=label, lines=lines, elem_id=f"loraclr_{name}", tooltip=tip
             )
         with FormRow():
+            self.fields["bank"] = gr.Radio(
+                [("As above", ""), *((name, name) for name in BANKS), ("Only the templates", NO_BANK)],
+                value=defaults.bank,
+                label="Other words",
+                elem_id="loraclr_bank",
+                tooltip="A bank of phrases that prompts draw from, so that the merge works in other words too",
+            )
+            self.fields["phrases"] = gr.Textbox(
+                "",
+                label="Words you use in prompts, one phrase per line",
+                lines=2,
+                elem_id="loraclr_phrases",
+                tooltip="Added to the bank: places, clothing, styles, whatever you write beside the trigger words",
+            )
+        with FormRow():
             for name, label, tip in (
                 ("quality", "Quality words", "Added to the end of every prompt"),
                 ("negative", "Negative prompt", "Used at every step of what is recorded"),
@@ -152,6 +167,8 @@ class Fields:
         with FormRow():
             self._number("paths", "Paths", recording.paths, tip="Denoising paths recorded per concept", precision=0)
             self._number("steps", "Steps per path", recording.steps, tip="Denoising steps of each path", precision=0)
+            tip = "Points per concept besides, on its finished pictures with fresh noise"
+            self._number("renoised", "Renoised points", recording.renoised, tip=tip, precision=0)
             self._number("guidance", "CFG scale", recording.guidance, tip="Of the recorded paths", step=0.5)
         with FormRow():
             size_tip = "Of the recorded pictures; 0 for the checkpoint's own size"

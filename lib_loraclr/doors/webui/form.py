@@ -23,7 +23,7 @@ from .catalogue import require_fitting
 from .rows import Table
 
 #: fields of the tab that are fields of the request or of a part of it
-RECORDING = ("paths", "steps", "guidance", "height", "width")
+RECORDING = ("paths", "steps", "renoised", "guidance", "height", "width")
 
 
 def option_field(method: str, option: str) -> str:
@@ -92,6 +92,8 @@ def settings(fields: Mapping[str, Any]) -> MergeRequest:
         quality=fields["quality"].strip(),
         negative=fields["negative"].strip(),
         pair=fields["pair"].strip() or PromptOptions().pair,
+        bank=fields["bank"],
+        phrases=_lines(fields["phrases"]),
     )
     return MergeRequest(
         (),

@@ -26,6 +26,7 @@ _TIPS = {
     "trigger": "The words that call this concept in a prompt",
     "kind": "A subject is called by its trigger words; a style changes everything it is applied to",
     "importance": "How much this concept's errors count while merging; it is not the weight",
+    "alone": "Whether it is taught in pictures that show it beside another concept",
     "prompts": "Record this concept on these prompts instead of the templates, one per line",
 }
 
@@ -55,6 +56,7 @@ class Row:
         LoraclrError: a number that is none
         """
         values: dict[str, Any] = {"trigger": str(self["trigger"]).strip(), "kind": self["kind"]}
+        values["alone"] = bool(self["alone"])
         values["prompts"] = tuple(line.strip() for line in str(self["prompts"]).splitlines() if line.strip())
         for name, label in _NUMBERS.items():
             values[name] = float(parse_number(self[name], f"The {label} of {self.lora} is {self[name]!r}"))
@@ -159,7 +161,7 @@ def _row(row: Row, lora: InstalledLora | None) -> str:
     badge = f" <span class='loraclr-badge'>{safe(lora.family)}</span>" if lora and reason else ""
     refused = f"<div class='loraclr-refused'>Cannot be merged: {safe(reason)}.</div>" if reason else ""
     guess = " loraclr-guess" if lora and lora.trigger_is_guess and row["trigger"] == lora.trigger else ""
-    more = " open" if row["prompts"] or _number(row["importance"]) != "1" else ""
+    more = " open" if row["prompts"] or row["alone"] or _number(row["importance"]) != "1" else ""
     return (
         f"<div class='loraclr-row loraclr-concept{' loraclr-bad' if reason else ''}' data-lora='{safe(row.lora)}'>"
         f"{_picture(lora)}"
@@ -173,7 +175,7 @@ def _row(row: Row, lora: InstalledLora | None) -> str:
         f"<div class='loraclr-extra'><label>Importance {_number_input(row, 'importance')}</label>"
         f"<textarea data-field='prompts' rows='2' placeholder='Own prompts in place of the templates, one per line' "
         f"aria-label='Own prompts of {safe(row.lora)}' title='{safe(_TIPS['prompts'])}'>"
-        f"{safe(row['prompts'])}</textarea></div>"
+        f"{safe(row['prompts'])}</textarea>{_alone(row)}</div>"
         f"{refused}</div>"
     )
 
@@ -209,6 +211,18 @@ def _kind(row: Row) -> str:
         f"<option value='{kind}'{' selected' if kind == row['kind'] else ''}>{kind}</option>" for kind in KINDS
     )
     return f"<select data-field='kind' aria-label='Kind of {safe(row.lora)}' title='{safe(_TIPS['kind'])}'>{options}</select>"
+
+
+def _alone(row: Row) -> str:
+    """Whether it may stand beside others: a choice of two, since the browser hands over values and no ticks."""
+    options = "".join(
+        f"<option value='{value}'{' selected' if bool(row['alone']) == bool(value) else ''}>{text}</option>"
+        for value, text in (("", "also beside others"), ("true", "never beside others"))
+    )
+    return (
+        f"<label>In one picture <select data-field='alone' aria-label='{safe(row.lora)} in one picture with others' "
+        f"title='{safe(_TIPS['alone'])}'>{options}</select></label>"
+    )
 
 
 def _bulk(rows: Sequence[Row]) -> str:

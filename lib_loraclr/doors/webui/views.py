@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...hosts.a1111 import InstalledCheckpoint
-from ...output import ConceptReport, MergeReport, figure
+from ...output import ConceptReport, MergeReport, figure, percent
 from ...solving import METHODS
 from .notes import duration, error, note, safe
 
@@ -32,6 +32,7 @@ def check_view(check: Check) -> str:
     warnings = [*check.warnings, *(w for finding in check.findings for w in finding.warnings)]
     if warnings:
         parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{safe(w)}</li>' for w in warnings)}</ul>")
+    parts.append(_examples(check.examples))
     licences = [f"{licence} ({', '.join(names)})" for licence, names in check.licences.items()]
     told = (
         "; ".join(licences)
@@ -47,6 +48,20 @@ def _finding(finding: Finding) -> str:
         return f"<tr class='loraclr-bad'><td>{safe(finding.name)}</td><td colspan='4'>{safe(finding.problem)}</td></tr>"
     cells = [finding.name, finding.trigger or "(none: acts on everything)", finding.kind, finding.rank, finding.layers]
     return f"<tr>{''.join(f'<td>{safe(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _examples(asked: Mapping[str, Sequence[str]]) -> str:
+    """What will be asked of the model, folded."""
+    if not asked:
+        return ""
+    groups = "".join(
+        f"<dt>{safe(name or 'two in one picture')}</dt>{''.join(f'<dd>{safe(prompt)}</dd>' for prompt in prompts)}"
+        for name, prompts in asked.items()
+    )
+    return (
+        "<details class='loraclr-examples'><summary>Examples of what will be asked</summary>"
+        f"<dl>{groups}</dl></details>"
+    )
 
 
 def _needs(check: Check) -> str:
@@ -89,7 +104,7 @@ def result_view(job: Job) -> str:
         "<div class='loraclr-result'>"
         "<div class='loraclr-heading'>Retention <span class='loraclr-small'>how much of each concept is left: 1 is as its own "
         "LoRA makes it, 0 is as if it were not there</span></div>"
-        f"{_chart(report)}{_table(report.concepts)}{_facts(facts)}"
+        f"{_table(report.concepts)}{_chart(report)}{_together(report)}{_facts(facts)}"
         f"{f'<ul class=loraclr-warnings>{warnings}</ul>' if warnings else ''}</div>"
     )
 
@@ -128,13 +143,42 @@ def _bar(value: float | None, low: float, span: float, kind: str) -> str:
 
 
 def _table(concepts: Sequence[ConceptReport]) -> str:
-    head = "<tr><th>Concept</th><th>Trigger words</th><th>All tags</th><th>Merged</th></tr>"
+    head = (
+        "<tr><th>Concept</th><th>Trigger words</th><th title='Share of unseen prompts at which this concept is drawn, and "
+        "no other'>Recognised</th><th></th><th>All tags</th><th>Merged</th></tr>"
+    )
     rows = "".join(
         f"<tr><td>{safe(c.name)}</td><td>{safe(c.trigger or '(none)')}</td>"
-        f"<td>{figure(c.all_tags)}</td><td><b>{figure(c.merged)}</b></td></tr>"
+        f"<td><b>{percent(c.recognised)}</b></td><td class='loraclr-{safe(c.verdict or 'unknown')}'>{_verdict(c)}</td>"
+        f"<td>{figure(c.all_tags)}</td><td>{figure(c.merged)}</td></tr>"
         for c in concepts
     )
     return f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def _verdict(concept: ConceptReport) -> str:
+    taken = f", mostly {concept.mistaken_for} instead" if concept.verdict not in ("", "kept") else ""
+    return safe(concept.verdict + taken)
+
+
+def _together(report: MergeReport) -> str:
+    """Who goes with whom in one picture: the left one's row, the right one's column."""
+    if not report.together:
+        return ""
+    shares = {(left, right): share for left, right, share in report.together}
+    names = [c.name for c in report.concepts if any(c.name in pair for pair in shares)]
+    head = "".join(f"<th>{safe(name)}</th>" for name in names)
+    rows = "".join(
+        f"<tr><th>{safe(left)}</th>"
+        + "".join(f"<td>{percent(shares[left, right]) if (left, right) in shares else ''}</td>" for right in names)
+        + "</tr>"
+        for left in names
+    )
+    return (
+        "<div class='loraclr-heading'>Two in one picture <span class='loraclr-small'>how often both are themselves, the row's "
+        "concept on the left</span></div>"
+        f"<table class='loraclr-table loraclr-together'><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
 
 
 def kept_view(job: Job) -> str:
