@@ -257,8 +257,10 @@ def require_space(path: Path, size: int) -> None:
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raises:
-    LoraclrError: `path` exists and may not be overwritten
+    """Refuse to write over a file.
+
+    Raises:
+        LoraclrError: `path` exists and may not be overwritten
     """
     if path.exists() and not overwrite:
         raise LoraclrError(f"{path} exists already: choose another name, or allow overwriting it (--overwrite).")

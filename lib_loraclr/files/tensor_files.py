@@ -127,10 +127,12 @@ def _header(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> bytes:
 
 @dataclass(frozen=True)
 class Header:
-    """Attributes:
-    tensors: in the order of their places
-    metadata: its `__metadata__`
-    data: where the first tensor begins in the file
+    """What a file says it holds.
+
+    Attributes:
+        tensors: in the order of their places
+        metadata: its `__metadata__`
+        data: where the first tensor begins in the file
     """
 
     tensors: tuple[StoredTensor, ...]

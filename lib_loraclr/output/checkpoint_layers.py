@@ -31,9 +31,11 @@ _PARAMETERS = {".weight": "", ".bias": ".bias"}
 
 @dataclass(frozen=True)
 class Place:
-    """Attributes:
-    tensor: that holds the layer's weight
-    first, rows: the rows of it that are the layer's
+    """Where a layer's weight lies in a checkpoint's file.
+
+    Attributes:
+        tensor: that holds the layer's weight
+        first, rows: the rows of it that are the layer's
     """
 
     tensor: StoredTensor

@@ -26,12 +26,14 @@ _INK = (128, 128, 128, 255)
 
 @dataclass(frozen=True)
 class PreviewOptions:
-    """Attributes:
-    steps: of each picture
-    guidance: classifier-free guidance
-    seed: of the first picture
-    pairs: how many prompts with two concepts
-    font: TrueType file of the captions; None for Pillow's own
+    """How the picture is drawn.
+
+    Attributes:
+        steps: of each picture
+        guidance: classifier-free guidance
+        seed: of the first picture
+        pairs: how many prompts with two concepts
+        font: TrueType file of the captions; None for Pillow's own
     """
 
     steps: int = 16

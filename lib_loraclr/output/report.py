@@ -57,16 +57,16 @@ class MergeReport:
     """What a merge did.
 
     Attributes:
-    method, source: what merged, and the paper it comes from
-    concepts: in the order of the request
-    base_drift_all_tags, base_drift: of the sum and of the merge (docs/method.md)
-    layers: how many layers the merge has
-    rows: rows of inputs that were kept per layer and teacher
-    rank: smallest, mean and largest rank
-    kept: the least and the mean share of a layer's effect that its rank keeps
-    refinement: how the refinement ended: reason, steps, and its checks; empty where there was none
-    warnings: what a person should know
-    together: left and right concept of a picture with two, and the share of unseen points at which both are themselves
+        method, source: what merged, and the paper it comes from
+        concepts: in the order of the request
+        base_drift_all_tags, base_drift: of the sum and of the merge (docs/method.md)
+        layers: how many layers the merge has
+        rows: rows of inputs that were kept per layer and teacher
+        rank: smallest, mean and largest rank
+        kept: the least and the mean share of a layer's effect that its rank keeps
+        refinement: how the refinement ended: reason, steps, and its checks; empty where there was none
+        warnings: what a person should know
+        together: left and right concept of a picture with two, and the share of unseen points at which both are themselves
     """
 
     method: str

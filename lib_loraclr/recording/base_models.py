@@ -21,10 +21,12 @@ _SAID = {"v_prediction": "v-prediction", "epsilon": "noise prediction"}
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Attributes:
-    name: its file
-    hashes: by kind, where the metadata have them
-    prediction: "epsilon", "v_prediction", or empty where nothing tells
+    """The model that a LoRA was trained on.
+
+    Attributes:
+        name: its file
+        hashes: by kind, where the metadata have them
+        prediction: "epsilon", "v_prediction", or empty where nothing tells
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,26 +59,29 @@ def points_of(concepts: int) -> int:
 
 def gather_candidates(predictor: Predictor, examples: Sequence[Examples]) -> list[Candidates]:
     """For each concept's points, what every other subject would predict in its own words, and what the model without it would."""
-    subjects = [own for own in examples if own.teacher.in_scenes]
-    found: dict[int, Candidates] = {}
+    subjects, found = [own for own in examples if own.teacher.in_scenes], []
     for own in examples:
         concept = own.teacher.concept
-        if concept is None or concept in found:
+        if concept is None:
             continue
-        few = own.select(spread(len(own), points_of(len(subjects))))
+        few = own.select(spread(len(own), _looked_at(own, len(subjects))))
         others = [other.teacher for other in subjects if other.teacher.concept != concept] if own in subjects else []
         asked = [(other.active, [other.prompt(slot) for slot in few.slots]) for other in others]
         asked.append((own.teacher.absent, list(few.prompts)))
         predictions = [predictor.predict(active, few.x, few.t, prompts, own.teacher.name) for active, prompts in asked]
-        found[concept] = Candidates(few, (*(other.concept for other in others), None), torch.stack(predictions))
-    return list(found.values())
+        found.append(Candidates(few, (*(other.concept for other in others), None), torch.stack(predictions)))
+    return found
+
+
+def _looked_at(own: Examples, subjects: int) -> int:
+    return max(LEAST_POINTS, round(points_of(subjects) * own.teacher.share))
 
 
 def questions(examples: Sequence[Examples]) -> int:
     """How many evaluations `gather_candidates` takes."""
     subjects = sum(own.teacher.in_scenes for own in examples)
-    concepts = {own.teacher.concept for own in examples} - {None}
-    return sum(points_of(subjects) for _ in concepts) * max(1, subjects)
+    called = [own for own in examples if own.teacher.concept is not None]
+    return sum(min(len(own), _looked_at(own, subjects)) * (subjects if own.teacher.in_scenes else 1) for own in called)
 
 
 @torch.no_grad()
@@ -90,18 +94,18 @@ def recognise(
         candidates: from `gather_candidates`
         examples: those that scenes are made of
     """
-    taken = {}
+    counts: dict[int, Counter[int | None]] = {}
     with predictor.host.apply(deltas):
         for own in candidates:
-            few = own.examples
+            few, concept = own.examples, own.examples.teacher.concept
             prediction = _predict(predictor, few.x, few.t, few.prompts)
             distances = [_distance(prediction, few.target), *(_distance(prediction, p) for p in own.predictions)]
             nearest = torch.stack(distances).argmin(0).tolist()
-            names = (few.teacher.concept, *own.concepts)
-            taken[few.teacher.concept] = {
-                name: nearest.count(place) / len(nearest) for place, name in enumerate(names) if place in nearest
-            }
+            names = (concept, *own.concepts)
+            # a style is looked at on plain prompts and on every subject
+            counts.setdefault(concept, Counter()).update(names[place] for place in nearest)
         together = _together(predictor, examples)
+    taken = {concept: {name: count / seen.total() for name, count in seen.items()} for concept, seen in counts.items()}
     return Recognition(taken, together)
 
 

@@ -13,9 +13,11 @@ from ..recording import BATCH, Examples, Predictor, evaluated
 
 @dataclass(frozen=True)
 class Retention:
-    """Attributes:
-    concepts: one figure per concept, `1 - ||ε_merged - ε_i|| / ||ε_base - ε_i||`; None where the concept changes nothing
-    base_drift: `||ε_merged - ε_base|| / mean_i ||ε_i - ε_base||` on prompts without triggers, or None
+    """How much of each concept is left.
+
+    Attributes:
+        concepts: one figure per concept, `1 - ||ε_merged - ε_i|| / ||ε_base - ε_i||`; None where the concept changes nothing
+        base_drift: `||ε_merged - ε_base|| / mean_i ||ε_i - ε_base||` on prompts without triggers, or None
     """
 
     concepts: tuple[float | None, ...]

@@ -77,8 +77,10 @@ class RecordingOptions:
     width: int = 0
 
     def check(self) -> None:
-        """Raises:
-        LoraclrError: a figure is out of range
+        """Check the figures' ranges.
+
+        Raises:
+            LoraclrError: a figure is out of range
         """
         for name, low, high in (("paths", 1, 400), ("steps", 2, 1000), ("renoised", 0, 10000), ("guidance", 0, 100)):
             value = getattr(self, name)
@@ -197,8 +199,10 @@ class MergeRequest:
 
     @classmethod
     def from_json(cls, text: str) -> MergeRequest:
-        """Raises:
-        LoraclrError: not JSON, or as `from_dict`
+        """From a JSON text.
+
+        Raises:
+            LoraclrError: not JSON, or as `from_dict`
         """
         try:
             return cls.from_dict(json.loads(text))

@@ -99,8 +99,10 @@ class PromptOptions:
         return cls(TEMPLATES[name], PLAIN[name])
 
     def check(self) -> None:
-        """Raises:
-        LoraclrError: a template without `{trigger}`, or nothing to ask
+        """Check that there is something to ask, and somewhere to ask it.
+
+        Raises:
+            LoraclrError: a template without `{trigger}`, or nothing to ask
         """
         if not self.templates:
             raise LoraclrError("There are no prompt templates: give at least one with {trigger} in it.")

@@ -18,11 +18,13 @@ MAX_REPAIRS = 6
 
 @dataclass(frozen=True)
 class RidgeSolution:
-    """Attributes:
-    value: the minimiser `K`, `[R, d_in]`
-    form: "primal" or "dual"
-    ridge: the absolute ridge that was used
-    repairs: how many times the ridge had to be raised tenfold
+    """How a ridge problem was solved.
+
+    Attributes:
+        value: the minimiser `K`, `[R, d_in]`
+        form: "primal" or "dual"
+        ridge: the absolute ridge that was used
+        repairs: how many times the ridge had to be raised tenfold
     """
 
     value: Tensor
@@ -83,11 +85,13 @@ def _cholesky(gram: Tensor, ridge: float) -> tuple[Tensor, float, int]:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Attributes:
-    value: the best point found, shaped like the start
-    objective: the objective there
-    reason: "converged" (small gradient), "stalled" (no further descent) or "steps" (the limit was reached)
-    steps: iterations made
+    """How a minimisation ended.
+
+    Attributes:
+        value: the best point found, shaped like the start
+        objective: the objective there
+        reason: "converged" (small gradient), "stalled" (no further descent) or "steps" (the limit was reached)
+        steps: iterations made
     """
 
     value: Tensor

@@ -25,8 +25,10 @@ def obstacle(lora: InstalledLora) -> str | None:
 
 
 def require_fitting(lora: InstalledLora) -> None:
-    """Raises:
-    LoraclrError: it cannot be merged on the loaded checkpoint
+    """Refuse a LoRA that cannot be merged on the loaded checkpoint.
+
+    Raises:
+        LoraclrError: it cannot be merged on the loaded checkpoint
     """
     reason = obstacle(lora)
     if reason:

@@ -51,16 +51,18 @@ class Result:
 
 @dataclass
 class Job:
-    """Attributes:
-    request: what was asked; `lora` of each concept is a path
-    names: the LoRAs as the WebUI names them
-    draw: whether a picture is drawn
-    task: of the tab, that the WebUI shows the progress of; empty for HTTP
-    id: what it is asked for by
-    state: queued, running, or one of `OVER`
-    error: what went wrong, for the person who asked
-    result: held from "finished" until it is kept or discarded
-    kept: the new LoRA or checkpoint
+    """A merge that somebody asked for, from the queue to what became of its result.
+
+    Attributes:
+        request: what was asked; `lora` of each concept is a path
+        names: the LoRAs as the WebUI names them
+        draw: whether a picture is drawn
+        task: of the tab, that the WebUI shows the progress of; empty for HTTP
+        id: what it is asked for by
+        state: queued, running, or one of `OVER`
+        error: what went wrong, for the person who asked
+        result: held from "finished" until it is kept or discarded
+        kept: the new LoRA or checkpoint
     """
 
     request: MergeRequest

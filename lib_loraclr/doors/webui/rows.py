@@ -52,8 +52,10 @@ class Row:
         return Row(self.lora, {**self.typed, **{name: other[name] for name in ("te_weight", "unet_weight")}})
 
     def concept(self, lora: InstalledLora) -> Concept:
-        """Raises:
-        LoraclrError: a number that is none
+        """The concept that the row describes.
+
+        Raises:
+            LoraclrError: a number that is none
         """
         values: dict[str, Any] = {"trigger": str(self["trigger"]).strip(), "kind": self["kind"]}
         values["alone"] = bool(self["alone"])
@@ -65,10 +67,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    rows: in their order
-    taken: which take-over from a prompt they have seen; empty for none
-    words: the other words of that prompt
+    """The rows, and what was taken over from a prompt.
+
+    Attributes:
+        rows: in their order
+        taken: which take-over from a prompt they have seen; empty for none
+        words: the other words of that prompt
     """
 
     rows: tuple[Row, ...] = ()

@@ -13,10 +13,12 @@ from . import webui
 
 @dataclass(frozen=True)
 class InstalledCheckpoint:
-    """Attributes:
-    name: the file's name without folder and extension
-    title: what the WebUI lists it by
-    path: the file
+    """A checkpoint that the WebUI lists.
+
+    Attributes:
+        name: the file's name without folder and extension
+        title: what the WebUI lists it by
+        path: the file
     """
 
     name: str

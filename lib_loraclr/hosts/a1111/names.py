@@ -22,9 +22,11 @@ _LAYERS = "text_model_encoder_layers_"
 
 @dataclass(frozen=True)
 class Names:
-    """Attributes:
-    key: the layer key, as kohya's files of this family have it
-    others: what else files call it
+    """What files call a layer.
+
+    Attributes:
+        key: the layer key, as kohya's files of this family have it
+        others: what else files call it
     """
 
     key: str

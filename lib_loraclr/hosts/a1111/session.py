@@ -102,8 +102,10 @@ def _job(name: str) -> Iterator[None]:
 
 
 def _refuse_what_is_not_torch() -> None:
-    """Raises:
-    LoraclrError: the model does not run in a way that weights can be added to
+    """Refuse a model that does not run in a way that weights can be added to.
+
+    Raises:
+        LoraclrError: the model does not run in a way that weights can be added to
     """
     if webui.module("sd_unet").current_unet is not None:
         raise LoraclrError(

@@ -16,10 +16,12 @@ from transformers import CLIPTokenizer
 
 @dataclass(frozen=True)
 class Place:
-    """Attributes:
-    row: of the batch
-    start: position of the first vector
-    vectors: `[n, d]`
+    """Where vectors take the place of tokens.
+
+    Attributes:
+        row: of the batch
+        start: position of the first vector
+        vectors: `[n, d]`
     """
 
     row: int

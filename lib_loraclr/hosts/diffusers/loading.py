@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ...errors import LoraclrError
@@ -44,12 +44,13 @@ def load(checkpoint: Path | str, *, device: str = "cpu", dtype: torch.dtype = to
         raise LoraclrError(
             f"{described} cannot be loaded ({reason}): the checkpoint or its configuration is damaged or of another kind."
         ) from error
-    parts.unet.to(device=device, dtype=dtype)
+    # torch's own `to`: that of diffusers' models warns of modules to keep in fp32, of which these have none
+    nn.Module.to(parts.unet, device=device, dtype=dtype)
     for encoder in parts.text_encoders:
         encoder.model.to(device=device, dtype=dtype)
     # XL's VAE leaves the range of fp16
     precise = dtype == torch.float16 and parts.kind.family.name in (SDXL.name, REFINER.name)
-    parts.vae.to(device=device, dtype=torch.float32 if precise else dtype)
+    nn.Module.to(parts.vae, device=device, dtype=torch.float32 if precise else dtype)
     return DiffusersHost(str(path), parts)
 
 

@@ -39,9 +39,11 @@ OPEN_CLIP = ("conditioner.embedders.1.model.", "cond_stage_model.model.", "condi
 
 @dataclass(frozen=True)
 class Kind:
-    """Attributes:
-    family: which LoRAs fit
-    inpainting: whether the UNet also reads a mask and what it leaves of a picture
+    """What kind of checkpoint it is.
+
+    Attributes:
+        family: which LoRAs fit
+        inpainting: whether the UNet also reads a mask and what it leaves of a picture
     """
 
     family: Family
