@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..recording import Examples, Scene, make_scenes
-from ..solving import RefinementOptions, units
+from ..solving import RefinementOptions
+from .scales import NoiseLevels, scales
 
 #: share of each batch that keeps the predictions without trigger, which guidance subtracts at every step
 NEGATIVE_SHARE = 0.25
@@ -112,7 +113,7 @@ class Sampler:
         self._singles, self._negatives = _Turns(examples, generator), _Turns(examples, generator)
         widths = (2, 3) if options.scene_rows else ()
         self._scenes = {n: _Shuffled(scenes, generator) for n in widths if (scenes := make_scenes(examples, windows=n))}
-        self._scales = scales(examples)
+        self._scales, self._level = scales(examples), NoiseLevels.fit(examples)
         self._step = 0
 
     def draw(self) -> list[Batch]:
@@ -147,11 +148,13 @@ class Sampler:
         return (self.negative_prompt, *self._common(own, k, target), target, torch.tensor([False]), _importance(own))
 
     def _common(self, own: Examples, k: int, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return own.x[k].float(), own.t[k], target, torch.tensor([self._scales[own.teacher.name]])
+        scale = self._scales[own.teacher.name] * self._level(own.t[k])
+        return own.x[k].float(), own.t[k], target, torch.tensor([scale])
 
     def _scene(self, scene: Scene, *, negative: bool) -> _Row:
         first, k = scene.points[0]
-        scale = torch.tensor([self._scales[own.teacher.name] / SCENE_WEIGHT for own, _ in scene.points])
+        level = self._level(first.t[k]) / SCENE_WEIGHT
+        scale = torch.tensor([self._scales[own.teacher.name] * level for own, _ in scene.points])
         importance = torch.stack([_importance(own) for own, _ in scene.points]).mean()
         target = scene.beside("negative_target" if negative else "target").float()
         other, there = (target, torch.zeros(len(scale), dtype=torch.bool)) if negative else scene.rivals()
@@ -166,9 +169,3 @@ def _importance(own: Examples) -> Tensor:
 def _stacked(rows: Sequence[_Row]) -> Batch:
     prompts, *columns = zip(*rows, strict=True)
     return Batch(prompts, *[torch.stack(column) for column in columns])
-
-
-def scales(examples: Sequence[Examples]) -> dict[str, float]:
-    """What each teacher's squared errors are divided by: its concept's own effect (`solving.units`)."""
-    effects = [None if own.teacher.concept is None else float(own.effect.nanmean()) for own in examples]
-    return {own.teacher.name: unit for own, unit in zip(examples, units(effects), strict=True)}

@@ -23,6 +23,7 @@ from .batches import Batch, Sampler
 from .fitting import Fit, find_fit
 from .optimizers import Muon
 from .retention import Retention, measure
+from .scales import NoiseLevels
 
 # torch 2.3 moved it
 GradScaler = torch.amp.GradScaler if hasattr(torch.amp, "GradScaler") else torch.cuda.amp.GradScaler
@@ -81,7 +82,7 @@ def refine(
         options.batch_size,
     )
     scaler = _gradient_scaler(predictor)
-    watch = _Watch(predictor, parameters, held_back, options.steps)
+    watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps)
     for step in range(1, options.steps + 1):
         _set_learning_rate(optimizer, options.learning_rate, step, options.steps)
         batches = sampler.draw()
@@ -110,12 +111,18 @@ class _Watch:
     """Looks at the held-back examples now and then, keeps the best point, and says when nothing improves any more."""
 
     def __init__(
-        self, predictor: Predictor, parameters: Mapping[str, Factors], held_back: Sequence[Examples], steps: int
+        self,
+        predictor: Predictor,
+        parameters: Mapping[str, Factors],
+        held_back: Sequence[Examples],
+        levels: NoiseLevels,
+        steps: int,
     ) -> None:
-        self._predictor, self._parameters, self._held_back, self._steps = predictor, parameters, held_back, steps
+        self._predictor, self._parameters, self._held_back = predictor, parameters, held_back
+        self._levels, self._steps = levels, steps
         self._interval = max(1, math.ceil(steps / CHECKS))
         self._stale, self._recent, self.history = 0, [], []
-        self._retention = measure(predictor, parameters, held_back, units=0)
+        self._retention = self._measured()
         self.best = _snapshot(parameters)
         predictor.progress.log(f"refinement: start, {self._shown(self._retention)}")
 
@@ -126,7 +133,7 @@ class _Watch:
             return False
         loss, contrast = (sum(values) / len(values) for values in zip(*self._recent, strict=True))
         self._recent = []
-        retention = measure(self._predictor, self._parameters, self._held_back, units=0)
+        retention = self._measured()
         self.history.append({"step": step, "loss": loss, "contrast": contrast, "retention": retention.mean})
         self._predictor.progress.log(
             f"refinement: step {step}/{self._steps}, loss {loss:.4f}, contrast {contrast:.3f}, {self._shown(retention)}"
@@ -136,6 +143,10 @@ class _Watch:
         else:
             self._stale += 1
         return self._stale == PATIENCE
+
+    def _measured(self) -> Retention:
+        """In the unit of the loss."""
+        return measure(self._predictor, self._parameters, self._held_back, levels=self._levels, units=0)
 
     @staticmethod
     def _shown(retention: Retention) -> str:

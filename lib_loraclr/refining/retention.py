@@ -9,6 +9,7 @@ import torch
 
 from ..model import Deltas
 from ..recording import BATCH, Examples, Predictor, evaluated
+from .scales import NoiseLevels
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def measure(
     examples: Sequence[Examples],
     *,
     single_drift: float | None = None,
+    levels: NoiseLevels | None = None,
     units: int = 1,
 ) -> Retention:
     """Retention of every concept, on examples that were kept for measuring (docs/method.md, "Retention").
@@ -68,17 +70,19 @@ def measure(
         deltas: the merged result, layer key -> factors
         examples: of the teachers; a concept taught by several counts the points of all of them
         single_drift: `mean_i ||ε_i - ε_base||` of the examples without triggers, from `drift_of_singles`
+        levels: in whose unit each point's squares are measured; None: all in one, where points with little noise weigh most
         units: as in `squared_errors`
     """
     errors, effects = [0.0] * len(predictor.deltas), [0.0] * len(predictor.deltas)
     drift = None
     for own in examples:
-        squared = squared_errors(predictor, deltas, own, units=units).sum()
+        weights = torch.tensor([1 / levels(t) for t in own.t]) if levels else torch.ones(len(own))
+        squared = squared_errors(predictor, deltas, own, units=units)
         if own.teacher.concept is not None:
-            errors[own.teacher.concept] += float(squared)
-            effects[own.teacher.concept] += float(own.effect.sum())
+            errors[own.teacher.concept] += float((squared * weights).sum())
+            effects[own.teacher.concept] += float((own.effect * weights).sum())
         elif single_drift:
-            drift = float(squared / len(own)) ** 0.5 / single_drift
+            drift = float(squared.mean()) ** 0.5 / single_drift
     values = [1 - (e / f) ** 0.5 if f > 0 else None for e, f in zip(errors, effects, strict=True)]
     return Retention(tuple(values), drift)
 
