@@ -38,6 +38,7 @@ ROWS: dict[str, tuple[str, dict] | None] = {
     "average": ("average", {}),
     "as published": ("paper", {}),
     "closed form": ("ridge", {}),
+    "LoRACLR layers": ("contrastive", {"effort": "layers"}),
     "LoRACLR fast": ("contrastive", {"effort": "fast"}),
     "LoRACLR balanced": ("contrastive", {"effort": "balanced"}),
     "LoRACLR thorough": ("contrastive", {"effort": "thorough"}),

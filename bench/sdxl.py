@@ -87,7 +87,7 @@ def merge(host: ShapesHost, folder: Path, number: int, budget: int) -> Run:
     )
     # few and short paths: what they are for is the model's affair, and every one of 64 points a teacher is recorded
     recording = RecordingOptions(paths=8, steps=8)
-    request = MergeRequest(concepts, options={"effort": "fast"}, memory_mb=budget, recording=recording)
+    request = MergeRequest(concepts, options={"effort": "layers"}, memory_mb=budget, recording=recording)
     clock = Clock()
     with looking(clock):
         merged = merge_loras(request, host, clock)

@@ -49,7 +49,7 @@ class Fit:
 def too_small() -> LoraclrError:
     """The error for a card that cannot hold even one sample."""
     return LoraclrError(
-        "The graphics memory is too small to refine this merge even one sample at a time: use effort fast, merge fewer LoRAs "
+        "The graphics memory is too small to refine this merge even one sample at a time: use effort layers, merge fewer LoRAs "
         "at a time, or record smaller pictures (width and height)."
     )
 

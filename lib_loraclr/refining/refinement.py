@@ -95,7 +95,7 @@ def refine(
         if not math.isfinite(loss):
             raise LoraclrError(
                 f"The refinement's loss became {loss} at step {step}: lower learning_rate "
-                f"({options.learning_rate}), or use effort=fast."
+                f"({options.learning_rate}), or use effort=layers."
             )
         # steps whose gradients overflowed are left out by the scaler, which then scales less
         scaler.step(optimizer)

@@ -168,7 +168,7 @@ def _shortage(needed_mb: float, host: Host, *, refining: bool) -> str | None:
     free = free_on_card(host.device)
     if free is None or needed_mb * MEGABYTE <= free:
         return None
-    remedy = "choose effort Fast, which needs less, a lower rank" if refining else "choose a lower rank"
+    remedy = "choose effort Layers, which needs less, a lower rank" if refining else "choose a lower rank"
     return (
         f"The graphics card has {free // MEGABYTE} MB free, and this merge may need {math.ceil(needed_mb)} MB and what a picture "
         f"needs: {remedy}, or merge fewer LoRAs at a time."

@@ -40,7 +40,7 @@ class Fields:
             value=settings.value("loraclr_effort"),
             label="Effort",
             elem_id="loraclr_effort",
-            tooltip="Fast merges layer by layer; the others then refine at the model's output, with more steps. "
+            tooltip="Layers merges layer by layer and needs no gradients; the others then refine what the model draws. "
             "Times are estimates: Check measures this computer anew, and every merge makes them better",
         )
         with FormRow(elem_id="loraclr_name_row"):

@@ -29,7 +29,7 @@ OVER = ("finished", "failed", "interrupted", "kept", "discarded")
 #: jobs that are remembered, and results among them that are held in memory
 _REMEMBERED, _HELD = 16, 2
 _NO_MEMORY = (
-    "The graphics memory ran out, and nothing was kept: choose effort Fast, merge fewer LoRAs at a time, or record smaller "
+    "The graphics memory ran out, and nothing was kept: choose effort Layers, merge fewer LoRAs at a time, or record smaller "
     "pictures (width and height under Advanced)."
 )
 

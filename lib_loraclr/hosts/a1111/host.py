@@ -63,7 +63,7 @@ class A1111Host:
         if self.model.lowvram and self.device.type != "cpu":
             return (
                 "--medvram and --lowvram move parts of the model off the card while it runs, and a backward pass needs them "
-                "all: use effort fast, or start the WebUI without that option."
+                "all: use effort layers, or start the WebUI without that option."
             )
         return None
 

@@ -14,7 +14,7 @@ from ..solvers import minimize
 from . import LayerResult, merge_method
 from .ridge import closed_form
 
-EFFORTS = ("fast", "balanced", "thorough")
+EFFORTS = ("layers", "fast", "balanced", "thorough")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ContrastiveOptions:
 
     effort: str = option(
         "balanced",
-        "fast: layer by layer only; balanced and thorough: then at the model's output, with more steps.",
+        "layers: layer by layer only, without gradients; the others: then at the model's output, with more and more steps.",
         choices=EFFORTS,
     )
     positive: float = option(
@@ -61,7 +61,7 @@ class ContrastiveOptions:
 
 
 #: steps at the output for one concept
-STEPS = {"fast": 0, "balanced": 26, "thorough": 78}
+STEPS = {"layers": 0, "fast": 8, "balanced": 26, "thorough": 78}
 #: steps grow with the number of concepts to this power: more than in proportion, since each is in the way of all others
 GROWTH = 1.25
 
@@ -69,7 +69,7 @@ GROWTH = 1.25
 def refinement_options(options: ContrastiveOptions, concepts: int) -> RefinementOptions | None:
     """What to do at the model's output after the layers are merged; None for nothing."""
     steps = options.steps or round(STEPS[options.effort] * concepts**GROWTH)
-    if options.effort == "fast" or steps == 0:
+    if options.effort == "layers" or steps == 0:
         return None
     return RefinementOptions(options.terms, steps, options.batch_size, options.scenes, options.learning_rate)
 
@@ -86,7 +86,7 @@ def contrastive(problem: LayerProblem, options: ContrastiveOptions) -> LayerResu
 
     Starts at the closed form (`ridge`) and minimises `LayerObjective` over the joint column space by L-BFGS. Exact rank
     `Σ r_i`. Layer by layer the UNet cannot keep many concepts apart (the same few directions carry them all); the
-    refinement at the model's output, which follows for the efforts balanced and thorough, can. Costs, beyond the closed
+    refinement at the model's output, which follows for every effort but layers, can. Costs, beyond the closed
     form, `layer_steps` products of the inputs with `M`, both in coordinates of the inputs' span where rows are few.
     """
     basis = problem.column_space()
