@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..progress import PlannedStage, Stage, Work
 from ..recording import PathPlan, Teacher
-from ..refining import CHECKS, SCENES, points_of
+from ..refining import CHECKS, questions
 from ..request import MergeRequest, Part
 from ..solving import Method, RefinementOptions
 
@@ -29,8 +29,8 @@ SCALE_POINTS = 32
 _ENCODING = 0.1
 #: what a layer costs where nothing is recorded, in layers of a method that records
 _UNRECORDED = 0.1
-#: reading a layer of a LoRA, merging one of the text encoder or the UNet, and cutting one, as shares of a layer's work
-_READING, _TEXT_SHARE, _UNET_SHARE, _CUTTING = 0.01, 0.2, 0.8, 0.1
+#: what reading a layer of a LoRA costs, in the same unit
+_READING = 0.01
 
 
 def learning_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
@@ -64,26 +64,26 @@ def plan_stages(
     refinement: RefinementOptions | None,
     teachers: Sequence[Teacher],
     *,
-    layers: int,
+    layers: tuple[int, int],
     most: int | None = None,
 ) -> list[PlannedStage]:
     """What a merge will do, in its order.
 
     Args:
         refinement: what is done at the model's output, or None
-        layers: how many layers are merged
+        layers: how many layers of the text encoder(s) and of the UNet are merged
         most: points of a teacher that there is room for in memory; None: all
     """
     number, taught = len(request.concepts), len(teachers)
     learn, stop, test = learning_paths(request, most), stopping_paths(request, most), measuring_paths(request, most)
-    per_layer = layers * number / 2
+    per_layer = sum(layers) * number / 2
     cost = 1.0 if method.records else _UNRECORDED
 
     def followed(stage: Stage, plan: PathPlan) -> PlannedStage:
         return _evaluations(stage, sum(plan.evaluations(teacher) for teacher in teachers))
 
-    def merged(stage: Stage, share: float) -> PlannedStage:
-        return PlannedStage(stage, layers, Work.LAYER, cost * share * per_layer)
+    def merged(stage: Stage, own: int) -> PlannedStage:
+        return PlannedStage(stage, own, Work.LAYER, cost * own * number / 2)
 
     recorded = taught * min(learn.points, RECORDED_POINTS)
     stages = [PlannedStage(Stage.READING, number, Work.LAYER, _READING * per_layer)]
@@ -93,10 +93,10 @@ def plan_stages(
             followed(Stage.RECORDING, learn),
             PlannedStage(Stage.TEXT_INPUTS, prompts, Work.EVALUATION, _ENCODING * prompts),
         ]
-    stages.append(merged(Stage.TEXT_LAYERS, _TEXT_SHARE))
+    stages.append(merged(Stage.TEXT_LAYERS, layers[0]))
     if method.records:
         stages.append(_evaluations(Stage.UNET_INPUTS, recorded))
-    stages.append(merged(Stage.UNET_LAYERS, _UNET_SHARE))
+    stages.append(merged(Stage.UNET_LAYERS, layers[1]))
     if refinement:
         stages.append(followed(Stage.HOLDING_BACK, stop))
         looks = (CHECKS + 1) * taught * stop.points / _BACKWARD
@@ -105,21 +105,26 @@ def plan_stages(
         samples = refinement.steps * (refinement.batch_size + wide) + looks
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
         stages.append(_evaluations(Stage.CUTTING, recorded))
-    return [*stages, followed(Stage.TESTING, test), _measuring(teachers, test, number)]
+    measured = _evaluations(Stage.MEASURING, measuring(teachers, test, number))
+    return [*stages, followed(Stage.TESTING, test), measured]
 
 
 #: what a sample forward and back costs, in evaluations; how wide scenes are on the average, in native pictures
 _BACKWARD, _SCENE_WIDTH = 3, 2.25
 
 
-def _measuring(teachers: Sequence[Teacher], test: PathPlan, number: int) -> PlannedStage:
-    """All tags and the merge on every point, each LoRA alone without triggers, and who is taken for whom."""
-    points = {teacher.name: test.of(teacher).points for teacher in teachers}
-    plain = sum(points[teacher.name] for teacher in teachers if teacher.concept is None)
-    called = sum(teacher.in_scenes for teacher in teachers)
-    looks = points_of(called) * number * (max(1, called) + 2)
-    scenes = 2 * 2 * SCENES * called if called > 1 else 0
-    return _evaluations(Stage.MEASURING, 2 * sum(points.values()) + plain * number + looks + scenes)
+def measuring(teachers: Sequence[Teacher], test: PathPlan, concepts: int, *, merged: bool = True) -> int:
+    """Evaluations of the last stage: all tags and the merge on every point, each LoRA alone without triggers, and who is drawn.
+
+    Args:
+        concepts: how many there are
+        merged: whether there is a merge to measure, beside all tags
+    """
+    points = sum(test.of(teacher).points for teacher in teachers)
+    plain = [teacher for teacher in teachers if teacher.concept is None]
+    # of those that are active there already there is nothing to see alone
+    singles = sum(test.of(teacher).points * (concepts - len(teacher.active)) for teacher in plain)
+    return (2 * points + questions(teachers, test) if merged else points) + singles
 
 
 def _evaluations(stage: Stage, samples: int) -> PlannedStage:

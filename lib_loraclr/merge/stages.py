@@ -34,7 +34,6 @@ from ..refining import (
     drift_of_singles,
     gather_candidates,
     measure,
-    questions,
     recognise,
     refine,
 )
@@ -45,6 +44,7 @@ from .stage_plan import (
     RECORDED_POINTS,
     RECORDED_PROMPTS,
     learning_paths,
+    measuring,
     measuring_paths,
     plan_stages,
     stopping_paths,
@@ -108,7 +108,7 @@ class Stages:
     def plan(self, procedure: Procedure) -> list[PlannedStage]:
         """What is to come."""
         refinement = procedure.refinement(len(self.inputs))
-        layers = len(self.text_encoder_keys) + len(self.unet_keys)
+        layers = len(self.text_encoder_keys), len(self.unet_keys)
         return plan_stages(
             self.request, procedure.method, refinement, self.teachers, layers=layers, most=self.memory.points
         )
@@ -254,11 +254,11 @@ class Stages:
     def measure(self, factors: Mapping[str, Factors] | None) -> tuple[Retention, Retention | None, Recognition | None]:
         """Retention of all tags together and of the merge (if any), and whom the merge draws, on words and paths that nothing was
         learnt from or stopped by."""
-        examples = self._follow(Stage.TESTING, measuring_paths(self.request, self.memory.points))
+        plan = measuring_paths(self.request, self.memory.points)
+        examples = self._follow(Stage.TESTING, plan)
         everyone = self.predictor.together(range(len(self.inputs)))
-        singles = sum(len(own) for own in examples if own.teacher.concept is None) * len(self.inputs)
-        results = 1 if factors is None else 2
-        self.progress.start(Stage.MEASURING, results * sum(map(len, examples)) + singles + questions(examples))
+        units = measuring(self.teachers, plan, len(self.inputs), merged=factors is not None)
+        self.progress.start(Stage.MEASURING, units)
         drift = drift_of_singles(self.predictor, examples)
         before = measure(self.predictor, everyone, examples, single_drift=drift)
         if factors is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model import Deltas
-from ..recording import BATCH, Examples, Predictor, evaluated, make_scenes, spread
+from ..recording import BATCH, Examples, PathPlan, Predictor, Teacher, evaluated, make_scenes, spread
 
 #: points of each concept that are looked at: between so few and so many, and as many questions for all concepts together
 LEAST_POINTS, MOST_POINTS, QUESTIONS = 4, 16, 128
@@ -64,7 +64,7 @@ def gather_candidates(predictor: Predictor, examples: Sequence[Examples]) -> lis
         concept = own.teacher.concept
         if concept is None:
             continue
-        few = own.select(spread(len(own), _looked_at(own, len(subjects))))
+        few = own.select(spread(len(own), _looked_at(len(own), own.teacher, len(subjects))))
         others = [other.teacher for other in subjects if other.teacher.concept != concept] if own in subjects else []
         asked = [(other.active, [other.prompt(slot) for slot in few.slots]) for other in others]
         asked.append((own.teacher.absent, list(few.prompts)))
@@ -73,15 +73,20 @@ def gather_candidates(predictor: Predictor, examples: Sequence[Examples]) -> lis
     return found
 
 
-def _looked_at(own: Examples, subjects: int) -> int:
-    return max(LEAST_POINTS, round(points_of(subjects) * own.teacher.share))
+def _looked_at(points: int, teacher: Teacher, subjects: int) -> int:
+    return min(points, max(LEAST_POINTS, round(points_of(subjects) * teacher.share)))
 
 
-def questions(examples: Sequence[Examples]) -> int:
-    """How many evaluations `gather_candidates` takes."""
-    subjects = sum(own.teacher.in_scenes for own in examples)
-    called = [own for own in examples if own.teacher.concept is not None]
-    return sum(min(len(own), _looked_at(own, subjects)) * (subjects if own.teacher.in_scenes else 1) for own in called)
+def questions(teachers: Sequence[Teacher], plan: PathPlan) -> int:
+    """How many evaluations `gather_candidates` and `recognise` take together."""
+    subjects, asked = sum(teacher.in_scenes for teacher in teachers), 0
+    for teacher in teachers:
+        if teacher.concept is not None:
+            points = _looked_at(plan.of(teacher).points, teacher, subjects)
+            # the others or the absent one, and the merge itself
+            asked += points * ((subjects if teacher.in_scenes else 1) + 1)
+    scenes = plan.points * 2 * (subjects // 2) if subjects > 1 else 0
+    return asked + min(scenes, SCENES * subjects)
 
 
 @torch.no_grad()

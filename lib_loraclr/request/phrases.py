@@ -38,6 +38,7 @@ class Bank:
         things: what prompts show that call no concept
         joints: between two things that are asked for at once
         joint: what phrases are joined with
+        articles: whether people write one before what they ask for ("a photo of a dog"), and as often do not
         separate: words that a phrase may begin with instead (" on a beach" needs no comma)
     """
 
@@ -46,6 +47,7 @@ class Bank:
     things: tuple[str, ...]
     joints: tuple[str, ...]
     joint: str = ", "
+    articles: bool = False
     separate: tuple[str, ...] = ()
 
 
@@ -149,15 +151,10 @@ BANKS: dict[str, Bank] = {
             *("a cup", "a book", "a clock", "a lamp", "a fish", "a train", "an apple", "a river", "a street", "a face"),
         ),
         joints=(
-            "{} and {}",
-            "{} and {}",
-            "{} and {}",
-            "{}, {}",
-            "{} next to {}",
-            "{} beside {}",
-            "{} with {}",
-            "{} holding {}",
+            *("{} and {}",) * 6,
+            *("{}, {}", "{}, {}", "{} next to {}", "{} beside {}", "{} with {}", "{} holding {}"),
         ),
+        articles=True,
         separate=("on ", "in ", "at ", "under ", "by ", "wearing ", "with ", "holding "),
     ),
     "booru": Bank(
@@ -254,6 +251,10 @@ _NO_BANK = Bank((), {}, (), ("{} and {}",))
 _STOPPING, _MEASURED = 2, 3
 #: of the prompts that are learnt from, the share that has one of a person's own templates as its form
 OWN_TEMPLATES = 0.5
+#: of the others, the share without any form, as most people write
+BARE = 0.3
+#: how often a thing has an article where people may write one
+ARTICLE = 0.5
 #: how many phrases follow, and how often of sixteen
 _FOLLOWING = (0,) * 3 + (1,) * 9 + (2,) * 4
 
@@ -326,6 +327,7 @@ class Phrases:
         whole = BANKS.get(bank, _NO_BANK)
         own = [template.replace("{trigger}", SLOT) for template in templates]
         self._joint, self._separate, self._joints = whole.joint, whole.separate, whole.joints
+        self._articles, self._has_bank = whole.articles, bool(whole.forms)
         self._forms = _of_part(whole.forms, part) or own
         self._templates = own if part is Part.LEARN else []
         self._words = {kind: _of_part(words, part) for kind, words in whole.words.items()}
@@ -336,14 +338,26 @@ class Phrases:
 
     def draw(self) -> Phrase:
         """The next phrase."""
-        own = self._templates and self._random.random() < OWN_TEMPLATES
-        form = self._random.choice(self._templates if own else self._forms)
+        form = self._form()
         # a template that says what stands behind is not asked to have that on another background
         kinds = [kind for kind in sorted(self._words) if kind not in form]
         kinds = self._random.sample(kinds, min(self._random.choice(_FOLLOWING), len(kinds)))
-        after = "".join(self._separated(self._random.choice(self._words[kind])) for kind in kinds)
+        words = [self._random.choice(self._words[kind]) for kind in kinds]
+        # what needs no comma first: "on a beach, highly detailed"
+        after = "".join(sorted(map(self._separated, words), key=lambda part: not part.startswith(" ")))
         thing = self._random.choice(self._things) if self._things else ""
         return Phrase(form, after, self._random.choice(self._joints), thing)
+
+    def _form(self) -> str:
+        if self._templates and self._random.random() < OWN_TEMPLATES:
+            form = self._random.choice(self._templates)
+        elif self._has_bank and self._random.random() < BARE:
+            form = SLOT
+        else:
+            form = self._random.choice(self._forms)
+        if self._articles and self._random.random() < ARTICLE:
+            form = re.sub(r"(?<!\ba )(?<!\ban )(?<!\bthe )(?<!\bone )\{\}", "a {}", form, count=1)
+        return form
 
     def _separated(self, words: str) -> str:
         return f" {words}" if words.startswith(self._separate or "\0") else f"{self._joint}{words}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from ...files import is_text_encoder
 from ...merge import plan_stages
 from ...model import Host
 from ...output import PreviewOptions, plan_preview
@@ -23,9 +24,16 @@ def stages(request: MergeRequest, host: Host, *, draw: bool) -> list[PlannedStag
         procedure.method,
         procedure.refinement(len(request.concepts)),
         make_teachers(request.concepts, request.prompts),
-        layers=sum(not layer.is_vector for layer in host.layers().values()),
+        layers=_layers(host),
     )
     return [*planned, *drawing(request, draw=draw)]
+
+
+def _layers(host: Host) -> tuple[int, int]:
+    """How many layers of the text encoder(s) and of the UNet a LoRA could change."""
+    keys = [key for key, layer in host.layers().items() if not layer.is_vector]
+    text = sum(map(is_text_encoder, keys))
+    return text, len(keys) - text
 
 
 def drawing(request: MergeRequest, *, draw: bool) -> list[PlannedStage]:
