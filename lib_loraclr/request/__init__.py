@@ -2,10 +2,12 @@
 
 merge_request      concepts, method, output, and how the model is recorded
 prompts            what is asked of the model
+brackets           weights inside prompts
 options            the options of a method, as every door shows them
 output_names       what a merged file may be called
 """
 
+from .brackets import escaped, has_weights, words_of
 from .merge_request import KINDS, PRECISIONS, SAVE_AS, Concept, MergeRequest, RecordingOptions, parse_lora_argument
 from .options import Option, option, parse_number, parse_options, schema
 from .output_names import clean_name, output_path
@@ -24,6 +26,8 @@ __all__ = [
     "check_prompts",
     "clean_name",
     "concept_prompts",
+    "escaped",
+    "has_weights",
     "is_background",
     "option",
     "output_path",
@@ -32,4 +36,5 @@ __all__ = [
     "parse_options",
     "plain_prompts_that_call",
     "schema",
+    "words_of",
 ]

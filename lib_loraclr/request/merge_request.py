@@ -64,6 +64,8 @@ class RecordingOptions:
         steps: of each path
         guidance: classifier-free guidance on these paths
         height, width: of the picture in pixels; 0 for the checkpoint's own size
+        clip_skip: which layer of the text encoder prompts are read from, counted from the last, 1; 0 for what the LoRAs were
+            trained with, where they say so
     """
 
     paths: int = 8
@@ -71,12 +73,13 @@ class RecordingOptions:
     guidance: float = 5.0
     height: int = 0
     width: int = 0
+    clip_skip: int = 0
 
     def check(self) -> None:
         """Raises:
         LoraclrError: a figure is out of range
         """
-        for name, low, high in (("paths", 1, 1000), ("steps", 2, 1000), ("guidance", 0, 100)):
+        for name, low, high in (("paths", 1, 1000), ("steps", 2, 1000), ("guidance", 0, 100), ("clip_skip", 0, 12)):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise LoraclrError(f"recording.{name} is {value}: give a number from {low} to {high}.")

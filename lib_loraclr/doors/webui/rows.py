@@ -120,7 +120,7 @@ def _new(name: str) -> Row:
     except LoraclrError:
         return Row(name)
     # a style that only its file name could call is one without trigger words
-    style = lora.trigger_is_guess and "style" in f"{lora.folder}/{lora.name}".lower()
+    style = lora.found_trigger.source == "name" and "style" in f"{lora.folder}/{lora.name}".lower()
     return Row(name, {"trigger": "" if style else lora.trigger, "kind": "style" if style else "subject"})
 
 
@@ -179,8 +179,8 @@ def _row(row: Row, lora: InstalledLora | None) -> str:
 
 
 def _trigger_tip(lora: InstalledLora | None, guess: str) -> str:
-    if guess:
-        return "The file names no trigger words, so its name stands here: correct it if need be"
+    if lora and guess:
+        return lora.found_trigger.warning(lora.name)
     return _TIPS["trigger"]
 
 
