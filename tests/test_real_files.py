@@ -21,6 +21,8 @@ from lib_loraclr.recording.inputs import InputLora, load_input
 from lib_loraclr.recording.reading import recorded_clip_skip, unweighted_prompts
 from lib_loraclr.request.merge_request import Concept, RecordingOptions
 from lib_loraclr.request.prompts import PromptOptions
+from tests import tiny_checkpoints as tiny
+from tests.tiny_hosts import Open
 
 BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_"
 DOTTED = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_"
@@ -297,6 +299,18 @@ def test_a_skipped_layer_is_not_read(host: DiffusersHost) -> None:
     torch.testing.assert_close(idle, two)
     with host.skipping(0):
         assert host.encode(prompts).tensors["context"].equal(one)
+
+
+def test_other_families_are_read_from_the_layer_that_is_theirs(opened: Open, read: Callable[..., InputLora]) -> None:
+    """Stable Diffusion 2 has its last layer left out already; in XL the setting changes nothing."""
+    two = read(PLAIN, {"ss_clip_skip": "3"}, "three")
+    for checkpoint in (tiny.SD2, tiny.SDXL):
+        host = opened(checkpoint)
+        before = host.encode(["a cat"]).tensors["context"]
+        with host.skipping(3):
+            assert host.clip_skip == 2 and host.encode(["a cat"]).tensors["context"].equal(before)
+        skip, [said] = recorded_clip_skip(0, [two], host)
+        assert skip == 0 and f"three was trained with clip skip 3, and {host.family.name} is read from" in said
 
 
 @pytest.mark.parametrize("skip", [-1, 13])

@@ -185,7 +185,8 @@ class _Read:
         )
         own = self._file.own_key(name)
         if _of_all_channels(delta.factors, layer):
-            self.foreign.append(f"{own} (the WebUI reads no LoRA of all that an inpainting checkpoint's first layer reads)")
+            why = "the WebUI reads no LoRA of all that an inpainting checkpoint's first layer reads"
+            self.foreign += [f"{self._file.own_key(name, parameter)} ({why})" for parameter in parameters]
             return
         if delta.factors.shape != layer.shape:
             raise LoraclrError(
@@ -201,7 +202,8 @@ class _Read:
         if delta.bias is not None and bias_key(key) in self._host.layers():
             self.deltas[bias_key(key)] = delta.bias.scaled(weight).to(self._kept_on)
         elif delta.bias is not None:
-            self.foreign.append(f"{own} (its bias: the layer has none that a LoRA can change)")
+            bias = next(parameter for parameter in ("diff_b", "b_norm") if parameter in parameters)
+            self.foreign.append(f"{self._file.own_key(name, bias)} (the layer has no bias that a LoRA can change)")
 
     def _weight(self, key: str) -> float:
         return self._concept.te_weight if is_text_encoder(key) else self._concept.unet_weight

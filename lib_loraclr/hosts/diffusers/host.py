@@ -105,7 +105,9 @@ class DiffusersHost:
             self.clip_skip = before
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        encoded = [encoder(prompts, self.clip_skip) for encoder in self.text_encoders]
+        # of the others the layer that is read is a part of the family
+        skip = self.clip_skip if self.family is SD1 else 1
+        encoded = [encoder(prompts, skip) for encoder in self.text_encoders]
         context = torch.cat([context for context, _ in encoded], dim=-1)
         if not self._is_xl:
             return Conditioning({"context": context})
