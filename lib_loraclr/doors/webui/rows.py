@@ -156,7 +156,8 @@ def render(table: Table, loras: Mapping[str, InstalledLora]) -> str:
 def _row(row: Row, lora: InstalledLora | None) -> str:
     reason = obstacle(lora) if lora else "it is not installed any more"
     folder = f"{lora.folder}/" if lora and lora.folder else ""
-    badge = f" <span class='loraclr-badge'>{safe(lora.family)}</span>" if lora and reason else ""
+    kind = "unreadable" if lora and lora.problem else lora.family if lora else ""
+    badge = f" <span class='loraclr-badge'>{safe(kind)}</span>" if lora and reason else ""
     refused = f"<div class='loraclr-refused'>Cannot be merged: {safe(reason)}.</div>" if reason else ""
     guess = " loraclr-guess" if lora and lora.trigger_is_guess and row["trigger"] == lora.trigger else ""
     more = " open" if row["prompts"] or _number(row["importance"]) != "1" else ""
