@@ -52,6 +52,14 @@ HOSTILE = {
     "metadata that are no text": (with_header('{"__metadata__": {"x": "\\udfff"}}', b""), "cannot be read as safetensors"),
     "another encoding": (with_header(entry().encode("utf-16")), "cannot be read as safetensors"),
     "a tensor that is text": (with_header('{"a": "b"}'), "a is str, not an object"),
+    "two at one place": (
+        with_header(json.dumps({name: {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]} for name in "ab"})),
+        "b does not begin where the tensor before it ends",
+    ),
+    "a hole and an overlap": (
+        with_header(json.dumps({n: {"dtype": "U8", "shape": [8], "data_offsets": [i, i + 8]} for n, i in (("a", 0), ("b", 4))})),
+        "b does not begin where the tensor before it ends",
+    ),
     "bytes after the end": (with_header(entry(), bytes(17)), "its tensors take 16 bytes, and 17 follow"),
 }
 #: files that are no LoRA -> their first bytes, and what they are called

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,8 +172,26 @@ def test_brackets_of_tags_and_names_are_escaped_once() -> None:
     ],
 )
 def test_the_words_of_a_prompt_are_those_that_the_webui_reads(prompt: str, words: str, weighted: bool) -> None:
-    """As `parse_prompt_attention` of the WebUI has them; `tests/test_real_webui.py` asks that itself."""
+    """As `parse_prompt_attention` of the WebUI has them."""
     assert (words_of(prompt), has_weights(prompt)) == (words, weighted)
+
+
+@pytest.mark.skipif("LORACLR_WEBUI_DIR" not in os.environ, reason="LORACLR_WEBUI_DIR names no WebUI to compare with")
+def test_the_words_of_any_prompt_are_those_of_the_webuis_own_parser() -> None:
+    source = (Path(os.environ["LORACLR_WEBUI_DIR"]) / "modules" / "prompt_parser.py").read_text("utf-8")
+    begin, end = source.index("re_attention = re.compile"), source.index('if __name__ == "__main__"')
+    names: dict = {"re": re}
+    exec(source[begin:end], names)  # the module itself needs the whole WebUI
+    rng, pieces = random.Random(0), ["(", ")", "[", "]", "\\", ":", "1.2", ":1.1)", r"\(", r"\)", "a", " b", ", "]
+    weighted = 0
+    for _ in range(5000):
+        prompt = "".join(rng.choices(pieces, k=rng.randint(0, 9)))
+        parts = names["parse_prompt_attention"](prompt)
+        assert words_of(prompt) == "".join(text for text, _ in parts), prompt
+        if any(weight != 1 for _, weight in parts):
+            weighted += 1
+            assert has_weights(prompt), prompt
+    assert 1000 < weighted < 4500, "control: both kinds occur"
 
 
 @pytest.mark.parametrize("text", ["lily (garden story)", "a [b", "c:1.2)", "plain", "(a:1.1) (b)"])
