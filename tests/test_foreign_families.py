@@ -91,7 +91,10 @@ def test_stable_diffusions_own_modules_tell_of_no_other(module: str) -> None:
         ({"modelspec.architecture": "pixart-alpha/lora"}, "PixArt"),
         ({"ss_base_model_version": "wan2.1"}, "Wan"),
         ({"modelspec.architecture": "hunyuan-video"}, "HunyuanVideo or HunyuanDiT"),
-        ({"modelspec.architecture": "stable-diffusion-xl-v1-base/lora", "ss_base_model_version": "sdxl_base_v1-0"}, None),
+        (
+            {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora", "ss_base_model_version": "sdxl_base_v1-0"},
+            None,
+        ),
         ({"ss_base_model_version": "sd_v2_768_v"}, None),
         ({"ss_base_model_version": "sd_v1", "ss_output_name": "flux-style"}, None),
         ({"modelspec.architecture": "stable-diffusion-v1/lora", "modelspec.title": "wan"}, None),
@@ -138,7 +141,10 @@ def test_what_reads_sd1s_text_is_sd1s_whatever_the_metadata_say(tmp_path: Path) 
 
 def test_metadata_are_asked_before_a_merge(tmp_path: Path, host: DiffusersHost) -> None:
     """The first text encoder of XL is that of SD1, and no tensor tells which is meant."""
-    for said in ({"ss_base_model_version": "sdxl_base_v1-0"}, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}):
+    for said in (
+        {"ss_base_model_version": "sdxl_base_v1-0"},
+        {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"},
+    ):
         path = write(tmp_path / "te.safetensors", [CLIP.format(0)], said)
         with pytest.raises(LoraclrError, match="does not fit .*LoRA for SDXL: load such a checkpoint"):
             load_input(Concept(str(path)), host)

@@ -49,7 +49,10 @@ HOSTILE = {
     "metadata that are a list": (with_header('{"__metadata__": ["x"]}', b""), "metadata are list, not an object"),
     "metadata that are text": (with_header('{"__metadata__": "x"}', b""), "metadata are str, not an object"),
     "a name that is no text": (with_header(entry().replace('"a"', '"\\ud800"')), "cannot be read as safetensors"),
-    "metadata that are no text": (with_header('{"__metadata__": {"x": "\\udfff"}}', b""), "cannot be read as safetensors"),
+    "metadata that are no text": (
+        with_header('{"__metadata__": {"x": "\\udfff"}}', b""),
+        "cannot be read as safetensors",
+    ),
     "another encoding": (with_header(entry().encode("utf-16")), "cannot be read as safetensors"),
     "a tensor that is text": (with_header('{"a": "b"}'), "a is str, not an object"),
     "two at one place": (
@@ -57,14 +60,19 @@ HOSTILE = {
         "b does not begin where the tensor before it ends",
     ),
     "a hole and an overlap": (
-        with_header(json.dumps({n: {"dtype": "U8", "shape": [8], "data_offsets": [i, i + 8]} for n, i in (("a", 0), ("b", 4))})),
+        with_header(
+            json.dumps({n: {"dtype": "U8", "shape": [8], "data_offsets": [i, i + 8]} for n, i in (("a", 0), ("b", 4))})
+        ),
         "b does not begin where the tensor before it ends",
     ),
     "bytes after the end": (with_header(entry(), bytes(17)), "its tensors take 16 bytes, and 17 follow"),
 }
 #: files that are no LoRA -> their first bytes, and what they are called
 OTHERS = {
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 151000000\n", "Git LFS pointer.*git lfs pull"),
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 151000000\n",
+        "Git LFS pointer.*git lfs pull",
+    ),
     "page": (b"<!DOCTYPE html><html><head><title>Sign in</title>", "web page.*sign in there"),
     "page with blanks": (b"\n  <html lang='en'>", "web page"),
     "answer": (b'{"error":"Unauthorized","message":"log in"}', "message in JSON.*download the file again"),
@@ -131,7 +139,9 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
             with safe_open(str(path), framework="pt") as opened:
                 assert shapes == {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            assert "InvalidTensorView" in str(error) or "metadata" in str(error).lower(), "only what the package dislikes"
+            assert "InvalidTensorView" in str(error) or "metadata" in str(error).lower(), (
+                "only what the package dislikes"
+            )
     assert min(outcomes.values()) > 20, "both happen"
 
 

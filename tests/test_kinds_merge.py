@@ -172,7 +172,9 @@ def test_what_is_not_understood_is_listed(host: DiffusersHost, written, tmp_path
     unknown, foreign = given.warnings
     assert "2 keys are not understood and left out (optimizer, " in unknown and f"{TO_K}.scalar" in unknown
     assert "1 keys have no place in the model and are left out (lora_unet_nowhere.lora_up.weight)" in foreign
-    assert given.left_out == ("optimizer", f"{TO_K}.scalar", "lora_unet_nowhere.lora_up.weight"), "all of them, for the report"
+    assert given.left_out == ("optimizer", f"{TO_K}.scalar", "lora_unet_nowhere.lora_up.weight"), (
+        "all of them, for the report"
+    )
 
 
 def test_one_layer_under_two_names_is_refused(host: DiffusersHost, written, tmp_path: Path) -> None:

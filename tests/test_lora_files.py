@@ -267,7 +267,9 @@ def test_a_single_number_that_is_not_finite_is_refused_with_its_key(
     tensors, _ = read_tensors(lora)
     tensors[key] = torch.tensor([1.0, value, 1.0]).to(dtype)
     write_lora(lora, {}, extra=tensors)
-    with pytest.raises(LoraclrError, match=f"fox.safetensors holds NaN or infinity in {key}: .* (use an earlier epoch|leave it out)"):
+    with pytest.raises(
+        LoraclrError, match=f"fox.safetensors holds NaN or infinity in {key}: .* (use an earlier epoch|leave it out)"
+    ):
         read_lora(lora)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from lib_loraclr.doors.cli.inspect import describe
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.files.layer_keys import split_key
-from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.files.training import clip_skip, few_steps
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.recording.inputs import InputLora, load_input
@@ -49,7 +48,9 @@ PLAIN = lora(q=f"{BLOCK}q", k=f"{BLOCK}k", v=f"{BLOCK}v")
 
 @pytest.fixture
 def read(tmp_path: Path, host: DiffusersHost) -> Callable[..., InputLora]:
-    def read_(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, name: str = "file") -> InputLora:
+    def read_(
+        tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, name: str = "file"
+    ) -> InputLora:
         path = tmp_path / f"{name}.safetensors"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, dict(metadata or {}))
         return load_input(Concept(str(path), trigger="word"), host)
@@ -151,7 +152,16 @@ def test_magnitudes_of_columns_and_rows_are_told_apart_by_their_shape(
 
 @pytest.mark.parametrize(
     "name",
-    ["lora_E", "rank_mask", "lora_mask", "ranknum", "dora_magnitude", "weight_m_wdecomp.weight", "lora_B.bias", "magnitude"]
+    [
+        "lora_E",
+        "rank_mask",
+        "lora_mask",
+        "ranknum",
+        "dora_magnitude",
+        "weight_m_wdecomp.weight",
+        "lora_B.bias",
+        "magnitude",
+    ]
     + ["hada_t1", "rescale", "lora_magnitude.default"],
 )
 def test_a_part_that_changes_the_rest_and_is_not_known_refuses_the_file(
@@ -266,7 +276,9 @@ def test_what_the_loras_were_trained_with_is_recorded(read: Callable[..., InputL
     assert recorded_clip_skip(3, [one], host)[0] == 3, "what a person asks for goes first"
 
 
-def test_a_setting_that_somebody_else_has_is_said_to_differ(read: Callable[..., InputLora], host: DiffusersHost) -> None:
+def test_a_setting_that_somebody_else_has_is_said_to_differ(
+    read: Callable[..., InputLora], host: DiffusersHost
+) -> None:
     class Fixed:
         """The WebUI's host, whose clip skip is the WebUI's."""
 

@@ -68,7 +68,14 @@ def test_a_card_that_is_damaged_or_says_nothing_leaves_the_word_to_the_metadata(
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [("sks", "sks"), ('["sks", "other"]', "sks"), ('["", 5, "sks"]', "sks"), ("[sks", r"\[sks"), ("[]", "file"), ("", "file")],
+    [
+        ("sks", "sks"),
+        ('["sks", "other"]', "sks"),
+        ('["", 5, "sks"]', "sks"),
+        ("[sks", r"\[sks"),
+        ("[]", "file"),
+        ("", "file"),
+    ],
 )
 def test_trained_words_are_a_text_or_a_list_of_alternatives(value: str, words: str) -> None:
     assert found({"trained_words": value})[0] == words
@@ -154,7 +161,9 @@ def test_brackets_of_tags_and_names_are_escaped_once() -> None:
     assert found(paren) == (r"lily \(garden story\)", False)
     assert found(tags({"a": {r"lily \(garden story\)": 48}})) == (r"lily \(garden story\)", False)
     assert found({"modelspec.trigger_phrase": "lily [v2]"})[0] == r"lily \[v2\]"
-    assert found({"modelspec.trigger_phrase": "lily, (red dress:1.2)"})[0] == "lily, (red dress:1.2)", "a prompt already"
+    assert found({"modelspec.trigger_phrase": "lily, (red dress:1.2)"})[0] == "lily, (red dress:1.2)", (
+        "a prompt already"
+    )
     assert found({}, "lily (v2)") == (r"lily \(v2\)", True)
 
 
@@ -216,7 +225,11 @@ def test_a_merge_says_which_words_are_a_guess(
     cases = {
         "named": (PHRASE, "sks animal", None),
         "alone": (tags({"a": {"sks": 9}}), "sks", None),
-        "tied": (tags({"a": {"zebra": 3, "apple": 3}}), "zebra", r"a tag of its captions (zebra) is taken for them, which is a guess"),
+        "tied": (
+            tags({"a": {"zebra": 3, "apple": 3}}),
+            "zebra",
+            r"a tag of its captions (zebra) is taken for them, which is a guess",
+        ),
         "mute": ({}, "mute", "its file name is taken for them, which is a guess"),
     }
     for name, (metadata, words, said) in cases.items():
@@ -229,7 +242,9 @@ def test_a_merge_says_which_words_are_a_guess(
         asked = load_input(Concept(str(path), trigger="own"), host)
         assert (asked.concept.trigger, asked.trigger, asked.trigger_is_guess) == ("own", None, False)
     style = load_input(Concept(str(tmp_path / "mute.safetensors"), kind="style"), host)
-    assert (style.concept.trigger, style.trigger_is_guess) == ("", False), "a style needs none, and its name calls nothing"
+    assert (style.concept.trigger, style.trigger_is_guess) == ("", False), (
+        "a style needs none, and its name calls nothing"
+    )
 
 
 def test_stand_alone_weights_in_words_are_said_to_be_left_out(

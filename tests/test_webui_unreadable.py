@@ -13,7 +13,11 @@ def test_a_file_that_cannot_be_read_is_one_marked_choice_and_row(doors: Doors) -
     assert catalogue.choices(rescan=True) == ["animals/penguin  ·  pingu", "big  ·  ⚠ SDXL", "fox  ·  ⚠ unreadable"]
     table = rows.selected(["fox", "penguin"], rows.Table(), rows.Table())
     html = rows.render(table, rows.found(table.rows))
-    assert html.count("loraclr-bad'") == 1 and html.count(">unreadable<") == 1 and "Cannot be merged: the file is a web page" in html
+    assert (
+        html.count("loraclr-bad'") == 1
+        and html.count(">unreadable<") == 1
+        and "Cannot be merged: the file is a web page" in html
+    )
 
 
 def test_a_guess_is_marked_with_where_it_comes_from(doors: Doors) -> None:  # noqa: F811

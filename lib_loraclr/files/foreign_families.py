@@ -1,7 +1,7 @@
 """Families that cannot be merged, by what only their files have: names of modules, and what the metadata call them.
 
-One line per family; the first that fits a file is it. Names are compared with "." as "_" and without what stands before the model's
-own modules, so that every trainer's style is one.
+One line per family; the first that fits a file is it. Names are compared with "." as "_" and without what stands before the
+model's own modules, so that every trainer's style is one.
 """
 
 from __future__ import annotations
@@ -30,9 +30,13 @@ _MODULES = {
     "PixArt, LTX-Video or another diffusion transformer": rf"{_BLOCK}|transformer_layers_\d+_",
     "Wan": r"blocks_\d+_(?:self_attn|cross_attn|ffn)_",
     "HunyuanDiT": r"blocks_\d+_(?:attn[12]_(?:Wqkv|q_proj|kv_proj|out_proj)|mlp_fc|default_modulation)",
-    "Lumina, Z-Image or another diffusion transformer": r"(?:layers|noise_refiner|context_refiner)_\d+_(?:attention|feed_forward)_",
+    "Lumina, Z-Image or another diffusion transformer": (
+        r"(?:layers|noise_refiner|context_refiner)_\d+_(?:attention|feed_forward)_"
+    ),
     "a diffusion transformer": r"(?:blocks|layers)_\d+_",
-    "Stable Cascade": r"(?:down|up)_blocks_\d+_\d+_(?:attention|channelwise|kv_mapper|depthwise|mapper)|clip_(?:txt|img)_mapper|effnet_",
+    "Stable Cascade": (
+        r"(?:down|up)_blocks_\d+_\d+_(?:attention|channelwise|kv_mapper|depthwise|mapper)|clip_(?:txt|img)_mapper|effnet_"
+    ),
     "AnimateDiff": r".*(?:motion_modules_\d+_|temporal_transformer_)",
     "ControlNet-LLLite": r"lllite_",
 }

@@ -137,7 +137,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def own_parameter(key: str) -> str:
-    """The parameter at the end of a key that `split_key` takes, in the key's own words: `x.lora_A.default.weight` -> its second half."""
+    """The parameter at the end of a key that `split_key` takes, in its own words: of `x.lora_A.default.weight` all but `x.`"""
     match = _PARAMETER.search(key)
     if match is not None:
         return match["parameter"]

@@ -20,7 +20,9 @@ from .tensor_files import StoredTensor, read_header
 
 #: what cross-attention reads
 _BY_CONTEXT = {768: "SD1", 1024: "SD2", 1280: "SDXL refiner", 2048: "SDXL"}
-_CROSS_ATTENTION = re.compile(rf"{UNET}\w+_(?:attentions_\d+|blocks_\d+_1|block_1)_transformer_blocks_\d+_attn2_to_[kv]$")
+_CROSS_ATTENTION = re.compile(
+    rf"{UNET}\w+_(?:attentions_\d+|blocks_\d+_1|block_1)_transformer_blocks_\d+_attn2_to_[kv]$"
+)
 #: the width of a text encoder; SDXL's first one is SD1's
 _BY_TEXT_WIDTH = {768: "SD1", 1024: "SD2", 1280: "SDXL"}
 #: beginnings of what the metadata say; the longest first

@@ -115,8 +115,8 @@ def read_lora(path: Path | str) -> LoraFile:
     """Read a LoRA file.
 
     Raises:
-        LoraclrError: it cannot be read, holds no layer, NaN or infinity in what is used, numbers that no LoRA is trained in, or an
-            embedding that could not be passed on
+        LoraclrError: it cannot be read, holds no layer, NaN or infinity in what is used, numbers that no LoRA is trained in, or
+            an embedding that could not be passed on
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
@@ -190,7 +190,9 @@ def _check_numbers(
         for name, tensor in parameters.items():
             key = names[layer][name]
             if tensor.dtype not in DTYPE_NAMES:
-                raise LoraclrError(f"{path} holds {key} as {tensor.dtype}, which cannot be merged: convert the file to fp16.")
+                raise LoraclrError(
+                    f"{path} holds {key} as {tensor.dtype}, which cannot be merged: convert the file to fp16."
+                )
             if name not in idle and not _is_finite(tensor):
                 raise LoraclrError(
                     f"{path} holds NaN or infinity in {key}: the training that made it went wrong; use an earlier epoch."

@@ -47,7 +47,8 @@ BITS = {
     **{f"{kind}{bits}": bits for kind in "IU" for bits in (8, 16, 32, 64)},
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "BOOL"), 8),
-    **{"BF16": 16, "C64": 64},
+    "BF16": 16,
+    "C64": 64,
 }
 HEADER_LENGTH = struct.Struct("<Q")
 #: in bytes, as the format has it
@@ -254,7 +255,10 @@ _TAKEN_FOR_IT = (
         re.compile(rb"\s*[\[{]\s*[\"\]}]"),
         "is a message in JSON, as a site sends in place of a file: read it in an editor, and download the file again.",
     ),
-    (re.compile(rb"PK\x03\x04|\x80[\x02-\x05]"), "is a pickle or zip archive under another name: convert it to .safetensors."),
+    (
+        re.compile(rb"PK\x03\x04|\x80[\x02-\x05]"),
+        "is a pickle or zip archive under another name: convert it to .safetensors.",
+    ),
     (re.compile(rb"GGUF"), "is a GGUF file under another name: take the LoRA in the safetensors format."),
     (re.compile(rb"\Z"), "is empty: download it again."),
 )

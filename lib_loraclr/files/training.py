@@ -40,9 +40,9 @@ def few_steps_warning(label: str, kind: str) -> str:
         kind: from `few_steps`
     """
     return (
-        f"{label} looks like a {kind} LoRA, which makes a model draw in few steps: that changes every step of every picture and is "
-        "no concept, and a merge is recorded at the steps and the guidance that such LoRAs are made to replace. Leave it out, and "
-        "write its tag beside the merged LoRA's."
+        f"{label} looks like a {kind} LoRA, which makes a model draw in few steps: that changes every step of every picture and "
+        "is no concept, and a merge is recorded at the steps and the guidance that such LoRAs are made to replace. Leave it out, "
+        "and write its tag beside the merged LoRA's."
     )
 
 

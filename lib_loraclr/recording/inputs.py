@@ -213,8 +213,9 @@ class _Read:
         warnings = _warnings(self._concept.label, self.unknown, self.foreign, self.losses)
         if self.by_rows:
             warnings.append(
-                f"{self._concept.label}: its DoRA has a length for each channel that leaves a layer ({self.by_rows[0]}, …), which the "
-                "WebUI does not read so in a prompt: there the LoRA alone looks otherwise. The merge applies it as it was trained."
+                f"{self._concept.label}: its DoRA has a length for each channel that leaves a layer ({self.by_rows[0]}, …), "
+                "which the WebUI does not read so in a prompt: there the LoRA alone looks otherwise. The merge applies it as "
+                "it was trained."
             )
         return warnings + _unlike_a_prompt(self._concept, self.deltas, self._host)
 
@@ -270,7 +271,9 @@ def _in_the_model(
         key = host.aliases.get(name, name)
         if key in found:
             one, other = file.own_key(found[key][0]), file.own_key(name)
-            raise LoraclrError(f"{concept.lora} holds {key} twice, under two names ({one} and {other}): keep one of them.")
+            raise LoraclrError(
+                f"{concept.lora} holds {key} twice, under two names ({one} and {other}): keep one of them."
+            )
         found[key] = (name, parameters)
     foreign = [(name, parameter) for key, (name, own) in found.items() if key not in layers for parameter in own]
     strange = [*file.unknown, *(file.own_key(*own) for own in foreign)]

@@ -32,8 +32,8 @@ def recorded_clip_skip(wanted: int, inputs: Sequence[InputLora], host: Host) -> 
     if host.family is not SD1:
         others = [label for label, skip in trained.items() if skip > 2]
         return 0, [
-            f"{label} was trained with clip skip {trained[label]}, and {host.family.name} is read from the last layer but one (2) "
-            "everywhere: it may do less here."
+            f"{label} was trained with clip skip {trained[label]}, and {host.family.name} is read from the last layer but one "
+            "(2) everywhere: it may do less here."
             for label in others
         ]
     if not chosen:
@@ -41,17 +41,21 @@ def recorded_clip_skip(wanted: int, inputs: Sequence[InputLora], host: Host) -> 
     warnings = []
     if len(counts) > 1:
         said = ", ".join(f"{label} with {skip}" for label, skip in trained.items())
-        warnings.append(f"The LoRAs were trained with different clip skips ({said}): {chosen} is recorded (--clip-skip).")
+        warnings.append(
+            f"The LoRAs were trained with different clip skips ({said}): {chosen} is recorded (--clip-skip)."
+        )
     with host.skipping(chosen):
         used = host.clip_skip
     if used != chosen:
         who = "The merge is asked for" if wanted else f"{', '.join(trained)}: trained"
         warnings.append(
-            f"{who} with clip skip {chosen}, and the WebUI's setting is {used}: what is recorded is at {used}. Set Settings > Stable "
-            f"Diffusion > Clip skip to {chosen} before the merge, and when you draw."
+            f"{who} with clip skip {chosen}, and the WebUI's setting is {used}: what is recorded is at {used}. Set Settings > "
+            f"Stable Diffusion > Clip skip to {chosen} before the merge, and when you draw."
         )
     elif chosen > 1 and host.name != "a1111":
-        warnings.append(f"The merge is recorded with clip skip {chosen}: set Clip skip to {chosen} when you draw with it.")
+        warnings.append(
+            f"The merge is recorded with clip skip {chosen}: set Clip skip to {chosen} when you draw with it."
+        )
     return chosen, warnings
 
 
@@ -65,6 +69,6 @@ def unweighted_prompts(prompts: PromptOptions, host: Host) -> list[str]:
 def unweighted(prompt: str) -> str:
     """The warning about a prompt with weights on a host that has none."""
     return (
-        f"{prompt!r} has weights in brackets, which the WebUI gives its words: stand-alone they are read without. Merge in the WebUI, "
-        "take the brackets out, or write \\( and \\) for brackets that are meant as such."
+        f"{prompt!r} has weights in brackets, which the WebUI gives its words: stand-alone they are read without. Merge in the "
+        "WebUI, take the brackets out, or write \\( and \\) for brackets that are meant as such."
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 
 _BRACKET = re.compile(r"(?<!\\)[()\[\]]")
-_PART = re.compile(r"\\(?P<escaped>[()\[\]\\]|)|(?P<open>[(\[])|(?P<weight>:\s*[+-]?[.\d]+\s*\))|(?P<close>[)\]])|[^\\()\[\]:]+|:")
+_PART = re.compile(
+    r"\\(?P<escaped>[()\[\]\\]|)|(?P<open>[(\[])|(?P<weight>:\s*[+-]?[.\d]+\s*\))|(?P<close>[)\]])|[^\\()\[\]:]+|:"
+)
 _CLOSES = {")": "(", "]": "["}
 
 

@@ -83,7 +83,9 @@ def describe(file: LoraFile) -> dict[str, str]:
 def _trigger(found: Trigger) -> str:
     if not found.is_guess:
         return found.words
-    return f"none named; a guess: {found.words} ({'a tag of its captions' if found.source == 'tags' else 'its file name'})"
+    return (
+        f"none named; a guess: {found.words} ({'a tag of its captions' if found.source == 'tags' else 'its file name'})"
+    )
 
 
 def _counted(counts: Counter, total: int) -> str:

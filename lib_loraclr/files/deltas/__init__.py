@@ -130,8 +130,8 @@ def layer_delta(
         device: where to compute
 
     Raises:
-        LoraclrError: the kind of network is not supported, a parameter changes what others mean and is not known, the shapes of the tensors fit neither each other nor the layer, or the
-            delta is not finite
+        LoraclrError: the kind of network is not supported, a parameter changes what others mean and is not known, the shapes of
+            the tensors fit neither each other nor the layer, or the delta is not finite
     """
     kind = kind_of(parameters)
     if kind is None:

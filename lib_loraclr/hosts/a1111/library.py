@@ -161,7 +161,7 @@ def _listed_family(entry: Any, path: Path) -> str:
 
 
 def _looked_at(path: Path) -> tuple[str | None, str]:
-    """The family that its header tells, and why it cannot be read; remembered until the file changes, as the WebUI does metadata."""
+    """The family that its header tells, and why it cannot be read; remembered until the file changes."""
 
     def read() -> dict[str, str | None]:
         # here, as it brings every kind of network with it, and the WebUI's start need not wait for them

@@ -65,8 +65,8 @@ class TextEncoder:
         """Context `[b, 77, d]`, and the projected pooled output `[b, p]` where the model has a projection.
 
         Args:
-            prompts: brackets that the WebUI reads as weights are left out, and those that are escaped are read: the same tokens as
-                there, at the weight 1
+            prompts: brackets that the WebUI reads as weights are left out, and those that are escaped are read: the same tokens
+                as there, at the weight 1
             clip_skip: the layer that is read, from the last, 1, where that is normalised (Stable Diffusion 1, as in the WebUI)
         """
         tokens, places = tokenized(self.tokenizer, [words_of(prompt) for prompt in prompts], self.vectors, _LENGTH)
