@@ -164,3 +164,13 @@ def test_a_file_of_which_most_is_unknown_is_not_merged(
     else:
         with pytest.raises(LoraclrError, match=r"4 of its 7 keys have no place in the model \(model\.something\.0"):
             load_input(Concept(str(path)), host)
+
+
+def test_a_file_without_a_single_layer_of_ours_is_refused_by_its_family_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "qwen.safetensors", ["transformer_blocks.0.txt_mod.1"])
+    with pytest.raises(
+        LoraclrError, match=r"qwen\.safetensors looks like a LoRA for Qwen-Image, which cannot be merged"
+    ):
+        read_lora(path)
+    with pytest.raises(LoraclrError, match="holds no LoRA layer .*is it a LoRA for Stable Diffusion"):
+        read_lora(write(tmp_path / "odd.safetensors", ["something.else"]))

@@ -24,6 +24,7 @@ from ..errors import LoraclrError
 from . import embeddings
 from .adapter_config import assumed, stated_alphas
 from .deltas import KNOWN_PARAMETERS, kind_of, unused_alpha, unused_parameters
+from .foreign_families import foreign_family
 from .layer_keys import own_parameter, split_key
 from .tensor_files import DTYPE_NAMES, HEADER_LENGTH, NewTensor, read_header, unreadable, write_tensors
 
@@ -122,6 +123,8 @@ def read_lora(path: Path | str) -> LoraFile:
     tensors, metadata = read_tensors(path)
     bundled = {key: tensor for key, tensor in tensors.items() if key.startswith(embeddings.PREFIX)}
     names, unknown = _sorted_keys([key for key in tensors if key not in bundled])
+    if not names and (family := foreign_family(unknown, metadata)):
+        raise LoraclrError(f"{path} looks like a LoRA for {family}, which cannot be merged: leave it out.")
     if not names:
         shown = ", ".join([*unknown, *bundled][:3]) or "none at all"
         raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA for Stable Diffusion?")

@@ -2,7 +2,7 @@
 
 `ΔW = (W + D) * m / ||W + D|| - W`. The shape of `dora_scale` says what it was trained on: `[1, d_in]` one length per channel
 that enters (kohya, LyCORIS), `[d_out, 1]` one per channel that leaves (LyCORIS' `wd_on_out`, OneTrainer). The WebUI
-(`extensions-builtin/Lora/network.py`, `apply_weight_decompose`) divides by the columns' lengths whatever the shape, so that of the
+(`extensions-builtin/Lora/network.py`, `apply_weight_decompose`) divides by the columns' lengths whatever the shape, and of the
 second kind it makes something else than what was trained. PEFT's `lora_magnitude_vector` has one length per channel that leaves;
 the WebUI does not read it.
 
