@@ -174,7 +174,8 @@ def samples() -> dict[str, Sample]:
             wrong = option == "added" and sample.kind in ("GLoRA", "(IA)3")
             # and drops everything that stands beside `lora_A` and `lora_B`
             wrong |= name == "LoRA PEFT names" and option != ""
-            webui = sample.webui and option != "DoRA of PEFT" and not wrong
+            # which reads no DoRA by rows as it was trained
+            webui = sample.webui and option not in ("DoRA of PEFT", "DoRA by rows") and not wrong
             tensors = {**extra, **sample.tensors}
             found[f"{name} {option}".strip()] = Sample(sample.kind, sample.form, tensors, webui)
     return found

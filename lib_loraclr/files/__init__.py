@@ -3,7 +3,8 @@
 tensor_files       the safetensors format
 lora_files         a LoRA file, and files that belong together
 layer_keys         names of layers, in every style; unet_names those of a UNet
-lora_family        which family of models a file was made for
+lora_family        which family of models a file was made for; foreign_families those that cannot be merged
+training           what name and metadata tell of the training: clip skip, and LoRAs that are no concept
 deltas             what each kind of network stores, and the change of a weight it stands for
 adapter_config     alpha, where a file keeps it outside its tensors
 embeddings         embeddings that a file bundles
@@ -23,7 +24,7 @@ from .layer_keys import (
     text_encoder_key,
     unet_key,
 )
-from .lora_family import family_by_header, family_by_tensors, family_of
+from .lora_family import family_by_header, family_of
 from .lora_files import (
     LoraFile,
     read_lora,
@@ -36,7 +37,8 @@ from .lora_files import (
     write_files,
 )
 from .tensor_files import DTYPE_NAMES, DTYPES, NewTensor, StoredTensor, read_header, tensor_bytes, write_tensors
-from .triggers import find_trigger, tag_frequency
+from .training import clip_skip, few_steps, few_steps_warning
+from .triggers import Trigger, find_trigger, tag_frequency
 from .unet_names import compvis_names, diffusers_name
 
 __all__ = [
@@ -45,15 +47,18 @@ __all__ = [
     "LoraFile",
     "NewTensor",
     "StoredTensor",
+    "Trigger",
     "UNET",
     "attention_projections",
     "bias_key",
     "embeddings_by_name",
+    "clip_skip",
     "compvis_names",
     "diffusers_name",
     "family_by_header",
-    "family_by_tensors",
     "family_of",
+    "few_steps",
+    "few_steps_warning",
     "find_trigger",
     "incomplete_attention",
     "is_text_encoder",

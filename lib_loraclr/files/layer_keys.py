@@ -62,7 +62,10 @@ _DOTTED = {
 }
 #: modules of a UNet that are not inside another, as PEFT names them
 _TOP_MODULES = ("conv_in", "conv_out", "conv_norm_out")
-_WRAPPERS = ("base_model.model.", "base_model.")
+#: what PEFT, torch.compile and parallel training put into a path, anywhere in it
+_WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:base_model\.model|base_model|_orig_mod|module)\.")
+#: the same in names without dots
+_UNDERSCORED_WRAPPERS = re.compile(r"^(?:base_model_model_|module_)|(?:(?<=_)|^)_orig_mod_")
 
 
 def _longest_of(prefixes: Iterable[str]) -> re.Pattern[str]:
@@ -76,7 +79,7 @@ _UNDERSCORED_PREFIX, _DOTTED_PREFIX = _longest_of(_UNDERSCORED), _longest_of(_DO
 _PARAMETER = re.compile(
     # diffusers' first LoRAs write `to_q_lora.up.weight`
     r"(?:\.|_(?=lora\.))(?P<parameter>lora\.(?:up|down)\.weight|lora_linear_layer\.(?:up|down)\.weight"
-    r"|(?:lora_)?(?:up|down)\.weight|lora_mid\.weight|lora_[AB](?:\.\w+)?\.weight|lora_magnitude_vector(?:\.\w+)*"
+    r"|(?:lora_)?(?:up|down)\.weight|lora_mid\.weight|lora_[AB](?:\.[\w.-]+)?\.weight|lora_magnitude_vector(?:\.[\w-]+)*"
     r"|[ab][12]\.weight|bm\.weight|alpha|scale|dora_scale|hada_\w+|lokr_\w+|oft_blocks|oft_diag|rescale"
     r"|diff|diff_b|w_norm|b_norm|bias_\w+)$"
 )
@@ -84,8 +87,8 @@ _PARAMETER = re.compile(
 _RENAMED = (
     (re.compile(r"(?:lora\.|lora_linear_layer\.|lora_)?(up|down)\.weight"), r"lora_\1.weight"),
     # PEFT writes the adapter's name between, diffusers not
-    (re.compile(r"lora_([AB])\.(?:\w+\.)?weight"), r"lora_\1.weight"),
-    (re.compile(r"lora_magnitude_vector(?:\.\w+)*"), "lora_magnitude_vector"),
+    (re.compile(r"lora_([AB])\.(?:[\w.-]+\.)?weight"), r"lora_\1.weight"),
+    (re.compile(r"lora_magnitude_vector(?:\.[\w-]+)*"), "lora_magnitude_vector"),
 )
 #: modules of OpenCLIP's text encoder, and of diffusers' first LoRAs: their name -> transformers'
 _TEXT_MODULES = {
@@ -109,15 +112,19 @@ def split_key(key: str) -> tuple[str, str] | None:
 
     `lora_unet_x.lora_up.weight` and `unet.x.lora_B.weight` -> (`lora_unet_x`, `lora_up.weight` or `lora_B.weight`).
     """
-    head, dot, tail = key.partition(".")
+    key = _WRAPPERS.sub("", key)
+    head, _, tail = key.partition(".")
+    match = _PARAMETER.search(key)
     # kohya splits at the first dot, and so does the WebUI
     if prefix := _UNDERSCORED_PREFIX.match(head):
-        if not (tail and head[prefix.end() :]):
+        path = _UNDERSCORED_WRAPPERS.sub("", head[prefix.end() :])
+        if not (tail and path):
             return None
-        return _normal(_UNDERSCORED[prefix[0]] + head[prefix.end() :]), _parameter(tail)
-    for wrapper in _WRAPPERS:
-        key = key.removeprefix(wrapper)
-    prefix, match = _DOTTED_PREFIX.match(key), _PARAMETER.search(key)
+        if match is not None and match.start() > len(head):
+            # some write the last part of the path with dots: `…_attn1.to_out.0.lora_magnitude_vector`
+            path, tail = path + key[len(head) : match.start()].replace(".", "_"), match["parameter"]
+        return _normal(_UNDERSCORED[prefix[0]] + path), _parameter(tail)
+    prefix = _DOTTED_PREFIX.match(key)
     if match is not None and key[: match.start()] in _TOP_MODULES:
         return UNET + key[: match.start()], _parameter(match["parameter"])
     if prefix is None or match is None or match.start() <= prefix.end():
@@ -129,10 +136,17 @@ def split_key(key: str) -> tuple[str, str] | None:
     return _normal(layer + path.replace(".", "_")), _parameter(match["parameter"])
 
 
+def own_parameter(key: str) -> str:
+    """The parameter at the end of a key that `split_key` takes, in its own words: of `x.lora_A.default.weight` all but `x.`"""
+    match = _PARAMETER.search(key)
+    if match is not None:
+        return match["parameter"]
+    return key.partition(".")[2]
+
+
 def module_path(key: str) -> str | None:
     """The path of the module that a dotted key names, in its model: `unet.x.y.alpha` -> `x.y`; None for every other style."""
-    for wrapper in _WRAPPERS:
-        key = key.removeprefix(wrapper)
+    key = _WRAPPERS.sub("", key)
     match = _PARAMETER.search(key)
     if match is None or _UNDERSCORED_PREFIX.match(key.partition(".")[0]):
         return None

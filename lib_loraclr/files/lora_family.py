@@ -1,4 +1,7 @@
-"""The family of models that a LoRA was made for: by its tensors, and by its metadata where those leave it open."""
+"""The family of models that a LoRA was made for: by its tensors, and by its metadata where those leave it open.
+
+One answer for a merge, the tab's Check, the picker and `inspect`. Families that cannot be merged are in `foreign_families`.
+"""
 
 from __future__ import annotations
 
@@ -10,48 +13,69 @@ import torch
 from torch import Tensor
 
 from .deltas import kind_of
+from .foreign_families import foreign_family
 from .layer_keys import TEXT_ENCODERS, UNET, is_text_encoder, split_key
 from .lora_files import LoraFile
 from .tensor_files import StoredTensor, read_header
 
-#: parts of names of layers that only other families have
-_FOREIGN = {
-    "double_blocks": "Flux",
-    "single_blocks": "Flux",
-    "single_transformer_blocks": "Flux",
-    "joint_blocks": "SD3",
-    "context_embedder": "SD3",
-    f"{UNET}transformer_transformer_blocks": "SD3 or Flux",
-}
 #: what cross-attention reads
 _BY_CONTEXT = {768: "SD1", 1024: "SD2", 1280: "SDXL refiner", 2048: "SDXL"}
+_CROSS_ATTENTION = re.compile(
+    rf"{UNET}\w+_(?:attentions_\d+|blocks_\d+_1|block_1)_transformer_blocks_\d+_attn2_to_[kv]$"
+)
 #: the width of a text encoder; SDXL's first one is SD1's
 _BY_TEXT_WIDTH = {768: "SD1", 1024: "SD2", 1280: "SDXL"}
-_BY_VERSION = {"sd_v1": "SD1", "sd_v2": "SD2", "sdxl_": "SDXL"}
+#: beginnings of what the metadata say; the longest first
+_BY_VERSION = {
+    "sdxl_refiner": "SDXL refiner",
+    "sdxl": "SDXL",
+    "sd_xl": "SDXL",
+    "sd_v1": "SD1",
+    "sd_1": "SD1",
+    "sd1": "SD1",
+    "sd_v2": "SD2",
+    "sd_2": "SD2",
+    "sd2": "SD2",
+}
 _BY_ARCHITECTURE = {
+    "stable-diffusion-xl-v1-refiner": "SDXL refiner",
+    "stable-diffusion-xl": "SDXL",
     "stable-diffusion-v1": "SD1",
     "stable-diffusion-v2": "SD2",
-    "stable-diffusion-xl": "SDXL",
-    "stable-diffusion-3": "SD3",
-    "flux": "Flux",
 }
 
 
 def family_of(file: LoraFile) -> str | None:
-    """SD1, SD2, SDXL, SDXL refiner (`model.Family.name`) or a family that cannot be merged; None where nothing tells."""
-    return family_by_tensors(file.layers) or _by_metadata(file.metadata) or ("SDXL" if _of_sdxl(file.layers) else None)
+    """SD1, SD2, SDXL, SDXL refiner (`model.Family.name`) or one that cannot be merged; None where nothing tells.
+
+    Tensors are asked before metadata, but for the text encoder, which Flux and SD3 share with Stable Diffusion.
+    """
+    keys = [*file.layers, *file.unknown]
+    certain = _certain(keys, file.layers, file.metadata)
+    return certain or _by_metadata(file.metadata) or ("SDXL" if _of_sdxl(file.layers) else None)
 
 
 def family_by_header(path: Path) -> str | None:
-    """The family by names and shapes, of a file whose tensors are left where they are.
+    """The family as `family_of` has it, of a file whose tensors are left where they are; None where its shapes do not tell.
+
+    Which of the families that can be merged the metadata name is not asked: people correct that on the WebUI's card.
 
     Raises:
         LoraclrError: it cannot be read as safetensors
     """
-    tensors = read_header(path).tensors
+    header = read_header(path)
     # Cross-attention tells nearly always, and is a small part of a large file.
-    telling = [tensor for tensor in tensors if re.search(r"attn2.to_[kv]", tensor.name)]
-    return family_by_tensors(_shapes(telling)) or family_by_tensors(_shapes(tensors))
+    telling = _by_context(_shapes(stored for stored in header.tensors if re.search(r"attn2.to_[kv]", stored.name)))
+    if telling:
+        return telling
+    return _certain([stored.name for stored in header.tensors], _shapes(header.tensors), header.metadata)
+
+
+def _certain(
+    keys: Iterable[str], layers: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]
+) -> str | None:
+    """By names and shapes, and by metadata where they name a family that cannot be merged."""
+    return _by_context(layers) or foreign_family(keys, metadata) or family_by_tensors(layers)
 
 
 def _shapes(tensors: Iterable[StoredTensor]) -> dict[str, dict[str, Tensor]]:
@@ -68,18 +92,21 @@ def family_by_tensors(layers: Mapping[str, Mapping[str, Tensor]]) -> str | None:
     Args:
         layers: layer key -> parameter name -> tensor
     """
-    for part, family in _FOREIGN.items():
-        if any(part in key for key in layers):
-            return family
-    contexts = {width for key, _, width in _sides(layers) if re.search(r"_attn2_to_[kv]$", key)}
-    by_context = {_BY_CONTEXT[width] for width in contexts if width in _BY_CONTEXT}
-    if len(by_context) == 1:
-        return by_context.pop()
+    by_context = _by_context(layers)
+    if by_context:
+        return by_context
     if _of_sdxl(layers):
         # the refiner has SDXL's second text encoder alone, and four transformer blocks to an attention
         both = any(key.startswith(TEXT_ENCODERS[1]) for key in layers)
         return "SDXL" if both or any(re.search(r"_transformer_blocks_[4-9]", key) for key in layers) else None
     return _by_text_encoder(layers)
+
+
+def _by_context(layers: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """By what a UNet's cross-attention reads, which nothing else has."""
+    telling = {key: own for key, own in layers.items() if _CROSS_ATTENTION.match(key)}
+    found = {_BY_CONTEXT[width] for _, _, width in _sides(telling) if width in _BY_CONTEXT}
+    return found.pop() if len(found) == 1 else None
 
 
 def _of_sdxl(layers: Iterable[str]) -> bool:
@@ -119,7 +146,8 @@ def _sides(layers: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, in
 
 def _by_metadata(metadata: Mapping[str, str]) -> str | None:
     for table, name in ((_BY_VERSION, "ss_base_model_version"), (_BY_ARCHITECTURE, "modelspec.architecture")):
-        for start, family in table.items():
-            if metadata.get(name, "").lower().startswith(start):
-                return family
+        said = metadata.get(name, "").lower()
+        found = next((family for start, family in table.items() if said.startswith(start)), None)
+        if found:
+            return found
     return "SD2" if metadata.get("ss_v2") == "True" else None

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,10 @@ from torch import Tensor
 from ..errors import LoraclrError
 from . import embeddings
 from .adapter_config import assumed, stated_alphas
-from .layer_keys import split_key
-from .tensor_files import DTYPE_NAMES, HEADER_LENGTH, NewTensor, write_tensors
+from .deltas import KNOWN_PARAMETERS, kind_of, unused_alpha, unused_parameters
+from .foreign_families import foreign_family
+from .layer_keys import own_parameter, split_key
+from .tensor_files import DTYPE_NAMES, HEADER_LENGTH, NewTensor, read_header, unreadable, write_tensors
 
 _PICKLES = {".pt", ".ckpt", ".bin", ".pth"}
 
@@ -40,6 +42,7 @@ class LoraFile:
         embeddings: tensors of bundled embeddings (`bundle_emb.…`), passed through by a merge
         unknown: keys that are not of a form we know
         warnings: what had to be assumed
+        names: layer key -> parameter -> the file's own key
     """
 
     path: Path
@@ -48,6 +51,14 @@ class LoraFile:
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def own_key(self, layer: str, parameter: str | None = None) -> str:
+        """What the file itself calls a parameter of a layer; without one, the first of the layer's keys."""
+        own = self.names.get(layer, {})
+        if parameter is None:
+            return next(iter(own.values()), layer)
+        return own.get(parameter, f"{layer}.{parameter}")
 
     @property
     def name(self) -> str:
@@ -89,66 +100,122 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a `.safetensors` file, and its metadata.
 
     Raises:
-        LoraclrError: not safetensors, truncated, or a header that does not fit the file
+        LoraclrError: not safetensors, truncated, a header that does not fit the file, or numbers that torch does not know
     """
     require_safetensors(path)
+    read_header(path)  # first, as it refuses any bytes at all, and says why
     try:
         with safe_open(str(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except PermissionError as error:
-        raise LoraclrError(f"{path} may not be read: change its permissions, or copy it elsewhere.") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise LoraclrError(
-            f"{path} cannot be read as safetensors ({error}): the file is damaged or incomplete, download it again."
-        ) from error
+    # of a type that torch does not have the package says so in many ways
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise unreadable(path, error) from error
 
 
 def read_lora(path: Path | str) -> LoraFile:
     """Read a LoRA file.
 
     Raises:
-        LoraclrError: it cannot be read, holds no layer, NaN or infinity, or an embedding that could not be passed on
+        LoraclrError: it cannot be read, holds no layer, NaN or infinity in what is used, numbers that no LoRA is trained in, or
+            an embedding that could not be passed on
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    layers: dict[str, dict[str, Tensor]] = {}
-    bundled, unknown, names = {}, [], {}
-    for key, tensor in tensors.items():
-        if not _is_finite(tensor):
-            raise LoraclrError(
-                f"{path} holds NaN or infinity in {key}: the training that made it went wrong; use an earlier epoch."
-            )
-        if key.startswith(embeddings.PREFIX):
-            if tensor.dtype not in DTYPE_NAMES:
-                raise LoraclrError(
-                    f"{path} bundles the embedding {key} as {tensor.dtype}, which a merge cannot pass on: "
-                    "leave this file out, or take the embedding out of it."
-                )
-            bundled[key] = tensor
-        # a parameter that a file holds twice, in two styles, is read once
-        elif (parts := split_key(key)) is not None and parts[1] not in layers.get(parts[0], {}):
-            layers.setdefault(parts[0], {})[parts[1]] = tensor
-            names[parts[0]] = key
-        else:
-            unknown.append(key)
-    if not layers:
+    bundled = {key: tensor for key, tensor in tensors.items() if key.startswith(embeddings.PREFIX)}
+    names, unknown = _sorted_keys([key for key in tensors if key not in bundled])
+    if not names and (family := foreign_family(unknown, metadata)):
+        raise LoraclrError(f"{path} looks like a LoRA for {family}, which cannot be merged: leave it out.")
+    if not names:
         shown = ", ".join([*unknown, *bundled][:3]) or "none at all"
         raise LoraclrError(f"{path} holds no LoRA layer (its keys: {shown}): is it a LoRA for Stable Diffusion?")
+    layers = {layer: {name: tensors[key] for name, key in own.items()} for layer, own in names.items()}
+    _check_numbers(layers, names, path)
     _check_shapes(layers, path)
     _check_embeddings(bundled, path)
     peft = any(key.startswith("base_model.") for key in tensors)
-    for key, alpha in stated_alphas(layers, names, metadata, path, peft=peft).items():
-        layers[key]["alpha"] = alpha
+    one_name = {layer: next(iter(own.values())) for layer, own in names.items()}
+    for layer, alpha in stated_alphas(layers, one_name, metadata, path, peft=peft).items():
+        layers[layer]["alpha"] = alpha
     warning = assumed(layers) if peft else None
-    return LoraFile(path, metadata, layers, bundled, tuple(unknown), (warning,) if warning else ())
+    return LoraFile(path, metadata, layers, bundled, tuple(unknown), (warning,) if warning else (), names)
+
+
+def _sorted_keys(keys: Sequence[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Layer key -> parameter -> the file's own key, and keys that belong to no layer."""
+    names: dict[str, dict[str, str]] = {}
+    modules: dict[str, str] = {}
+    unclear, unknown = [], []
+    for key in keys:
+        parts = split_key(key)
+        if parts is None or parts[1] not in KNOWN_PARAMETERS:
+            unclear.append(key)
+        # a parameter that a file holds twice, in two styles, is read once
+        elif parts[1] in names.setdefault(parts[0], {}):
+            unknown.append(key)
+        else:
+            names[parts[0]][parts[1]] = key
+            modules[_module(key)] = parts[0]
+    for key in unclear:
+        # what stands beside the parameters of a layer belongs to it, whatever it is called, and may change what they mean
+        ends = [place for place, letter in enumerate(key) if letter == "."]
+        owned = [(modules[_flat(key[:end])], key[end + 1 :]) for end in ends if _flat(key[:end]) in modules]
+        layer, name = owned[-1] if owned else split_key(key) or (None, "")
+        if layer is None or name in names.get(layer, ()):
+            unknown.append(key)
+        else:
+            names.setdefault(layer, {})[name] = key
+    return names, unknown
+
+
+def _module(key: str) -> str:
+    """The part of a key that names the module, as `_flat` has it."""
+    parameter = own_parameter(key)
+    return _flat(key[: -len(parameter) - 1])
+
+
+def _flat(path: str) -> str:
+    # some files write the magnitudes' path with dots and the factors' without
+    return path.replace(".", "_")
+
+
+def _check_numbers(
+    layers: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, Mapping[str, str]], path: Path
+) -> None:
+    """Refuse NaN and infinity in what is used, and types of numbers that no LoRA is trained in.
+
+    Raises:
+        LoraclrError: one of them
+    """
+    for layer, parameters in layers.items():
+        kind = kind_of(parameters)
+        idle = set(unused_parameters(kind, parameters)) if kind else set()
+        idle |= {"alpha"} if unused_alpha(parameters) else set()
+        for name, tensor in parameters.items():
+            key = names[layer][name]
+            if tensor.dtype not in DTYPE_NAMES:
+                raise LoraclrError(
+                    f"{path} holds {key} as {tensor.dtype}, which cannot be merged: convert the file to fp16."
+                )
+            if name not in idle and not _is_finite(tensor):
+                raise LoraclrError(
+                    f"{path} holds NaN or infinity in {key}: the training that made it went wrong; use an earlier epoch."
+                )
 
 
 def _check_embeddings(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse what the WebUI would load neither here nor out of the merged file.
 
     Raises:
-        LoraclrError: an embedding of an unknown form
+        LoraclrError: an embedding of an unknown form, or of numbers that are none
     """
+    for key, tensor in tensors.items():
+        if tensor.dtype not in DTYPE_NAMES:
+            raise LoraclrError(
+                f"{path} bundles the embedding {key} as {tensor.dtype}, which a merge cannot pass on: "
+                "leave this file out, or take the embedding out of it."
+            )
+        if not _is_finite(tensor):
+            raise LoraclrError(f"{path} holds NaN or infinity in {key}: take the embedding out of it, or leave it out.")
     try:
         embeddings.embeddings_by_name(tensors)
     except LoraclrError as error:

@@ -9,7 +9,15 @@ from ..errors import LoraclrError
 from ..files import is_text_encoder
 from ..model import Host, MemoryPlan, plan_memory
 from ..output import require_copyable, require_places
-from ..recording import InputLora, base_model_warnings, bundled_embeddings, lost_embeddings, make_teachers
+from ..recording import (
+    InputLora,
+    base_model_warnings,
+    bundled_embeddings,
+    lost_embeddings,
+    make_teachers,
+    recorded_clip_skip,
+    unweighted_prompts,
+)
 from ..request import MergeRequest, check_prompts, plain_prompts_that_call
 from ..solving import Procedure
 from .stage_plan import learning_paths, measuring_paths
@@ -55,6 +63,8 @@ def examine(
         *base_model_warnings(inputs, host),
         *lost_embeddings(request, inputs),
         *plain_prompts_that_call(concepts, request.prompts),
+        *recorded_clip_skip(request.recording.clip_skip, inputs, host)[1],
+        *unweighted_prompts(request.prompts, host),
     ]
     return Examination(problems, tuple(warnings))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..model import Host
 from ..output import ConceptReport, Merge, MergeReport, Target
 from ..progress import Progress
-from ..recording import InputLora, bundled_embeddings, load_input, load_inputs, served_layers
+from ..recording import InputLora, bundled_embeddings, load_input, load_inputs, recorded_clip_skip, served_layers
 from ..refining import Recognition, Refined, Retention
 from ..request import MergeRequest, parse_lora_argument
 from ..solving import MergedLayer, Procedure
@@ -36,7 +36,8 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
     serves = served_layers(host, merged_keys(inputs)) if procedure.method.records else None
     examination = examine(request, inputs, host, serves)
     examination.require_possible()
-    with host.knowing(bundled_embeddings(inputs)) as unknown:
+    skip, _ = recorded_clip_skip(request.recording.clip_skip, inputs, host)
+    with host.knowing(bundled_embeddings(inputs)) as unknown, host.skipping(skip):
         # Sorted by content, so that the order in which the LoRAs were named changes nothing.
         stages = Stages(request, sorted(inputs, key=lambda lora: lora.order), host, serves, progress)
         progress.plan(stages.plan(procedure))
@@ -81,7 +82,8 @@ def measure_loras(
     examination = examine(request, inputs, host)
     examination.require_possible()
     result = load_input(parse_lora_argument(merged), host).deltas if merged else None
-    with host.knowing(bundled_embeddings(inputs)) as unknown:
+    skip, _ = recorded_clip_skip(request.recording.clip_skip, inputs, host)
+    with host.knowing(bundled_embeddings(inputs)) as unknown, host.skipping(skip):
         stages = Stages(request, inputs, host, None, progress)
         before, after, recognition = stages.measure(result)
     return MergeReport(

@@ -65,6 +65,10 @@ class Host(Protocol):
     default_size: int
     prediction_type: str
     alphas_cumprod: Tensor
+    #: which layer of the text encoder prompts are read from, counted from the last, 1, as the WebUI's "Clip skip" does
+    clip_skip: int
+    #: whether brackets in prompts are weights, as in the WebUI; else words in them are read like any others
+    weighs_words: bool
     #: names that files have for a layer besides its key -> layer key
     aliases: Mapping[str, str]
 
@@ -85,6 +89,10 @@ class Host(Protocol):
         Returns:
             a warning for each that prompts do without
         """
+        ...
+
+    def skipping(self, clip_skip: int) -> AbstractContextManager[None]:
+        """Inside, prompts are read with another `clip_skip`, where that is not somebody's setting; 0 leaves it as it is."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:

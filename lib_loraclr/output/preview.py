@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..model import Factors, Host, concatenate
 from ..progress import PlannedStage, Progress, Stage, Work
-from ..recording import BATCH, bundled_embeddings, sample
+from ..recording import BATCH, bundled_embeddings, recorded_clip_skip, sample
 from ..request import concept_prompts, is_background
 from .merged import Merge
 
@@ -85,7 +85,8 @@ def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Pr
         return host.decode(latents)
 
     base = draw({}, prompts, options.seed)
-    with host.knowing(bundled_embeddings(merge.inputs)):
+    skip, _ = recorded_clip_skip(merge.request.recording.clip_skip, merge.inputs, host)
+    with host.knowing(bundled_embeddings(merge.inputs)), host.skipping(skip):
         together, merged = (draw(deltas, prompts, options.seed) for deltas in (everyone, merge.factors))
         alone = [draw(lora.deltas, [prompts[i]], options.seed + i)[0] for i, lora in enumerate(merge.inputs)]
         seed = options.seed + len(prompts)

@@ -1,7 +1,7 @@
 """What the model does with each LoRA alone: the teachers, their predictions, and what enters each layer.
 
-inputs             the LoRAs of a request, held against the loaded model; base_models what they were trained on,
-                   asking what will be asked
+inputs             the LoRAs of a request, held against the loaded model; base_models what they were trained on
+asking             what will be asked; reading how prompts are read: clip skip, and weights in brackets
 teachers           which LoRAs are active on which prompts
 predictor          the model with any of the LoRAs active
 sampling           denoising paths
@@ -15,6 +15,7 @@ from .examples import Examples, PathPlan, draw_slots, record_examples, spread
 from .inputs import InputLora, bundled_embeddings, load_input, load_inputs, lost_embeddings
 from .layer_inputs import Run, record_run, served_layers
 from .predictor import Predictor
+from .reading import recorded_clip_skip, unweighted_prompts
 from .sampling import BATCH, evaluated, sample
 from .scenes import Scene, make_scenes
 from .teachers import Slot, Teacher, make_teachers
@@ -42,7 +43,9 @@ __all__ = [
     "make_teachers",
     "record_examples",
     "record_run",
+    "recorded_clip_skip",
     "sample",
     "served_layers",
     "spread",
+    "unweighted_prompts",
 ]

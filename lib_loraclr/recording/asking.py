@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..files import tag_frequency
-from ..request import NO_BANK, MergeRequest, Part, Phrases, contains_words
+from ..request import NO_BANK, MergeRequest, Part, Phrases, contains_words, escaped
 from .inputs import InputLora
 from .teachers import Slot, Teacher, make_teachers
 
@@ -21,7 +21,9 @@ def caption_words(inputs: Sequence[InputLora]) -> tuple[str, ...]:
     for lora in inputs:
         for tags in tag_frequency(lora.file.metadata).values():
             counts.update({tag: 1 for tag in tags if tag.lower() not in triggers})
-    return tuple(tag for tag, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_CAPTION_WORDS])
+    return tuple(
+        escaped(tag) for tag, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_CAPTION_WORDS]
+    )
 
 
 def phrases_of(request: MergeRequest, inputs: Sequence[InputLora], part: Part) -> Phrases:

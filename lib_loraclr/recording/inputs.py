@@ -12,19 +12,22 @@ from torch import Tensor
 from ..errors import LoraclrError
 from ..files import (
     LoraFile,
+    Trigger,
     bias_key,
     embedding_name,
-    family_by_tensors,
     family_of,
+    few_steps,
+    few_steps_warning,
     find_trigger,
     incomplete_attention,
     is_text_encoder,
     layer_delta,
     read_lora,
 )
-from ..model import FAMILIES, INPAINTING_CHANNELS, Factors, Host, Layer
+from ..model import FAMILIES, INPAINTING_CHANNELS, REFINER, SDXL, Factors, Host, Layer
 from ..progress import Progress, Stage
-from ..request import Concept, MergeRequest
+from ..request import Concept, MergeRequest, has_weights
+from .reading import unweighted
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class InputLora:
         file: the file
         deltas: layer key -> factors, fp32, the concept's weight inside
         warnings: what a person should know about it
-        left_out: every key that is not understood, and every layer that the model does not have
+        left_out: every key that is not understood, and every layer that the model does not have, under the file's own names
+        trigger: where the trigger words were found; None where the request has them, or none were looked for
         loss: the largest share of a layer's delta that was lost where it had to be factored
     """
 
@@ -46,6 +50,12 @@ class InputLora:
     warnings: tuple[str, ...] = field(default=())
     loss: float = 0.0
     left_out: tuple[str, ...] = ()
+    trigger: Trigger | None = None
+
+    @property
+    def trigger_is_guess(self) -> bool:
+        """Whether the trigger words may well be others: neither the request nor the file names any."""
+        return self.trigger is not None and self.trigger.is_guess
 
     @property
     def order(self) -> tuple:
@@ -119,58 +129,110 @@ def load_input(
     """
     file = read_lora(Path(concept.lora))
     found, foreign = _in_the_model(file, concept, host)
-    deltas: dict[str, Factors] = {}
-    losses: dict[str, float] = {}
-    unknown = list(file.unknown)
-    for key, parameters in found.items():
+    read = _Read(concept, file, host, [file.own_key(*own) for own in foreign], shapes_only=shapes_only)
+    for key, (name, parameters) in found.items():
         if progress:  # those without factors of their own take their time
             progress.advance(0)
-        layer = host.layers()[key]
-        delta = layer_delta(
-            *(key, parameters, concept.lora, layer.weight),
-            dyn=concept.dyn,
-            factor=not shapes_only,
-            device="cpu" if shapes_only else host.device,
-        )
-        if _of_all_channels(delta.factors, layer):
-            foreign.append(f"{key} (the WebUI reads no LoRA of all that an inpainting checkpoint's first layer reads)")
-            continue
-        if delta.factors.shape != layer.shape:
-            raise LoraclrError(
-                f"{concept.lora} does not fit {host.checkpoint} ({host.family.name}): {key} is {list(delta.factors.shape)} "
-                f"in the LoRA and {list(layer.shape)} in the model. {_remedy(file)}"
-            )
-        unknown += [f"{key}.{name}" for name in delta.unused]
-        weight = concept.te_weight if is_text_encoder(key) else concept.unet_weight
-        if weight == 0:
-            continue
-        kept_on = "meta" if shapes_only else host.device
-        deltas[key] = delta.factors.scaled(weight).to(kept_on)
-        losses[key] = delta.loss
-        if delta.bias is not None and bias_key(key) in host.layers():
-            deltas[bias_key(key)] = delta.bias.scaled(weight).to(kept_on)
-        elif delta.bias is not None:
-            foreign.append(f"{bias_key(key)} (the layer has none that a LoRA can change)")
-    concept, warnings = _called(concept, file)
+        read.add(key, name, parameters)
+    concept, trigger = _called(concept, file)
+    weighted = [text for text in (concept.trigger, *concept.prompts) if has_weights(text)]
+    kind = few_steps(file.name, file.metadata)
     warnings = [
         *(f"{concept.label}: {warning}" for warning in file.warnings),
-        *_warnings(concept.label, unknown, foreign, losses),
-        *_unlike_a_prompt(concept, deltas, host),
-        *warnings,
+        *([few_steps_warning(concept.label, kind)] if kind else []),
+        *read.warnings(),
+        *([trigger.warning(concept.label)] if trigger and trigger.is_guess else []),
+        *([f"{concept.label}: {unweighted(weighted[0])}"] if weighted and not host.weighs_words else []),
     ]
-    loss = max(losses.values(), default=0.0)
-    return InputLora(concept, file, deltas, tuple(warnings), loss, (*unknown, *foreign))
+    loss = max(read.losses.values(), default=0.0)
+    return InputLora(concept, file, read.deltas, tuple(warnings), loss, (*read.unknown, *read.foreign), trigger)
 
 
-def _called(concept: Concept, file: LoraFile) -> tuple[Concept, list[str]]:
-    """The concept with its trigger words, and a warning where only its name was left to take them from."""
-    trigger = concept.trigger or ""
-    if not trigger and (concept.kind == "subject" or concept.trigger is None):
-        trigger = "" if concept.prompts else find_trigger(file.path, file.metadata)
-    if concept.kind == "subject" and not trigger and not concept.prompts:
-        warning = f"{concept.label} names no trigger words: its file name is taken for them."
-        return replace(concept, trigger=concept.label), [warning]
-    return replace(concept, trigger=trigger), []
+class _Read:
+    """The layers of one file, one after the other.
+
+    Attributes:
+        deltas, losses: by layer key, as of `InputLora`; the loss of each layer
+        unknown: keys of the file that are not understood, or not used
+        foreign: those that the model, or the WebUI's way with this model, has no place for
+        by_rows: layers whose DoRA the WebUI reads otherwise
+    """
+
+    def __init__(self, concept: Concept, file: LoraFile, host: Host, foreign: list[str], *, shapes_only: bool) -> None:
+        self._concept, self._file, self._host, self._shapes_only = concept, file, host, shapes_only
+        self._kept_on = "meta" if shapes_only else host.device
+        self.deltas: dict[str, Factors] = {}
+        self.losses: dict[str, float] = {}
+        self.unknown, self.foreign, self.by_rows = list(file.unknown), foreign, []
+
+    def add(self, key: str, name: str, parameters: Mapping[str, Tensor]) -> None:
+        """One layer.
+
+        Args:
+            key, name: the host's key of it, and the file's
+            parameters: as the file has them
+        """
+        layer, weight = self._host.layers()[key], self._weight(key)
+        if parameters.keys() <= _BIAS_ALONE:
+            # the WebUI reads a bias only where the whole layer is written out
+            self.unknown += [self._file.own_key(name, parameter) for parameter in parameters]
+            return
+        delta = layer_delta(
+            *(key, parameters, self._concept.lora, layer.weight),
+            dyn=self._concept.dyn,
+            factor=not self._shapes_only,
+            device="cpu" if self._shapes_only else self._host.device,
+        )
+        own = self._file.own_key(name)
+        if _of_all_channels(delta.factors, layer):
+            why = "the WebUI reads no LoRA of all that an inpainting checkpoint's first layer reads"
+            self.foreign += [f"{self._file.own_key(name, parameter)} ({why})" for parameter in parameters]
+            return
+        if delta.factors.shape != layer.shape:
+            raise LoraclrError(
+                f"{_misfit(self._concept, self._host)}: {own} is {list(delta.factors.shape)} in the LoRA and "
+                f"{list(layer.shape)} in the model. {_remedy(self._file)}"
+            )
+        self.unknown += [self._file.own_key(name, parameter) for parameter in delta.unused]
+        if weight == 0:
+            return
+        self.by_rows += [own] if delta.by_rows else []
+        self.deltas[key] = delta.factors.scaled(weight).to(self._kept_on)
+        self.losses[key] = delta.loss
+        if delta.bias is not None and bias_key(key) in self._host.layers():
+            self.deltas[bias_key(key)] = delta.bias.scaled(weight).to(self._kept_on)
+        elif delta.bias is not None:
+            bias = next(parameter for parameter in ("diff_b", "b_norm") if parameter in parameters)
+            self.foreign.append(f"{self._file.own_key(name, bias)} (the layer has no bias that a LoRA can change)")
+
+    def _weight(self, key: str) -> float:
+        return self._concept.te_weight if is_text_encoder(key) else self._concept.unet_weight
+
+    def warnings(self) -> list[str]:
+        """What a person should know of the layers."""
+        warnings = _warnings(self._concept.label, self.unknown, self.foreign, self.losses)
+        if self.by_rows:
+            warnings.append(
+                f"{self._concept.label}: its DoRA has a length for each channel that leaves a layer ({self.by_rows[0]}, …), "
+                "which the WebUI does not read so in a prompt: there the LoRA alone looks otherwise. The merge applies it as "
+                "it was trained."
+            )
+        return warnings + _unlike_a_prompt(self._concept, self.deltas, self._host)
+
+
+#: of a layer of which nothing else is there
+_BIAS_ALONE = {"diff_b", "alpha", "scale"}
+
+
+def _called(concept: Concept, file: LoraFile) -> tuple[Concept, Trigger | None]:
+    """The concept with its trigger words, and where they were found if somebody had to look for them."""
+    wanted = concept.kind == "subject" or concept.trigger is None
+    if concept.trigger or concept.prompts or not wanted:
+        return replace(concept, trigger=concept.trigger or ""), None
+    found = find_trigger(file.path, file.metadata)
+    if concept.kind == "style" and found.source == "name":
+        return replace(concept, trigger=""), None  # a style needs none
+    return replace(concept, trigger=found.words), found
 
 
 def _of_all_channels(factors: Factors, layer: Layer) -> bool:
@@ -190,29 +252,41 @@ def _unlike_a_prompt(concept: Concept, deltas: Mapping[str, Factors], host: Host
     ]
 
 
-def _in_the_model(file: LoraFile, concept: Concept, host: Host) -> tuple[dict[str, Mapping[str, Tensor]], list[str]]:
-    """The file's layers by the host's keys, and the names of those that the model does not have.
+def _in_the_model(
+    file: LoraFile, concept: Concept, host: Host
+) -> tuple[dict[str, tuple[str, Mapping[str, Tensor]]], list[tuple[str, str]]]:
+    """The file's layers by the host's keys, each with the file's own, and layer and parameter of what the model does not have.
 
     Raises:
         LoraclrError: it was made for another family, hardly a layer is in the model, or one is there under two names
     """
-    layers, family = host.layers(), family_by_tensors(file.layers)
-    misfit = f"{concept.lora} does not fit {host.checkpoint} ({host.family.name})"
-    if family not in (None, host.family.name):
+    layers, family = host.layers(), family_of(file)
+    misfit = _misfit(concept, host)
+    # what the metadata call XL may be its refiner's
+    fitting = {None, host.family.name, *((SDXL.name,) if host.family is REFINER else ())}
+    if family not in fitting:
         raise LoraclrError(f"{misfit}. {_remedy(file)}")
-    found: dict[str, Mapping[str, Tensor]] = {}
+    found: dict[str, tuple[str, Mapping[str, Tensor]]] = {}
     for name, parameters in file.layers.items():
         key = host.aliases.get(name, name)
         if key in found:
-            raise LoraclrError(f"{concept.lora} holds {key} twice, under two names ({name}): keep one of them.")
-        found[key] = parameters
-    foreign = [key for key in found if key not in layers]
-    if 2 * len(foreign) > len(found):
+            one, other = file.own_key(found[key][0]), file.own_key(name)
+            raise LoraclrError(
+                f"{concept.lora} holds {key} twice, under two names ({one} and {other}): keep one of them."
+            )
+        found[key] = (name, parameters)
+    foreign = [(name, parameter) for key, (name, own) in found.items() if key not in layers for parameter in own]
+    strange = [*file.unknown, *(file.own_key(*own) for own in foreign)]
+    count = len(file.unknown) + sum(map(len, file.layers.values()))
+    if 2 * len(strange) > count:
         raise LoraclrError(
-            f"{misfit}: {len(foreign)} of its {len(file.layers)} layers are not in the model ({foreign[0]}, …). "
-            f"{_remedy(file)}"
+            f"{misfit}: {len(strange)} of its {count} keys have no place in the model ({strange[0]}, …). {_remedy(file)}"
         )
-    return {key: parameters for key, parameters in found.items() if key in layers}, foreign
+    return {key: own for key, own in found.items() if key in layers}, foreign
+
+
+def _misfit(concept: Concept, host: Host) -> str:
+    return f"{concept.lora} does not fit {host.checkpoint} ({host.family.name})"
 
 
 def _warnings(label: str, unknown: list[str], foreign: list[str], losses: Mapping[str, float]) -> list[str]:
@@ -221,7 +295,7 @@ def _warnings(label: str, unknown: list[str], foreign: list[str], losses: Mappin
     if unknown:
         warnings.append(f"{label}: {len(unknown)} keys are not understood and left out ({_some(unknown)}).")
     if foreign:
-        warnings.append(f"{label}: {len(foreign)} layers are not in the model and left out ({_some(foreign)}).")
+        warnings.append(f"{label}: {len(foreign)} keys have no place in the model and are left out ({_some(foreign)}).")
     worst = max(losses, key=losses.get, default=None)
     if worst is not None and losses[worst] > 0:
         count = sum(loss > 0 for loss in losses.values())

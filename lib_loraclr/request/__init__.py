@@ -2,10 +2,12 @@
 
 merge_request      concepts, method, output, and how the model is recorded
 prompts            what is asked of the model; phrases the bank that it is drawn from
+brackets           weights inside prompts
 options            the options of a method, as every door shows them
 output_names       what a merged file may be called
 """
 
+from .brackets import escaped, has_weights, words_of
 from .merge_request import KINDS, PRECISIONS, SAVE_AS, Concept, MergeRequest, RecordingOptions, parse_lora_argument
 from .options import Option, option, parse_number, parse_options, schema
 from .output_names import clean_name, output_path
@@ -39,6 +41,8 @@ __all__ = [
     "clean_name",
     "concept_prompts",
     "contains_words",
+    "escaped",
+    "has_weights",
     "is_background",
     "option",
     "output_path",
@@ -47,4 +51,5 @@ __all__ = [
     "parse_options",
     "plain_prompts_that_call",
     "schema",
+    "words_of",
 ]

@@ -67,6 +67,8 @@ class RecordingOptions:
         renoised: points per concept besides, on finished pictures with fresh noise
         guidance: classifier-free guidance on these paths
         height, width: of the picture in pixels; 0 for the checkpoint's own size
+        clip_skip: which layer of the text encoder prompts are read from, counted from the last, 1; 0 for what the LoRAs were
+            trained with, where they say so
     """
 
     paths: int = 16
@@ -75,6 +77,7 @@ class RecordingOptions:
     guidance: float = 5.0
     height: int = 0
     width: int = 0
+    clip_skip: int = 0
 
     def check(self) -> None:
         """Check the figures' ranges.
@@ -82,7 +85,14 @@ class RecordingOptions:
         Raises:
             LoraclrError: a figure is out of range
         """
-        for name, low, high in (("paths", 1, 400), ("steps", 2, 1000), ("renoised", 0, 10000), ("guidance", 0, 100)):
+        ranges = {
+            "paths": (1, 400),
+            "steps": (2, 1000),
+            "renoised": (0, 10000),
+            "guidance": (0, 100),
+            "clip_skip": (0, 12),
+        }
+        for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise LoraclrError(f"recording.{name} is {value}: give a number from {low} to {high}.")

@@ -26,6 +26,9 @@ def slow_delta(sample: Sample) -> Tensor:
         delta *= float(tensors["scale"])
     elif "alpha" in tensors and rank:
         delta *= float(tensors["alpha"]) / rank
+    if "dora_scale" in tensors and tensors["dora_scale"].shape[0] == len(weight):
+        rows = [row * m / row.norm() for row, m in zip(weight + delta, tensors["dora_scale"].flatten(), strict=True)]
+        return torch.stack(rows) - weight
     if "dora_scale" in tensors:
         return _by_columns(weight + delta, tensors["dora_scale"]) - weight
     if "lora_magnitude_vector" in tensors:

@@ -31,6 +31,7 @@ MODULES = {
     "LoKr both whole": ("LokrModule", {"factor": 4, "full_matrix": True}),
     "LoKr tucker": ("LokrModule", {"factor": 2, "use_tucker": True}),
     "LoKr DoRA": ("LokrModule", {"factor": 4, "weight_decompose": True, "wd_on_out": False}),
+    "LoKr DoRA by rows": ("LokrModule", {"factor": 4, "weight_decompose": True, "wd_on_out": True}),
     "GLoRA": ("GLoRAModule", {}),
     "(IA)3 in": ("IA3Module", {"train_on_input": True}),
     "(IA)3 out": ("IA3Module", {"train_on_input": False}),

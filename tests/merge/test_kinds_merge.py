@@ -169,8 +169,10 @@ def test_what_is_not_understood_is_listed(host: DiffusersHost, written, tmp_path
     given = load_input(Concept(str(tmp_path / "odd.safetensors"), trigger="odd"), host)
     unknown, foreign = given.warnings
     assert "2 keys are not understood and left out (optimizer, " in unknown and f"{TO_K}.scalar" in unknown
-    assert "1 layers are not in the model and left out (lora_unet_nowhere)" in foreign
-    assert given.left_out == ("optimizer", f"{TO_K}.scalar", "lora_unet_nowhere"), "all of them, for the report"
+    assert "1 keys have no place in the model and are left out (lora_unet_nowhere.lora_up.weight)" in foreign
+    assert given.left_out == ("optimizer", f"{TO_K}.scalar", "lora_unet_nowhere.lora_up.weight"), (
+        "all of them, for the report"
+    )
 
 
 def test_one_layer_under_two_names_is_refused(host: DiffusersHost, written, tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_of_an_inpainting_checkpoints_first_layer_what_reads_latents_is_merged(o
         save_file(named, tmp_path / f"{seed}.safetensors")
         paths.append(tmp_path / f"{seed}.safetensors")
     nine = load_input(Concept(str(paths[2]), trigger="nine"), host)
-    assert key not in nine.deltas and "1 layers are not in the model" in nine.warnings[0]
+    assert key not in nine.deltas and "2 keys have no place in the model" in nine.warnings[0]
 
     small = {"recording": RecordingOptions(1, 2, 5.0, 64, 64), "prompts": PROMPTS, "memory_mb": 64}
     merge = merge_loras(MergeRequest(concepts(paths[:2]), "ridge", precision="fp32", **small), host)

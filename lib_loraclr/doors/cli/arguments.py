@@ -95,6 +95,7 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
         ("guidance", float, "classifier-free guidance on these paths (default: 5)"),
         ("height", int, "of the recorded pictures in pixels (default: the checkpoint's own)"),
         ("width", int, "likewise"),
+        ("clip-skip", int, "as in the WebUI, 1 to 12 (default: what the LoRAs were trained with, where they say so)"),
     ):
         group.add_argument(f"--{name}", type=kind, default=None, help=text)
     group.add_argument(
@@ -254,12 +255,14 @@ def _from_recipe(path: Path, folders: Sequence[Path]) -> MergeRequest:
 def _pairs(texts: Sequence[str], flag: str, labels: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
+        if "=" not in text:
             raise LoraclrError(f"{flag} {text!r} has no '=': write {flag} NAME=VALUE.")
-        if name not in labels:
-            raise unknown_name("LoRA called", name, labels)
-        pairs.append((name, value))
+        # a file's name may have a "=" of its own: the longest that is one of them
+        named = [label for label in labels if text.startswith(f"{label}=")]
+        if not named:
+            raise unknown_name("LoRA called", text.partition("=")[0], labels)
+        name = max(named, key=len)
+        pairs.append((name, text[len(name) + 1 :]))
     return pairs
 
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from ...files import (
     LoraFile,
+    Trigger,
+    clip_skip,
     family_of,
+    few_steps,
+    few_steps_warning,
     find_trigger,
     is_text_encoder,
     kind_name,
@@ -42,8 +46,9 @@ def describe(file: LoraFile) -> dict[str, str]:
         kinds[kind_name(parameters)] += 1
         kind = kind_of(parameters)
         if kind is None:
+            unused += [file.own_key(key, name) for name in parameters]
             continue
-        unused += [f"{key}.{name}" for name in unused_parameters(kind, parameters)]
+        unused += [file.own_key(key, name) for name in unused_parameters(kind, parameters)]
         if (rank := kind.rank(parameters)) is not None:
             ranks[rank] += 1
             alphas[float(parameters["alpha"]) if "alpha" in parameters else float(rank)] += 1
@@ -56,18 +61,31 @@ def describe(file: LoraFile) -> dict[str, str]:
         "alpha": _counted(alphas, len(file.layers)) or "n/a",
         "layers": f"{len(file.layers)} ({text_encoder} text encoder, {len(file.layers) - text_encoder} UNet)",
         "size": f"{file.path.stat().st_size / 2**20:.1f} MB",
-        "trigger": find_trigger(file.path, meta) or "none named",
+        "trigger": _trigger(find_trigger(file.path, meta)),
         "base": meta.get("ss_sd_model_name", "not named"),
         "licence": meta.get("modelspec.license", "not named"),
         "hash": file.hash,
     }
     if file.embeddings:
         facts["embeddings"] = ", ".join(sorted({key.split(".")[1] for key in file.embeddings}))
+    kind = few_steps(file.name, meta)
+    if kind:
+        facts["advice"] = few_steps_warning(file.name, kind)
+    if clip_skip(meta):
+        facts["clip skip"] = str(clip_skip(meta))
     if unused:
         facts["not understood"] = f"{len(unused)} keys: {', '.join(unused)}"
     if "loraclr.request" in meta:
         facts["merged from"] = meta.get("modelspec.merged_from", "")
     return facts
+
+
+def _trigger(found: Trigger) -> str:
+    if not found.is_guess:
+        return found.words
+    return (
+        f"none named; a guess: {found.words} ({'a tag of its captions' if found.source == 'tags' else 'its file name'})"
+    )
 
 
 def _counted(counts: Counter, total: int) -> str:

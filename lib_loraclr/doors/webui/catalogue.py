@@ -43,7 +43,8 @@ def choice(lora: InstalledLora, *, fits: bool) -> str:
     if lora.alias != lora.name:
         parts.append(lora.alias)
     if not fits:
-        parts.append(_WARNING + (lora.family if lora.path.suffix.lower() == ".safetensors" else lora.path.suffix))
+        readable = lora.path.suffix.lower() == ".safetensors"
+        parts.append(_WARNING + ("unreadable" if lora.problem else lora.family if readable else lora.path.suffix))
     return _BETWEEN.join(parts)
 
 

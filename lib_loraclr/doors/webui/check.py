@@ -125,8 +125,9 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
         return (Finding(name, concept.trigger, concept.kind, 0, 0, text),)
     rank = max((factors.rank for factors in given.deltas.values()), default=0)
     found, lora, warnings = given.concept, a1111.find_lora(name), given.warnings
-    if lora.trigger_is_guess and found.trigger == lora.trigger and not found.prompts:
-        warnings += (f"{name} names no trigger words, so its file name is taken for them: correct them if need be.",)
+    # a guess that the table has filled in comes back as if a person had typed it
+    if lora.trigger_is_guess and found.trigger == lora.trigger and given.trigger is None and not found.prompts:
+        warnings += (lora.found_trigger.warning(name),)
     light = replace(given, file=given.file.without_layers())
     return Finding(name, found.trigger, found.kind, rank, len(given.deltas), warnings=warnings), light
 

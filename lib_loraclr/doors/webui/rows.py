@@ -126,7 +126,7 @@ def _new(name: str) -> Row:
     except LoraclrError:
         return Row(name)
     # a style that only its file name could call is one without trigger words
-    style = lora.trigger_is_guess and "style" in f"{lora.folder}/{lora.name}".lower()
+    style = lora.found_trigger.source == "name" and "style" in f"{lora.folder}/{lora.name}".lower()
     return Row(name, {"trigger": "" if style else lora.trigger, "kind": "style" if style else "subject"})
 
 
@@ -162,7 +162,8 @@ def render(table: Table, loras: Mapping[str, InstalledLora]) -> str:
 def _row(row: Row, lora: InstalledLora | None) -> str:
     reason = obstacle(lora) if lora else "it is not installed any more"
     folder = f"{lora.folder}/" if lora and lora.folder else ""
-    badge = f" <span class='loraclr-badge'>{safe(lora.family)}</span>" if lora and reason else ""
+    kind = "unreadable" if lora and lora.problem else lora.family if lora else ""
+    badge = f" <span class='loraclr-badge'>{safe(kind)}</span>" if lora and reason else ""
     refused = f"<div class='loraclr-refused'>Cannot be merged: {safe(reason)}.</div>" if reason else ""
     guess = " loraclr-guess" if lora and lora.trigger_is_guess and row["trigger"] == lora.trigger else ""
     more = " open" if row["prompts"] or row["alone"] or _number(row["importance"]) != "1" else ""
@@ -185,8 +186,8 @@ def _row(row: Row, lora: InstalledLora | None) -> str:
 
 
 def _trigger_tip(lora: InstalledLora | None, guess: str) -> str:
-    if guess:
-        return "The file names no trigger words, so its name stands here: correct it if need be"
+    if lora and guess:
+        return lora.found_trigger.warning(lora.name)
     return _TIPS["trigger"]
 
 

@@ -34,12 +34,14 @@ class LayerDelta:
         bias: of the bias' delta, up `[d_out, 1]`, down `[1, 1]`, where there is one
         loss: what factoring lost, as a share of the delta's Frobenius norm; 0 where the factors are exact
         unused: names of parameters that this kind of network does not use
+        by_rows: whether it is a DoRA of lengths per channel that leaves, which the WebUI does not read as it was trained
     """
 
     factors: Factors
     bias: Factors | None = None
     loss: float = 0.0
     unused: tuple[str, ...] = ()
+    by_rows: bool = False
 
 
 def kind_of(parameters: Mapping[str, Tensor]) -> ModuleType | None:
@@ -60,6 +62,41 @@ def unused_parameters(kind: ModuleType, parameters: Mapping[str, Tensor]) -> tup
     """Names of parameters that this kind of network does not use."""
     required = next(required for required in kind.REQUIRED if required <= set(parameters))
     return tuple(sorted(set(parameters) - required - kind.OPTIONAL))
+
+
+#: parameters that say how others are to be read
+_CHANGING = frozenset({*dora.MAGNITUDES, "lora_mid.weight", "rescale", "hada_t1", "hada_t2", "lokr_t2", "bias"})
+#: parameters that stand for a change of their own, or for nothing; where a kind does not use them they are listed
+_APART = frozenset({"alpha", "scale", "diff_b", "bias_indices", "bias_values", "bias_size"})
+#: all that a kind of network knows
+KNOWN_PARAMETERS = frozenset().union(_CHANGING, _APART, *(required for kind in KINDS for required in kind.REQUIRED))
+
+
+def unapplied_parameters(parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of parameters that change what the others mean, and that no kind of network here applies.
+
+    Whatever nobody knows is one: `lora_E` and rank masks (AdaLoRA), a bias of the factors, magnitudes under a name of their own.
+    """
+    kind = kind_of(parameters)
+    if kind is None:
+        return ()
+    two = tuple(name for name in dora.MAGNITUDES[1:] if set(dora.MAGNITUDES) <= set(parameters))
+    return two + tuple(
+        name
+        for name in unused_parameters(kind, parameters)
+        if not (name in KNOWN_PARAMETERS - _CHANGING or (name == "scalar" and bool((parameters[name] == 1).all())))
+    )
+
+
+def unused_alpha(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether the layer's `alpha` plays no part, as in a LoKr whose matrices are whole: it may be anything."""
+    kind = kind_of(parameters)
+    if kind is None or "alpha" not in parameters:
+        return False
+    if "scale" in parameters and "scale" in kind.OPTIONAL:
+        return kind is not oft
+    # OFT's bounds the turn, and what GLoRA's means is not known before the layer's own weight is
+    return kind not in (oft, glora) and kind.rank(parameters) is None
 
 
 def scale_of(kind: ModuleType, parameters: Mapping[str, Tensor], weight: Tensor) -> float:
@@ -93,14 +130,20 @@ def layer_delta(
         device: where to compute
 
     Raises:
-        LoraclrError: the kind of network is not supported, the shapes of the tensors fit neither each other nor the layer, or the
-            delta is not finite
+        LoraclrError: the kind of network is not supported, a parameter changes what others mean and is not known, the shapes of
+            the tensors fit neither each other nor the layer, or the delta is not finite
     """
     kind = kind_of(parameters)
     if kind is None:
         raise LoraclrError(
             f"{source} is of an unknown kind of network in {layer_key} ({', '.join(sorted(parameters))}): "
             f"{', '.join(k.KIND for k in KINDS)} can be merged; leave this file out."
+        )
+    unapplied = unapplied_parameters(parameters)
+    if unapplied:
+        raise LoraclrError(
+            f"{source} holds {layer_key}.{unapplied[0]}, which changes what the rest of the layer means and cannot be applied: "
+            "leave this file out, or have its trainer export it as a plain LoRA."
         )
     unused = unused_parameters(kind, parameters)
     used = {name: t.to(device, torch.float32) for name, t in parameters.items() if name not in unused}
@@ -118,10 +161,11 @@ def layer_delta(
     parts = (delta.up, delta.down) if isinstance(delta, Factors) else (delta,)
     if not all(part.isfinite().all() for part in parts):
         raise LoraclrError(f"{source}: the delta of {layer_key} is not finite on this checkpoint: leave this file out.")
+    by_rows = _magnitude(used) and dora.by_rows(used, weight.shape)
     if isinstance(delta, Factors):
-        return LayerDelta(delta, bias, 0.0, unused)
+        return LayerDelta(delta, bias, 0.0, unused, by_rows)
     factors, loss = factored(delta, ACCURACY) if factor else (whole(delta), 0.0)
-    return LayerDelta(factors, bias, loss, unused)
+    return LayerDelta(factors, bias, loss, unused, by_rows)
 
 
 def _delta(kind: ModuleType, parameters: Mapping[str, Tensor], weight: Tensor, dyn: int) -> Factors | Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import LoraclrError
-from ...model import Conditioning, Deltas, Layer, substituted
+from ...model import SD1, Conditioning, Deltas, Layer, substituted
 from . import conditioning, webui
 from .embeddings import known
 from .layers import family_of, is_inpainting, model_layers
@@ -30,6 +30,7 @@ class A1111Host:
     """
 
     name = "a1111"
+    weighs_words = True
 
     def __init__(self, model: nn.Module) -> None:
         """
@@ -79,6 +80,14 @@ class A1111Host:
 
     def knowing(self, embeddings: Mapping[str, Tensor]) -> AbstractContextManager[tuple[str, ...]]:
         return known(self.model, embeddings, self.checkpoint)
+
+    @property
+    def clip_skip(self) -> int:
+        """The WebUI's setting, which all that is drawn here goes by; of other families than SD1 it changes nothing."""
+        return int(webui.module("shared").opts.CLIP_stop_at_last_layers) if self.family is SD1 else 2
+
+    def skipping(self, clip_skip: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return conditioning.encode(self.model, prompts)

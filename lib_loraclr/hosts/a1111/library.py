@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import LoraclrError, unknown_name
-from ...files import find_trigger
+from ...files import Trigger, find_trigger
 from ...model import REFINER
 from ...request import output_path
 from . import webui
@@ -32,6 +32,7 @@ class InstalledLora:
     family: by its tensors (`family_by_header`); where those leave it open SD1, SD2, SDXL or Unknown as the Lora tab has it, or
         SDXL refiner, which that does not know
     family_is_certain: whether its tensors told it
+    problem: why the file cannot be read; empty where it can
     metadata: of the file, as the WebUI has them
     """
 
@@ -40,20 +41,22 @@ class InstalledLora:
     path: Path
     family: str
     family_is_certain: bool
+    problem: str
     metadata: Mapping[str, Any] = field(repr=False)
 
     @property
     def trigger(self) -> str:
-        """Of its card, its metadata, or its name."""
-        return self._found_trigger or self.name
+        """Of its card, its metadata, the captions it was trained on, or its name."""
+        return self.found_trigger.words
 
     @property
     def trigger_is_guess(self) -> bool:
-        """Whether only its name was left to take the trigger from."""
-        return not self._found_trigger
+        """Whether nothing names the trigger words."""
+        return self.found_trigger.is_guess
 
     @cached_property
-    def _found_trigger(self) -> str:
+    def found_trigger(self) -> Trigger:
+        """The trigger words, with where they were found."""
         return find_trigger(self.path, self._strings)
 
     @cached_property
@@ -69,7 +72,9 @@ class InstalledLora:
     @cached_property
     def _strings(self) -> dict[str, str]:
         """The metadata as files have them: the WebUI parses values that look like JSON objects."""
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.metadata.items()}
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.metadata.items()}
+        # half of a pair of surrogates would end the answer to a browser in which it stands
+        return {key: text.encode(errors="replace").decode() for key, text in texts.items()}
 
     @property
     def folder(self) -> str:
@@ -83,6 +88,8 @@ class InstalledLora:
         """Why it cannot be merged on a checkpoint of `family`, or None."""
         if self.path.suffix.lower() != ".safetensors":
             return f"{self.path.suffix} files are not read: convert it to .safetensors"
+        if self.problem:
+            return self.problem
         # the Lora tab lists a refiner's LoRA as the base's
         possible = {family, "Unknown", *((REFINER.webui_version,) if family == REFINER.name else ())}
         if self.family not in ({family} if self.family_is_certain else possible):
@@ -132,49 +139,54 @@ def _entry(networks: ModuleType, name: str) -> Any:
 
 def _describe(entry: Any) -> InstalledLora:
     path = Path(entry.filename)
-    by_tensors = _family_by_tensors(path)
+    by_tensors, problem = _looked_at(path)
     return InstalledLora(
         name=entry.name,
         alias=entry.get_alias(),
         path=path,
         family=by_tensors or _listed_family(entry, path),
         family_is_certain=by_tensors is not None,
-        metadata=entry.metadata,
+        problem=problem,
+        metadata=entry.metadata if isinstance(entry.metadata, Mapping) else {},
     )
 
 
 def _listed_family(entry: Any, path: Path) -> str:
     """As the Lora tab has it: what the user entered on the card, else what the metadata say. It has no refiner."""
     entered = _card(path).get("sd version")
-    listed = entered if entered in type(entry.sd_version).__members__ else entry.sd_version.name
+    known = isinstance(entered, str) and entered in type(entry.sd_version).__members__
+    listed = entered if known else entry.sd_version.name
     made_for_refiner = str(entry.metadata.get("ss_base_model_version", "")) == REFINER.base_model_version
     return REFINER.name if made_for_refiner and listed == REFINER.webui_version else listed
 
 
-def _family_by_tensors(path: Path) -> str | None:
-    """What its header tells, remembered until the file changes, as the WebUI remembers its metadata."""
+def _looked_at(path: Path) -> tuple[str | None, str]:
+    """The family that its header tells, and why it cannot be read; remembered until the file changes."""
 
     def read() -> dict[str, str | None]:
         # here, as it brings every kind of network with it, and the WebUI's start need not wait for them
         from ...files import family_by_header
 
         try:
-            return {"family": family_by_header(path)}
-        except LoraclrError:  # said by name when somebody wants to merge it
-            return {"family": None}
+            return {"family": family_by_header(path), "problem": ""}
+        except LoraclrError as error:
+            if isinstance(error.__cause__, OSError):  # may be over in a moment
+                raise error.__cause__ from error
+            return {"family": None, "problem": str(error).replace(f"{path} ", "the file ", 1).removesuffix(".")}
 
     if path.suffix.lower() != ".safetensors":
-        return None
+        return None, ""
     try:
-        return webui.module("cache").cached_data_for_file("loraclr-family", str(path), str(path), read)["family"]
-    except OSError:  # gone since the WebUI looked
-        return None
+        found = webui.module("cache").cached_data_for_file("loraclr-header", str(path), str(path), read)
+    except OSError as error:  # gone since the WebUI looked, or of somebody else
+        return None, f"the file cannot be read ({error.strerror or error})"
+    return found["family"], found["problem"]
 
 
 def _card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.with_suffix(".json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return card if isinstance(card, dict) else {}
 

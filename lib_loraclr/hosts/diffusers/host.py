@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...files import embedding_misfit, embeddings_by_name, other_names, vectors_per_encoder
-from ...model import REFINER, Conditioning, Deltas, Layer, substituted
+from ...model import REFINER, SD1, Conditioning, Deltas, Layer, substituted
 from .layers import model_layers
 from .recognition import Kind
 from .schedule import alphas_of
@@ -48,6 +48,7 @@ class DiffusersHost:
     """
 
     name = "diffusers"
+    weighs_words = False
 
     def __init__(self, checkpoint: str, parts: Parts) -> None:
         self.checkpoint, self.checkpoint_path = checkpoint, Path(checkpoint)
@@ -66,6 +67,7 @@ class DiffusersHost:
         self.aliases: Mapping[str, str] = other_names(self._layers)
         self._is_xl = self.unet.config.addition_embed_type == "text_time"
         self._masked: dict[tuple[int, int], Tensor] = {}
+        self.clip_skip = 1 if self.family is SD1 else 2
 
     @property
     def description(self) -> str:
@@ -92,8 +94,20 @@ class DiffusersHost:
             for encoder in self.text_encoders:
                 encoder.vectors.clear()
 
+    @contextmanager
+    def skipping(self, clip_skip: int) -> Iterator[None]:
+        before = self.clip_skip
+        # of the others the WebUI reads the last layer but one whatever its setting says
+        self.clip_skip = clip_skip if clip_skip and self.family is SD1 else before
+        try:
+            yield
+        finally:
+            self.clip_skip = before
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        encoded = [encoder(prompts) for encoder in self.text_encoders]
+        # of the others the layer that is read is a part of the family
+        skip = self.clip_skip if self.family is SD1 else 1
+        encoded = [encoder(prompts, skip) for encoder in self.text_encoders]
         context = torch.cat([context for context, _ in encoded], dim=-1)
         if not self._is_xl:
             return Conditioning({"context": context})

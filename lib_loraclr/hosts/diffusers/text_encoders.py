@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ...request import words_of
 from .embeddings import in_place, tokenized
 
 #: CLIP's vocabulary, the same for every family; "!" is its token 0
@@ -60,12 +61,25 @@ class TextEncoder:
         """The vectors of its vocabulary, `[v, d]` as `weight`."""
         return self.model.get_input_embeddings()
 
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Context `[b, 77, d]`, and the projected pooled output `[b, p]` where the model has a projection."""
-        tokens, places = tokenized(self.tokenizer, prompts, self.vectors, _LENGTH)
+    def __call__(self, prompts: Sequence[str], clip_skip: int = 1) -> tuple[Tensor, Tensor | None]:
+        """Context `[b, 77, d]`, and the projected pooled output `[b, p]` where the model has a projection.
+
+        Args:
+            prompts: brackets that the WebUI reads as weights are left out, and those that are escaped are read: the same tokens
+                as there, at the weight 1
+            clip_skip: the layer that is read, from the last, 1, where that is normalised (Stable Diffusion 1, as in the WebUI)
+        """
+        tokens, places = tokenized(self.tokenizer, [words_of(prompt) for prompt in prompts], self.vectors, _LENGTH)
         with in_place(self.table, places) if places else nullcontext():
             output = self.model(tokens.to(self.table.weight.device), output_hidden_states=True)
-        context = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
+        if self.penultimate:
+            context = output.hidden_states[-2]
+        elif clip_skip > 1:
+            # a text encoder with fewer layers than are skipped is read before its first
+            layer = output.hidden_states[max(-clip_skip, -len(output.hidden_states))]
+            context = getattr(self.model, "text_model", self.model).final_layer_norm(layer)
+        else:
+            context = output.last_hidden_state
         return context, getattr(output, "text_embeds", None)
 
 

@@ -35,7 +35,12 @@ def test_inspect_shows_what_a_trained_lora_is(run: Run, demo: Path) -> None:
 
 def test_inspect_says_what_is_not_known_instead_of_guessing(run: Run, folder: Path) -> None:
     out = run("inspect", "mute.safetensors").out
-    for line in ("family    unknown", "trigger   none named", "base      not named", "licence   not named"):
+    for line in (
+        "family    unknown",
+        "trigger   none named; a guess: mute (its file name)",
+        "base      not named",
+        "licence   not named",
+    ):
         assert line.split() in [printed.split() for printed in out.splitlines()]
 
 

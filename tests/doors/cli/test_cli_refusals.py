@@ -170,7 +170,7 @@ BAD_LORAS = {
     "not there": (["gone.safetensors"], ["no file gone.safetensors", "check the name"]),
     "no extension": (["fox"], ["fox is not a .safetensors file"]),
     "a pickle": (["old.pt"], ["old.pt is a pickle", "convert it to .safetensors first"]),
-    "not safetensors": (["page.safetensors"], ["page.safetensors cannot be read as safetensors", "download it again"]),
+    "not safetensors": (["page.safetensors"], ["page.safetensors is a web page", "download it again"]),
     "truncated": (["cut.safetensors"], ["cut.safetensors cannot be read as safetensors", "download it again"]),
     "lying about sizes": (["liar.safetensors"], ["liar.safetensors cannot be read as safetensors", "damaged"]),
     "NaN": (["nan.safetensors"], ["nan.safetensors holds NaN or infinity in lora_unet_conv_in.alpha", "earlier epoch"]),

@@ -154,7 +154,11 @@ def test_check_reads_the_file_that_merge_would_refuse(doors: Doors) -> None:  # 
     (doors.folder / "fox.safetensors").write_bytes(b"no such thing")
     bound, values = tab(doors)
     view = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
-    assert "fox cannot be read as safetensors" in view and str(doors.folder) not in view
+    assert (
+        "the file cannot be read as safetensors" in view
+        and "fox cannot be merged" in view
+        and str(doors.folder) not in view
+    )
 
 
 @pytest.mark.parametrize(("rank", "possible"), [("auto", True), ("4", False)])

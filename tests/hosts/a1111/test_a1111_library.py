@@ -46,13 +46,16 @@ def test_the_interrupt_button_is_heard(webui: StandIn):
 
 # -- the library
 
+#: a file without tensors
+EMPTY = (2).to_bytes(8, "little") + b"{}"
+
 
 @pytest.fixture
 def lora_file(webui: StandIn) -> Callable[..., Path]:
     def write(name: str, metadata: dict | None = None, card: dict | None = None, suffix: str = ".safetensors") -> Path:
         path = a1111.lora_dir() / f"{name}{suffix}"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
+        path.write_bytes(EMPTY)
         webui.networks.metadata[path.stem] = metadata or {}
         if card is not None:
             path.with_suffix(".json").write_text(json.dumps(card))
@@ -187,17 +190,16 @@ def test_a_list_reads_only_what_it_shows(
     webui: StandIn, lora_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
     """Cards and pictures of hundreds of LoRAs would be thousands of looks at the disk."""
-    monkeypatch.setattr(library, "_family_by_tensors", lambda path: "SD1")
+    monkeypatch.setattr(library, "_looked_at", lambda path: ("SD1", ""))
     lora_file("fox", {"modelspec.trigger_phrase": "sks"}, card={"activation text": "sks animal"})
     asked = []
 
-    def look(path: Path, *_: object) -> str | None:
+    def look(path: Path, *_: object) -> None:
         asked.append(path.stem)
-        return None
 
     for name in ("find_trigger", "_preview", "_card"):
         monkeypatch.setattr(library, name, look)
     [fox] = a1111.installed_loras(rescan=True)
     assert (fox.name, fox.folder, fox.obstacle("SD1"), asked) == ("fox", "", None, [])
-    assert (fox.trigger, fox.trigger_is_guess, fox.preview) == ("fox", True, None)
+    assert (fox.found_trigger, fox.preview) == (None, None)
     assert asked == ["fox", "fox"], "control, and each once"
