@@ -80,9 +80,9 @@ BANKS: dict[str, Bank] = {
                 "a good photo of {}",
                 "a bright photo of {}",
             ),
+            *("a photo of {}", "a dark photo of {}", "a photo of the {}", "a picture of one {}", "a nice photo of {}"),
             *("a painting of {}", "an oil painting of {}", "a watercolor of {}", "a drawing of {}", "a sketch of {}"),
-            *("an illustration of {}", "a cartoon of {}", "a 3d render of {}", "pixel art of {}", "concept art of {}"),
-            *("a statue of {}", "a poster of {}", "an old photo of {}", "a black and white photo of {}"),
+            *("an illustration of {}", "a cartoon of {}", "a 3d render of {}", "pixel art of {}", "an old photo of {}"),
         ),
         words={
             "background": tuple(f"on {_article(colour)} {colour} background" for colour in _COLOURS),
@@ -251,12 +251,14 @@ _NO_BANK = Bank((), {}, (), ("{} and {}",))
 _STOPPING, _MEASURED = 2, 3
 #: of the prompts that are learnt from, the share that has one of a person's own templates as its form
 OWN_TEMPLATES = 0.5
-#: of the others, the share without any form, as most people write
-BARE = 0.3
+#: of the others, the share without any form, as many people write
+BARE = 0.4
 #: how often a thing has an article where people may write one
 ARTICLE = 0.5
 #: how many phrases follow, and how often of sixteen
-_FOLLOWING = (0,) * 3 + (1,) * 9 + (2,) * 4
+_FOLLOWING = (0,) * 3 + (1,) * 11 + (2,) * 2
+#: kinds that are drawn more often than others: most prompts say where something is
+_OFTEN = {"background": 3, "place": 2}
 
 
 def part_of(phrase: str) -> Part:
@@ -341,12 +343,20 @@ class Phrases:
         form = self._form()
         # a template that says what stands behind is not asked to have that on another background
         kinds = [kind for kind in sorted(self._words) if kind not in form]
-        kinds = self._random.sample(kinds, min(self._random.choice(_FOLLOWING), len(kinds)))
+        kinds = self._several(kinds, min(self._random.choice(_FOLLOWING), len(kinds)))
         words = [self._random.choice(self._words[kind]) for kind in kinds]
         # what needs no comma first: "on a beach, highly detailed"
         after = "".join(sorted(map(self._separated, words), key=lambda part: not part.startswith(" ")))
         thing = self._random.choice(self._things) if self._things else ""
         return Phrase(form, after, self._random.choice(self._joints), thing)
+
+    def _several(self, kinds: Sequence[str], count: int) -> list[str]:
+        """So many different ones, the frequent ones more often."""
+        drawn: list[str] = []
+        while len(drawn) < count:
+            left = [kind for kind in kinds if kind not in drawn]
+            drawn += self._random.choices(left, [_OFTEN.get(kind, 1) for kind in left])
+        return drawn
 
     def _form(self) -> str:
         if self._templates and self._random.random() < OWN_TEMPLATES:
