@@ -1,3 +1,3 @@
 """LoRACLR: merge several LoRAs into one, so that every concept keeps its identity."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
