@@ -104,7 +104,8 @@ def plan_stages(
         wide = refinement.scene_rows * _SCENE_WIDTH if sum(teacher.in_scenes for teacher in teachers) > 1 else 0
         samples = refinement.steps * (refinement.batch_size + wide) + looks
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
-        stages.append(_evaluations(Stage.CUTTING, recorded))
+        beside = RECORDED_POINTS if sum(teacher.in_scenes for teacher in teachers) > 1 else 0
+        stages.append(_evaluations(Stage.CUTTING, recorded + beside))
     measured = _evaluations(Stage.MEASURING, measuring(teachers, test, number))
     return [*stages, followed(Stage.TESTING, test), measured]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..errors import LoraclrError
 from ..files import DTYPES, is_text_encoder
@@ -21,6 +22,7 @@ from ..recording import (
     Teacher,
     draw_slots,
     evaluated,
+    make_scenes,
     make_teachers,
     phrases_of,
     record_examples,
@@ -51,7 +53,7 @@ from .stage_plan import (
 )
 
 #: what a run of the model recorded: on whose prompts, and layer key -> `[n, d_in]`
-_Recorded = tuple[Teacher, Mapping[str, torch.Tensor]]
+_Recorded = tuple[Teacher, Mapping[str, Tensor]]
 
 
 class Stages:
@@ -165,13 +167,18 @@ class Stages:
         for own in examples:
             few = own.select(spread(len(own), RECORDED_POINTS))
             deltas = {**text_encoder, **self._part(own.teacher, self.unet_keys)}
-            runs.append(Run(own.teacher, deltas, len(few), lambda part, few=few: self._denoise(few, part)))
+            runs.append(Run(own.teacher, deltas, len(few), self._denoising(few.x, few.t, few.prompts)))
         return runs
 
-    def _denoise(self, points: Examples, part: slice) -> None:
+    def _denoising(self, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Callable[[slice], object]:
+        """What runs some of these points through the model, as it is then."""
         device = self.host.device
-        conditioning = self.host.encode(points.prompts[part])
-        evaluated(self.host, points.x[part].to(device).float(), points.t[part].to(device), conditioning)
+
+        def run(part: slice) -> Tensor:
+            conditioning = self.host.encode(list(prompts[part]))
+            return evaluated(self.host, x[part].to(device).float(), t[part].to(device), conditioning)
+
+        return run
 
     def _part(self, teacher: Teacher, keys: Sequence[str]) -> dict[str, tuple[Factors, ...]]:
         together = self.predictor.together(teacher.active)
@@ -225,15 +232,14 @@ class Stages:
         """The refined factors at the rank that was asked for, by what enters the layers of the refined model itself."""
         if self.request.rank == "full" or (self.request.whole and self.request.rank == "auto"):
             return {key: replace(layer, factors=refined[key]) for key, layer in layers.items()}
-        self.progress.start(Stage.CUTTING, sum(min(len(own), RECORDED_POINTS) for own in examples))
+        here = {key: factors.to(self.host.device) for key, factors in refined.items()}
+        runs = self._refined_runs(here, examples)
+        self.progress.start(Stage.CUTTING, sum(run.samples for run in runs))
         # both stages at once, within the room of the larger one
         capacity = {self.serves[key]: max(LEAST_ROWS, self.memory.rows // 2) for key in layers}
-        here = {key: factors.to(self.host.device) for key, factors in refined.items()}
-        recorded = []
-        for own in examples:
-            few = own.select(spread(len(own), RECORDED_POINTS))
-            run = Run(own.teacher, here, len(few), lambda part, few=few: self._denoise(few, part))
-            recorded.append((own.teacher, record_run(self.host, run, capacity, self.request.seed, self.progress)))
+        recorded = [
+            (run.teacher, record_run(self.host, run, capacity, self.request.seed, self.progress)) for run in runs
+        ]
         cut = {}
         for key, layer in layers.items():
             problem = self._problem(key, recorded)
@@ -241,6 +247,24 @@ class Stages:
             cut[key] = replace(layer, factors=truncated.factors.to("cpu"), kept=truncated.kept)
             self.progress.advance(0, key)
         return cut
+
+    def _refined_runs(self, refined: Mapping[str, Factors], examples: Sequence[Examples]) -> list[Run]:
+        """Some of every teacher's points, and of the scenes, through the refined model.
+
+        What it does only where several are called at once would otherwise have no effect that could be kept.
+        """
+        runs = []
+        for own in examples:
+            few = own.select(spread(len(own), RECORDED_POINTS))
+            runs.append(Run(own.teacher, refined, len(few), self._denoising(few.x, few.t, few.prompts)))
+        scenes = make_scenes(examples, windows=2)
+        if scenes:
+            some = [scenes[i] for i in spread(len(scenes), RECORDED_POINTS).tolist()]
+            x, t = torch.stack([scene.beside("x") for scene in some]), torch.stack([scene.t for scene in some])
+            everyone = tuple(sorted({concept for scene in some for concept in scene.subjects}))
+            teacher = Teacher("several in one picture", None, everyone)
+            runs.append(Run(teacher, refined, len(some), self._denoising(x, t, [scene.prompt for scene in some])))
+        return runs
 
     def rounded(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
         """Factors as the file will hold them, on the model's device; a file of whole deltas rounds only those."""

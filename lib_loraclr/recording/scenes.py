@@ -34,6 +34,12 @@ class Scene:
         return first.teacher.prompt_beside([own.teacher for own, _ in others], first.slots[k])
 
     @property
+    def t(self) -> Tensor:
+        """The timestep, `[]`."""
+        own, k = self.points[0]
+        return own.t[k]
+
+    @property
     def subjects(self) -> tuple[int, ...]:
         """The concepts, left to right."""
         return tuple(own.teacher.concept for own, _ in self.points)

@@ -152,14 +152,13 @@ class Sampler:
         return own.x[k].float(), own.t[k], target, torch.tensor([scale])
 
     def _scene(self, scene: Scene, *, negative: bool) -> _Row:
-        first, k = scene.points[0]
-        level = self._level(first.t[k]) / SCENE_WEIGHT
+        level = self._level(scene.t) / SCENE_WEIGHT
         scale = torch.tensor([self._scales[own.teacher.name] * level for own, _ in scene.points])
         importance = torch.stack([_importance(own) for own, _ in scene.points]).mean()
         target = scene.beside("negative_target" if negative else "target").float()
         other, there = (target, torch.zeros(len(scale), dtype=torch.bool)) if negative else scene.rivals()
         prompt = self.negative_prompt if negative else scene.prompt
-        return prompt, scene.beside("x").float(), first.t[k], target, scale, other.float(), there, importance
+        return prompt, scene.beside("x").float(), scene.t, target, scale, other.float(), there, importance
 
 
 def _importance(own: Examples) -> Tensor:

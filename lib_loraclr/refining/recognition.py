@@ -123,7 +123,7 @@ def _together(predictor: Predictor, examples: Sequence[Examples]) -> dict[tuple[
     for start in range(0, len(scenes), BATCH):
         part = scenes[start : start + BATCH]
         x = torch.stack([scene.beside("x") for scene in part])
-        t = torch.stack([scene.points[0][0].t[scene.points[0][1]] for scene in part])
+        t = torch.stack([scene.t for scene in part])
         prediction = _predict(predictor, x, t, [scene.prompt for scene in part])
         target = torch.stack([scene.beside("target") for scene in part]).float()
         other = torch.stack([scene.rivals()[0] for scene in part]).float()
