@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..progress import PlannedStage, Stage, Work
 from ..recording import PathPlan, Teacher
-from ..refining import CHECKS, SCENES, points_of
+from ..refining import CHECKS, questions
 from ..request import MergeRequest, Part
 from ..solving import Method, RefinementOptions
 
@@ -80,12 +80,12 @@ def plan_stages(
     cost = 1.0 if method.records else _UNRECORDED
 
     def followed(stage: Stage, plan: PathPlan) -> PlannedStage:
-        return _evaluations(stage, sum(plan.evaluations(teacher) for teacher in teachers))
+        return _evaluations(stage, following_evaluations(teachers, plan))
 
     def merged(stage: Stage, share: float) -> PlannedStage:
         return PlannedStage(stage, layers, Work.LAYER, cost * share * per_layer)
 
-    recorded = taught * min(learn.points, RECORDED_POINTS)
+    recorded = sum(min(learn.of(teacher).points, RECORDED_POINTS) for teacher in teachers)
     stages = [PlannedStage(Stage.READING, number, Work.LAYER, _READING * per_layer)]
     if method.records:
         prompts = taught * RECORDED_PROMPTS
@@ -104,22 +104,38 @@ def plan_stages(
         wide = refinement.scene_rows * _SCENE_WIDTH if sum(teacher.in_scenes for teacher in teachers) > 1 else 0
         samples = refinement.steps * (refinement.batch_size + wide) + looks
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
-        stages.append(_evaluations(Stage.CUTTING, recorded))
-    return [*stages, followed(Stage.TESTING, test), _measuring(teachers, test, number)]
+        if cuts(request):
+            stages.append(_evaluations(Stage.CUTTING, recorded))
+    measured = _evaluations(Stage.MEASURING, measuring_evaluations(teachers, test, number))
+    return [*stages, followed(Stage.TESTING, test), measured]
 
 
 #: what a sample forward and back costs, in evaluations; how wide scenes are on the average, in native pictures
 _BACKWARD, _SCENE_WIDTH = 3, 2.25
 
 
-def _measuring(teachers: Sequence[Teacher], test: PathPlan, number: int) -> PlannedStage:
-    """All tags and the merge on every point, each LoRA alone without triggers, and who is taken for whom."""
-    points = {teacher.name: test.of(teacher).points for teacher in teachers}
-    plain = sum(points[teacher.name] for teacher in teachers if teacher.concept is None)
-    called = sum(teacher.in_scenes for teacher in teachers)
-    looks = points_of(called) * number * (max(1, called) + 2)
-    scenes = 2 * 2 * SCENES * called if called > 1 else 0
-    return _evaluations(Stage.MEASURING, 2 * sum(points.values()) + plain * number + looks + scenes)
+def subjects_beside(teachers: Sequence[Teacher]) -> list[int]:
+    """The concepts that can stand beside each other."""
+    return [teacher.concept for teacher in teachers if teacher.in_scenes]
+
+
+def following_evaluations(teachers: Sequence[Teacher], plan: PathPlan) -> int:
+    """Of what all teachers predict."""
+    subjects = subjects_beside(teachers)
+    return sum(plan.evaluations(teacher, subjects) for teacher in teachers)
+
+
+def measuring_evaluations(teachers: Sequence[Teacher], test: PathPlan, number: int, *, merged: bool = True) -> int:
+    """All tags on every point, each LoRA alone without triggers; and of a merge every point, and who is taken for whom."""
+    points = sum(test.of(teacher).points for teacher in teachers)
+    # what is active whatever the prompt is part of what is compared with
+    plain = sum(test.of(own).points * (number - len(own.active)) for own in teachers if own.concept is None)
+    return points + plain + (points + questions(teachers, test) if merged else 0)
+
+
+def cuts(request: MergeRequest) -> bool:
+    """Whether a refined merge is cut: of files that hold whole deltas the rank costs nothing."""
+    return request.rank != "full" and not (request.whole and request.rank == "auto")
 
 
 def _evaluations(stage: Stage, samples: int) -> PlannedStage:

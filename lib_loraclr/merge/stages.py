@@ -34,7 +34,6 @@ from ..refining import (
     drift_of_singles,
     gather_candidates,
     measure,
-    questions,
     recognise,
     refine,
 )
@@ -44,10 +43,14 @@ from .examination import merged_keys, recording_plan
 from .stage_plan import (
     RECORDED_POINTS,
     RECORDED_PROMPTS,
+    cuts,
+    following_evaluations,
     learning_paths,
+    measuring_evaluations,
     measuring_paths,
     plan_stages,
     stopping_paths,
+    subjects_beside,
 )
 
 #: what a run of the model recorded: on whose prompts, and layer key -> `[n, d_in]`
@@ -134,9 +137,8 @@ class Stages:
 
     def _follow(self, stage: Stage, plan: PathPlan) -> list[Examples]:
         """What every teacher predicts in the slots of a plan."""
-        self.progress.start(stage, sum(plan.evaluations(teacher) for teacher in self.teachers))
-        beside = [teacher.concept for teacher in self.teachers if teacher.in_scenes]
-        slots = draw_slots(plan, self.phrases(plan.part), beside)
+        self.progress.start(stage, following_evaluations(self.teachers, plan))
+        slots = draw_slots(plan, self.phrases(plan.part), subjects_beside(self.teachers))
         return [record_examples(self.predictor, self.teachers, k, plan, slots) for k in range(len(self.teachers))]
 
     def solve(self, procedure: Procedure, examples: Sequence[Examples]) -> dict[str, MergedLayer]:
@@ -165,8 +167,9 @@ class Stages:
         phrases, runs = self.phrases(Part.LEARN), []
         more = [Slot(k, Part.LEARN, phrases.draw(), {}) for k in range(RECORDED_PROMPTS)]
         for own in examples:
-            asked = (own.teacher.prompt(slot) for slot in more)
-            prompts = sorted({*own.prompts, *asked})[: RECORDED_PROMPTS - 1] + [self.request.prompts.negative]
+            asked = sorted({*own.prompts, *(own.teacher.prompt(slot) for slot in more)})
+            # spread, as they are in the order of the alphabet, in which many have their form first and others their trigger
+            prompts = [asked[k] for k in spread(len(asked), RECORDED_PROMPTS - 1)] + [self.request.prompts.negative]
             deltas = self._part(own.teacher, self.text_encoder_keys)
             runs.append(
                 Run(own.teacher, deltas, len(prompts), lambda part, asked=prompts: self.host.encode(asked[part]))
@@ -238,7 +241,7 @@ class Stages:
         self, refined: Mapping[str, Factors], layers: Mapping[str, MergedLayer], examples: Sequence[Examples]
     ) -> dict[str, MergedLayer]:
         """The refined factors at the rank that was asked for, by what enters the layers of the refined model itself."""
-        if self.request.rank == "full" or (self.request.whole and self.request.rank == "auto"):
+        if not cuts(self.request):
             return {key: replace(layer, factors=refined[key]) for key, layer in layers.items()}
         self.progress.start(Stage.CUTTING, sum(min(len(own), RECORDED_POINTS) for own in examples))
         # both stages at once, within the room of the larger one
@@ -269,11 +272,11 @@ class Stages:
     def measure(self, factors: Mapping[str, Factors] | None) -> tuple[Retention, Retention | None, Recognition | None]:
         """Retention of all tags together and of the merge (if any), and whom the merge draws, on words and paths that nothing was
         learnt from or stopped by."""
-        examples = self._follow(Stage.TESTING, measuring_paths(self.request, self.memory.points))
+        plan = measuring_paths(self.request, self.memory.points)
+        examples = self._follow(Stage.TESTING, plan)
         everyone = self.predictor.together(range(len(self.inputs)))
-        singles = sum(len(own) for own in examples if own.teacher.concept is None) * len(self.inputs)
-        results = 1 if factors is None else 2
-        self.progress.start(Stage.MEASURING, results * sum(map(len, examples)) + singles + questions(examples))
+        number, merged = len(self.inputs), factors is not None
+        self.progress.start(Stage.MEASURING, measuring_evaluations(self.teachers, plan, number, merged=merged))
         drift = drift_of_singles(self.predictor, examples)
         before = measure(self.predictor, everyone, examples, single_drift=drift)
         if factors is None:

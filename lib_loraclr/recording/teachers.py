@@ -47,6 +47,7 @@ class Teacher:
         quality: words that are added to every prompt
         importance: how much it counts
         share: of the points that others have
+        guest: whether the words are those of a subject that a style is taught on
     """
 
     name: str
@@ -59,6 +60,7 @@ class Teacher:
     quality: str = ""
     importance: float = 1.0
     share: float = 1.0
+    guest: bool = False
 
     @property
     def absent(self) -> tuple[int, ...]:
@@ -68,7 +70,7 @@ class Teacher:
     @property
     def in_scenes(self) -> bool:
         """Whether it can stand beside another in one picture, called by words of its own."""
-        return bool(self.words) and not self.fixed and not self.style
+        return bool(self.words) and not (self.fixed or self.style or self.guest)
 
     def rivals(self, subjects: Sequence[int]) -> list[tuple[int, ...]]:
         """What would be active if another subject were in this one's place; none where no subject is taught."""
@@ -141,4 +143,5 @@ def _style_on_subject(
         prompts.quality,
         concepts[style].importance,
         share,
+        guest=True,
     )

@@ -5,7 +5,7 @@ retention          what survived, measured on the model's own predictions
 recognition        whom the merged model draws
 """
 
-from .recognition import SCENES, Recognition, gather_candidates, points_of, questions, recognise
+from .recognition import Recognition, gather_candidates, questions, recognise
 from .refinement import CHECKS, Refined, refine
 from .retention import Retention, drift_of_singles, measure
 
@@ -14,11 +14,9 @@ __all__ = [
     "Recognition",
     "Refined",
     "Retention",
-    "SCENES",
     "drift_of_singles",
     "gather_candidates",
     "measure",
-    "points_of",
     "questions",
     "recognise",
     "refine",

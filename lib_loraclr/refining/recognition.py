@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..model import Deltas
-from ..recording import BATCH, Examples, Predictor, evaluated, make_scenes, spread
+from ..recording import BATCH, Examples, PathPlan, Predictor, Teacher, evaluated, make_scenes, spread
 
 #: points of each concept that are looked at: between so few and so many, and as many questions for all concepts together
 LEAST_POINTS, MOST_POINTS, QUESTIONS = 4, 16, 128
@@ -73,11 +73,22 @@ def gather_candidates(predictor: Predictor, examples: Sequence[Examples]) -> lis
     return list(found.values())
 
 
-def questions(examples: Sequence[Examples]) -> int:
-    """How many evaluations `gather_candidates` takes."""
-    subjects = sum(own.teacher.in_scenes for own in examples)
-    concepts = {own.teacher.concept for own in examples} - {None}
-    return sum(points_of(subjects) for _ in concepts) * max(1, subjects)
+def questions(teachers: Sequence[Teacher], plan: PathPlan) -> int:
+    """How many evaluations `gather_candidates` and `recognise` take together.
+
+    Args:
+        plan: that the examples are made by
+    """
+    subjects = sum(teacher.in_scenes for teacher in teachers)
+    first = {teacher.concept: teacher for teacher in reversed(teachers) if teacher.concept is not None}
+    looks = 0
+    for teacher in first.values():
+        # the other subjects, the model without the concept, and the merge
+        asked = (subjects - 1 if teacher.in_scenes else 0) + 2
+        looks += asked * min(points_of(subjects), plan.of(teacher).points)
+    # of an odd number one has no partner
+    scenes = plan.points * (subjects - subjects % 2)
+    return looks + min(scenes, SCENES * subjects)
 
 
 @torch.no_grad()
