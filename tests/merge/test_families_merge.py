@@ -32,7 +32,7 @@ one_of_each = pytest.mark.parametrize(
 
 def merged(host: DiffusersHost, folder: Path, **changes: object) -> Merge:
     concepts = tuple(Concept(str(random_lora(folder / f"{n}.safetensors", host, seed=n))) for n in (1, 2))
-    recording = RecordingOptions(paths=1, steps=2, guidance=4.0, height=64, width=64)
+    recording = RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64)
     return merge_loras(MergeRequest(concepts, prompts=PROMPTS, recording=recording, **changes), host)
 
 

@@ -64,7 +64,7 @@ def paths(host: DiffusersHost, tmp_path_factory: pytest.TempPathFactory) -> list
 
 def merged(host: DiffusersHost, paths: list[Path], **changes) -> Merge:
     concepts = tuple(Concept(str(path), trigger=f"{path.stem} thing") for path in paths)
-    little = RecordingOptions(paths=1, steps=2, guidance=4.0, height=64, width=64)
+    little = RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64)
     return merge_loras(MergeRequest(concepts, prompts=PROMPTS, recording=little, **changes), host)
 
 
