@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lib_loraclr.model.low_rank import Factors, orthonormal_basis
+from lib_loraclr.solving.error_units import units
 from lib_loraclr.solving.layer_problem import LayerProblem, Recording
-from lib_loraclr.solving.units import units
 
 #: float64 rounding; nothing here is factored but the column space
 CLOSE = 1e-12
