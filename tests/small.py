@@ -37,13 +37,9 @@ PROMPTS = PromptOptions(
 
 
 def measure_on_little(patch: pytest.MonkeyPatch, *, paths: int, steps: int) -> None:
-    """Retention on fewer points than a user gets; it is the same code."""
+    """Retention on fewer points, and fewer prompts through the text encoder, than a user gets; it is the same code."""
     patch.setattr(stage_plan, "MEASURE_PATHS", paths)
     patch.setattr(stage_plan, "MEASURE_STEPS", steps)
-
-
-def ask_little(patch: pytest.MonkeyPatch) -> None:
-    """Fewer prompts through the text encoder than a user gets."""
     for module in (stage_plan, stages):
         patch.setattr(module, "RECORDED_PROMPTS", 16)
 

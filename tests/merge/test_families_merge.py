@@ -21,13 +21,18 @@ from lib_loraclr.output.saving import lora_metadata
 from lib_loraclr.recording.inputs import load_input
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from tests import tiny_checkpoints as tiny
-from tests.small import PROMPTS
+from tests.small import PROMPTS, measure_on_little
 from tests.tiny_checkpoints import Tiny
 from tests.tiny_hosts import Open, pipeline, predict, random_lora
 
 one_of_each = pytest.mark.parametrize(
     "kind", [tiny.SD2_V, tiny.SDXL_V, tiny.REFINER, tiny.SDXL.inpainting()], ids=lambda kind: kind.name
 )
+
+
+@pytest.fixture(autouse=True)
+def measured_on_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_on_little(monkeypatch, paths=1, steps=2)
 
 
 def merged(host: DiffusersHost, folder: Path, **changes: object) -> Merge:

@@ -23,7 +23,7 @@ from lib_loraclr.progress import Progress, Stage
 from lib_loraclr.recording.sampling import initial_noise
 from lib_loraclr.request.merge_request import RecordingOptions
 from lib_loraclr.solving.methods import METHODS
-from tests.small import ask_little, concept, measure_on_little, request
+from tests.small import concept, measure_on_little, request
 
 
 def predict(host: Host, deltas: Mapping[str, Factors], prompt: str) -> torch.Tensor:
@@ -57,7 +57,6 @@ def changed_copy(host: Host, merge: Merge, prompt: str) -> torch.Tensor:
 def measured_on_little() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         measure_on_little(patch, paths=2, steps=4)
-        ask_little(patch)
         yield
 
 
@@ -103,12 +102,12 @@ def mean(report) -> float:
 
 
 def test_the_refinement_raises_retention_and_reports_its_way(demo: Path, host: Host) -> None:
-    # enough points of the checkpoint's own size that learning them by heart does not pay
-    recording = RecordingOptions(paths=4, steps=10, guidance=4.0)
+    # enough points that learning them by heart does not pay
+    recording = RecordingOptions(paths=6, steps=8, renoised=48, guidance=4.0, height=64, width=64)
     asked = request(demo, "fox-face", "pizza", recording=recording)
-    refined = merge_loras(replace(asked, options={"steps": 32, "batch_size": 8}), host).report
+    refined = merge_loras(replace(asked, options={"steps": 60, "batch_size": 6, "scenes": 2}), host).report
     assert mean(refined) > mean(merge_loras(asked, host).report) + 0.03
-    assert refined.refinement["steps"] == 32
+    assert refined.refinement["steps"] == 60
     assert all(0 < check["contrast"] < 1 for check in refined.refinement["checks"])
 
 
@@ -122,7 +121,7 @@ def test_the_order_of_the_loras_changes_nothing(demo: Path, host: Host, fox_and_
 
 
 def test_the_same_request_gives_the_same_bytes(demo: Path, host: Host, fox_and_pizza: Merge) -> None:
-    options = {"steps": 3, "batch_size": 4}
+    options = {"steps": 3, "batch_size": 4, "scenes": 2}
     asked = request(demo, "fox-face", "pizza", options=options)
     first, second = (file_bytes(merge_loras(asked, host)) for _ in range(2))
     assert first == second

@@ -14,7 +14,7 @@ from lib_loraclr.model.host import Host
 from lib_loraclr.progress import PlannedStage, Progress, Stage
 from lib_loraclr.request.merge_request import RecordingOptions
 from lib_loraclr.request.phrases import Part
-from tests.small import ask_little, measure_on_little, request
+from tests.small import measure_on_little, request
 
 
 class Noted(Progress):
@@ -55,7 +55,6 @@ def test_a_merge_follows_its_plan(
     demo: Path, host: Host, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], changes: dict
 ) -> None:
     measure_on_little(monkeypatch, paths=1, steps=2)
-    ask_little(monkeypatch)
     noted = Noted()
     recording = RecordingOptions(paths=2, steps=2, renoised=2, guidance=4.0, height=64, width=64)
     merge_loras(request(demo, *names, **{"recording": recording, **changes}), host, noted)
