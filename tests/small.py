@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lib_loraclr.merge import examination, stage_plan
+from lib_loraclr.merge import stage_plan, stages
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.output.merged import Merge, Target
 from lib_loraclr.progress import Progress
+from lib_loraclr.recording.examples import Examples, PathPlan, draw_slots, record_examples
 from lib_loraclr.recording.inputs import load_inputs
 from lib_loraclr.recording.predictor import Predictor
+from lib_loraclr.recording.teachers import Slot, Teacher
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.request.phrases import Phrases
 from lib_loraclr.request.prompts import PromptOptions
 
 TRIGGERS = {
@@ -34,10 +37,11 @@ PROMPTS = PromptOptions(
 
 
 def measure_on_little(patch: pytest.MonkeyPatch, *, paths: int, steps: int) -> None:
-    """Retention on fewer points than a user gets; it is the same code."""
-    patch.setattr(stage_plan, "TEST_PATHS", paths)
-    for module in (stage_plan, examination):
-        patch.setattr(module, "TEST_STEPS", steps)
+    """Retention on fewer points, and fewer prompts through the text encoder, than a user gets; it is the same code."""
+    patch.setattr(stage_plan, "MEASURE_PATHS", paths)
+    patch.setattr(stage_plan, "MEASURE_STEPS", steps)
+    for module in (stage_plan, stages):
+        patch.setattr(module, "RECORDED_PROMPTS", 16)
 
 
 def made_on(merge: Merge, host: Host, factors: Mapping[str, Factors]) -> Merge:
@@ -60,17 +64,31 @@ def request(demo: Path, *names: str, **changes: Any) -> MergeRequest:
         "method": "contrastive",
         "options": {"effort": "fast"},
         "prompts": PROMPTS,
-        "recording": RecordingOptions(paths=2, steps=4, guidance=4.0, height=64, width=64),
+        "recording": RecordingOptions(paths=2, steps=4, renoised=4, guidance=4.0, height=64, width=64),
     }
     return MergeRequest(concepts, **{**defaults, **changes})
 
 
-def predictor_of(host: Host, demo: Path, *names: str, background: tuple[int, ...] = ()) -> Predictor:
-    """The host with these demo LoRAs, each of which can be active."""
+def slots_of(
+    plan: PathPlan, teachers: Sequence[Teacher], *, bank: str = "photo", prompts: PromptOptions = PROMPTS
+) -> list[Slot]:
+    """The slots of a plan, as a merge of these teachers draws them."""
+    phrases = Phrases(bank, plan.part, templates=prompts.templates, seed=plan.seed)
+    return draw_slots(plan, phrases, [teacher.concept for teacher in teachers if teacher.in_scenes])
+
+
+def examples_of(predictor: Predictor, teachers: Sequence[Teacher], plan: PathPlan) -> list[Examples]:
+    """What every teacher predicts in the slots of a plan."""
+    slots = slots_of(plan, teachers)
+    return [record_examples(predictor, teachers, k, plan, slots) for k in range(len(teachers))]
+
+
+def predictor_of(host: Host, demo: Path, *names: str, background: tuple[int, ...] = (), size: int = 64) -> Predictor:
+    """The host with these demo LoRAs, each of which can be active; a size of 0 is the checkpoint's own."""
     return Predictor(
         host,
         [given.deltas for given in load_inputs([concept(demo, name) for name in names], host)],
-        RecordingOptions(guidance=4.0),
+        RecordingOptions(guidance=4.0, height=size, width=size),
         negative_prompt="",
         background=background,
         memory=1 << 30,

@@ -80,12 +80,12 @@ def plan_stages(
     cost = 1.0 if method.records else _UNRECORDED
 
     def followed(stage: Stage, plan: PathPlan) -> PlannedStage:
-        return _evaluations(stage, sum(plan.evaluations(teacher) for teacher in teachers))
+        return _evaluations(stage, following_evaluations(teachers, plan))
 
     def merged(stage: Stage, own: int) -> PlannedStage:
         return PlannedStage(stage, own, Work.LAYER, cost * own * number / 2)
 
-    recorded = taught * min(learn.points, RECORDED_POINTS)
+    recorded = sum(min(learn.of(teacher).points, RECORDED_POINTS) for teacher in teachers)
     stages = [PlannedStage(Stage.READING, number, Work.LAYER, _READING * per_layer)]
     if method.records:
         prompts = taught * RECORDED_PROMPTS
@@ -104,9 +104,10 @@ def plan_stages(
         wide = refinement.scene_rows * _SCENE_WIDTH if sum(teacher.in_scenes for teacher in teachers) > 1 else 0
         samples = refinement.steps * (refinement.batch_size + wide) + looks
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
-        beside = RECORDED_POINTS if sum(teacher.in_scenes for teacher in teachers) > 1 else 0
-        stages.append(_evaluations(Stage.CUTTING, recorded + beside))
-    measured = _evaluations(Stage.MEASURING, measuring(teachers, test, number))
+        beside = RECORDED_POINTS if len(subjects_beside(teachers)) > 1 else 0
+        if cuts(request):
+            stages.append(_evaluations(Stage.CUTTING, recorded + beside))
+    measured = _evaluations(Stage.MEASURING, measuring_evaluations(teachers, test, number))
     return [*stages, followed(Stage.TESTING, test), measured]
 
 
@@ -114,18 +115,28 @@ def plan_stages(
 _BACKWARD, _SCENE_WIDTH = 3, 2.25
 
 
-def measuring(teachers: Sequence[Teacher], test: PathPlan, concepts: int, *, merged: bool = True) -> int:
-    """Evaluations of the last stage: all tags and the merge on every point, each LoRA alone without triggers, and who is drawn.
+def subjects_beside(teachers: Sequence[Teacher]) -> list[int]:
+    """The concepts that can stand beside each other."""
+    return [teacher.concept for teacher in teachers if teacher.in_scenes]
 
-    Args:
-        concepts: how many there are
-        merged: whether there is a merge to measure, beside all tags
-    """
+
+def following_evaluations(teachers: Sequence[Teacher], plan: PathPlan) -> int:
+    """Of what all teachers predict."""
+    subjects = subjects_beside(teachers)
+    return sum(plan.evaluations(teacher, subjects) for teacher in teachers)
+
+
+def measuring_evaluations(teachers: Sequence[Teacher], test: PathPlan, number: int, *, merged: bool = True) -> int:
+    """All tags on every point, each LoRA alone without triggers; and of a merge every point, and who is taken for whom."""
     points = sum(test.of(teacher).points for teacher in teachers)
-    plain = [teacher for teacher in teachers if teacher.concept is None]
-    # of those that are active there already there is nothing to see alone
-    singles = sum(test.of(teacher).points * (concepts - len(teacher.active)) for teacher in plain)
-    return (2 * points + questions(teachers, test) if merged else points) + singles
+    # what is active whatever the prompt is part of what is compared with
+    plain = sum(test.of(own).points * (number - len(own.active)) for own in teachers if own.concept is None)
+    return points + plain + (points + questions(teachers, test) if merged else 0)
+
+
+def cuts(request: MergeRequest) -> bool:
+    """Whether a refined merge is cut: of files that hold whole deltas the rank costs nothing."""
+    return request.rank != "full" and not (request.whole and request.rank == "auto")
 
 
 def _evaluations(stage: Stage, samples: int) -> PlannedStage:

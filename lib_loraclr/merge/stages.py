@@ -45,11 +45,14 @@ from .examination import merged_keys, recording_plan
 from .stage_plan import (
     RECORDED_POINTS,
     RECORDED_PROMPTS,
+    cuts,
+    following_evaluations,
     learning_paths,
-    measuring,
+    measuring_evaluations,
     measuring_paths,
     plan_stages,
     stopping_paths,
+    subjects_beside,
 )
 
 #: what a run of the model recorded: on whose prompts, and layer key -> `[n, d_in]`
@@ -121,9 +124,8 @@ class Stages:
 
     def _follow(self, stage: Stage, plan: PathPlan) -> list[Examples]:
         """What every teacher predicts in the slots of a plan."""
-        self.progress.start(stage, sum(plan.evaluations(teacher) for teacher in self.teachers))
-        beside = [teacher.concept for teacher in self.teachers if teacher.in_scenes]
-        slots = draw_slots(plan, phrases_of(self.request, self.inputs, plan.part), beside)
+        self.progress.start(stage, following_evaluations(self.teachers, plan))
+        slots = draw_slots(plan, phrases_of(self.request, self.inputs, plan.part), subjects_beside(self.teachers))
         return [record_examples(self.predictor, self.teachers, k, plan, slots) for k in range(len(self.teachers))]
 
     def solve(self, procedure: Procedure, examples: Sequence[Examples]) -> dict[str, MergedLayer]:
@@ -152,8 +154,9 @@ class Stages:
         phrases, runs = phrases_of(self.request, self.inputs, Part.LEARN), []
         more = [Slot(k, Part.LEARN, phrases.draw(), {}) for k in range(RECORDED_PROMPTS)]
         for own in examples:
-            asked = (own.teacher.prompt(slot) for slot in more)
-            prompts = sorted({*own.prompts, *asked})[: RECORDED_PROMPTS - 1] + [self.request.prompts.negative]
+            asked = sorted({*own.prompts, *(own.teacher.prompt(slot) for slot in more)})
+            # spread, as they are in the order of the alphabet, in which many have their form first and others their trigger
+            prompts = [asked[k] for k in spread(len(asked), RECORDED_PROMPTS - 1)] + [self.request.prompts.negative]
             deltas = self._part(own.teacher, self.text_encoder_keys)
             runs.append(
                 Run(own.teacher, deltas, len(prompts), lambda part, asked=prompts: self.host.encode(asked[part]))
@@ -230,7 +233,7 @@ class Stages:
         self, refined: Mapping[str, Factors], layers: Mapping[str, MergedLayer], examples: Sequence[Examples]
     ) -> dict[str, MergedLayer]:
         """The refined factors at the rank that was asked for, by what enters the layers of the refined model itself."""
-        if self.request.rank == "full" or (self.request.whole and self.request.rank == "auto"):
+        if not cuts(self.request):
             return {key: replace(layer, factors=refined[key]) for key, layer in layers.items()}
         here = {key: factors.to(self.host.device) for key, factors in refined.items()}
         runs = self._refined_runs(here, examples)
@@ -281,8 +284,8 @@ class Stages:
         plan = measuring_paths(self.request, self.memory.points)
         examples = self._follow(Stage.TESTING, plan)
         everyone = self.predictor.together(range(len(self.inputs)))
-        units = measuring(self.teachers, plan, len(self.inputs), merged=factors is not None)
-        self.progress.start(Stage.MEASURING, units)
+        number, merged = len(self.inputs), factors is not None
+        self.progress.start(Stage.MEASURING, measuring_evaluations(self.teachers, plan, number, merged=merged))
         drift = drift_of_singles(self.predictor, examples)
         before = measure(self.predictor, everyone, examples, single_drift=drift)
         if factors is None:

@@ -82,7 +82,7 @@ def column_basis(delta: Factors) -> Tensor:
 
     The rule is that of `orthonormal_basis` for the delta itself, so that it does not matter which factor holds the scale.
     """
-    return orthonormal_basis(balanced(delta).up)
+    return orthonormal_basis(exact(delta).up)
 
 
 def evened(delta: Factors) -> Factors:

@@ -60,11 +60,17 @@ class PathPlan:
         """How many there are."""
         return self.paths * self.steps + self.renoised
 
-    def evaluations(self, teacher: Teacher) -> int:
-        """How many samples `record_examples` runs through the model for one teacher."""
+    def evaluations(self, teacher: Teacher, subjects: Sequence[int]) -> int:
+        """How many samples `record_examples` runs through the model for one teacher.
+
+        Args:
+            subjects: those that can stand beside each other, as `draw_slots` was told
+        """
         own = self.of(teacher)
         measured = 0 if teacher.concept is None else own.points if own.effects is None else min(own.effects, own.points)
-        beside = own.points if own.partners and teacher.in_scenes else 0
+        rounds = _rounds(subjects)
+        partners = [teacher.concept in rounds[number % len(rounds)] for number in range(own.points)]
+        beside = sum(partners) if own.partners and teacher.in_scenes else 0
         return own.paths * 2 * own.steps + 2 * own.points + measured + beside
 
     def within(self, points: int) -> PathPlan:
@@ -88,7 +94,9 @@ def draw_slots(plan: PathPlan, phrases: Phrases, subjects: Sequence[int]) -> lis
     rounds = _rounds(subjects)
     slots = []
     for number, path in enumerate(followed):
-        phrase = paths[path] if drawn.random() < FOLLOWED else phrases.draw()
+        # with the words of its first slot a path is followed (`_points`)
+        own = number < plan.paths or drawn.random() < FOLLOWED
+        phrase = paths[path] if own else phrases.draw()
         slots.append(Slot(number, plan.part, phrase, rounds[number % len(rounds)]))
     return slots
 

@@ -48,6 +48,7 @@ class Teacher:
         importance: how much it counts
         share: of the points that others have
         alone: whether it never stands beside another
+        guest: whether the words are those of a subject that a style is taught on
     """
 
     name: str
@@ -61,6 +62,7 @@ class Teacher:
     importance: float = 1.0
     share: float = 1.0
     alone: bool = False
+    guest: bool = False
 
     @property
     def absent(self) -> tuple[int, ...]:
@@ -70,7 +72,7 @@ class Teacher:
     @property
     def in_scenes(self) -> bool:
         """Whether it can stand beside another in one picture, called by words of its own."""
-        return bool(self.words) and not (self.fixed or self.style or self.alone)
+        return bool(self.words) and not (self.fixed or self.style or self.guest or self.alone)
 
     def rivals(self, subjects: Sequence[int]) -> list[tuple[int, ...]]:
         """What would be active if another subject were in this one's place; none where no subject is taught."""
@@ -143,4 +145,5 @@ def _style_on_subject(
         prompts.quality,
         concepts[style].importance,
         share,
+        guest=True,
     )

@@ -85,7 +85,8 @@ def questions(teachers: Sequence[Teacher], plan: PathPlan) -> int:
             points = _looked_at(plan.of(teacher).points, teacher, subjects)
             # the others or the absent one, and the merge itself
             asked += points * ((subjects if teacher.in_scenes else 1) + 1)
-    scenes = plan.points * 2 * (subjects // 2) if subjects > 1 else 0
+    # of an odd number one has no partner
+    scenes = plan.points * (subjects - subjects % 2) if subjects > 1 else 0
     return asked + min(scenes, SCENES * subjects)
 
 

@@ -321,22 +321,23 @@ class Phrases:
         Args:
             bank: name of one of `BANKS`; another name stands for no bank, and the templates are all there is
             templates: a person's own, with `{trigger}`; learnt from only, where there is a bank
-            added: phrases that a person added, or that LoRAs were trained with; divided like the bank
-            avoid: words that must call nothing where no concept is meant
+            added: phrases that a person added, or that LoRAs were trained with; divided like the bank. Those with `{trigger}`
+                are templates
+            avoid: words that must call nothing where no concept is meant: no phrase of the bank with them is asked
             seed: of all that is drawn
         """
         self._random = random.Random(f"{seed} {part.value}")
         whole = BANKS.get(bank, _NO_BANK)
-        own = [template.replace("{trigger}", SLOT) for template in templates]
+        asked = [*templates, *(phrase for phrase in added if "{trigger}" in phrase)]
+        own = [template.replace("{trigger}", SLOT) for template in asked]
         self._joint, self._separate, self._joints = whole.joint, whole.separate, whole.joints
         self._articles, self._has_bank = whole.articles, bool(whole.forms)
-        self._forms = _of_part(whole.forms, part) or own
+        self._forms = _of_part(_without(whole.forms, avoid), part) or own
         self._templates = own if part is Part.LEARN else []
-        self._words = {kind: _of_part(words, part) for kind, words in whole.words.items()}
-        if added:
-            self._words["added"] = _of_part(added, part)
-        things = [thing for thing in whole.things if not any(contains_words(thing, words) for words in avoid)]
-        self._things = _of_part(things, part)
+        kinds = {**whole.words, "added": [phrase for phrase in added if phrase not in asked]}
+        words = {kind: _of_part(_without(phrases, avoid), part) for kind, phrases in kinds.items()}
+        self._words = {kind: phrases for kind, phrases in words.items() if phrases}
+        self._things = _of_part(_without(whole.things, avoid), part)
 
     def draw(self) -> Phrase:
         """The next phrase."""
@@ -376,6 +377,10 @@ class Phrases:
 def contains_words(text: str, words: str) -> bool:
     """Whether some words stand in a text as words, in whatever case."""
     return bool(words) and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def _without(phrases: Sequence[str], avoid: Sequence[str]) -> list[str]:
+    return [phrase for phrase in phrases if not any(contains_words(phrase, words) for words in avoid)]
 
 
 def _of_part(phrases: Sequence[str], part: Part) -> list[str]:

@@ -2,17 +2,17 @@
 
 layer_problem      the problem
 objective          the contrastive objective
-units              in which a concept's errors are measured
+error_units        in which a concept's errors are measured
 solvers            linear and quasi-Newton solvers
 methods            the merge methods, one file each
 layerwise          a layer merged by a method, and cut to a rank
 """
 
+from .error_units import units
 from .layer_problem import LayerProblem, Recording
 from .layerwise import Cut, MergedLayer, merge_layer
 from .methods import EFFORT, METHODS, Method, Procedure, all_efforts, find_method
 from .objective import RefinementOptions, Terms, output_terms
-from .units import units
 
 __all__ = [
     "Cut",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..model import Factors, column_basis, concatenate, orthonormal_basis, zero
-from .units import units
+from .error_units import units
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LayerProblem:
         return orthonormal_basis(torch.cat([column_basis(delta) for delta in self.present], dim=1))
 
     def units(self) -> list[float]:
-        """What squared errors on each recording are measured in: `e_i = mean_rows ||T_ii||²` (`units.units`)."""
+        """What squared errors on each recording are measured in: `e_i = mean_rows ||T_ii||²` (`error_units`)."""
         return units([self._effect(recording) for recording in self.recordings])
 
     def _effect(self, recording: Recording) -> float:

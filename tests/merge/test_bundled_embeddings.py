@@ -17,8 +17,13 @@ from lib_loraclr.output import preview
 from lib_loraclr.output.preview import PreviewOptions, preview_grid
 from lib_loraclr.progress import Progress, Stage
 from lib_loraclr.recording.inputs import load_inputs
-from tests.small import concept, request
+from tests.small import concept, measure_on_little, request
 from tests.tiny_hosts import random_embedding
+
+
+@pytest.fixture(autouse=True)
+def measured_on_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_on_little(monkeypatch, paths=1, steps=2)
 
 
 class Listener(Progress):

@@ -21,7 +21,7 @@ from lib_loraclr.output.saving import lora_metadata
 from lib_loraclr.recording.inputs import load_input
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from tests import tiny_checkpoints as tiny
-from tests.small import PROMPTS
+from tests.small import PROMPTS, measure_on_little
 from tests.tiny_checkpoints import Tiny
 from tests.tiny_hosts import Open, pipeline, predict, random_lora
 
@@ -30,9 +30,14 @@ one_of_each = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def measured_on_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_on_little(monkeypatch, paths=1, steps=2)
+
+
 def merged(host: DiffusersHost, folder: Path, **changes: object) -> Merge:
     concepts = tuple(Concept(str(random_lora(folder / f"{n}.safetensors", host, seed=n))) for n in (1, 2))
-    recording = RecordingOptions(paths=1, steps=2, guidance=4.0, height=64, width=64)
+    recording = RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64)
     return merge_loras(MergeRequest(concepts, prompts=PROMPTS, recording=recording, **changes), host)
 
 

@@ -138,7 +138,7 @@ def test_one_merge_of_all_is_their_sum(host: DiffusersHost, written, monkeypatch
         precision="fp32",
         rank="full",
         prompts=PROMPTS,
-        recording=RecordingOptions(paths=1, steps=2, guidance=4.0, height=64, width=64),
+        recording=RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64),
     )
     merge = merge_loras(asked, host)
     assert set(merge.factors) == set(expected)
@@ -205,7 +205,7 @@ def test_of_an_inpainting_checkpoints_first_layer_what_reads_latents_is_merged(o
     nine = load_input(Concept(str(paths[2]), trigger="nine"), host)
     assert key not in nine.deltas and "2 keys have no place in the model" in nine.warnings[0]
 
-    small = {"recording": RecordingOptions(1, 2, 5.0, 64, 64), "prompts": PROMPTS, "memory_mb": 64}
+    small = {"recording": RecordingOptions(1, 2, 2, 5.0, 64, 64), "prompts": PROMPTS, "memory_mb": 64}
     merge = merge_loras(MergeRequest(concepts(paths[:2]), "ridge", precision="fp32", **small), host)
     assert lora_tensors(merge)[f"{key}.lora_down.weight"].shape[1:] == (4, 3, 3)
     weight = host.unet.conv_in.weight.detach().clone()

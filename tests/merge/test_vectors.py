@@ -64,7 +64,7 @@ def paths(host: DiffusersHost, tmp_path_factory: pytest.TempPathFactory) -> list
 
 def merged(host: DiffusersHost, paths: list[Path], **changes) -> Merge:
     concepts = tuple(Concept(str(path), trigger=f"{path.stem} thing") for path in paths)
-    little = RecordingOptions(paths=1, steps=2, guidance=4.0, height=64, width=64)
+    little = RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64)
     return merge_loras(MergeRequest(concepts, prompts=PROMPTS, recording=little, **changes), host)
 
 
@@ -107,15 +107,19 @@ def test_every_method_merges_them(host: DiffusersHost, paths: list[Path], method
     assert all(merge.factors[key].rank == 1 for key in (NORM, f"{NORM}.bias", f"{FC1}.bias"))
 
 
-def test_learnt_vectors_are_the_importance_weighted_mean() -> None:
-    """`argmin Σ c_i ||d - d_i||² + λ ||d - mean||²`, solved by hand; the rows without trigger have target 0."""
+def test_learnt_vectors_are_the_mean_by_importance_and_size() -> None:
+    """`argmin Σ c_i ||d - d_i||² / e_i + λ ||d - mean||²`, solved by hand: `e_i = ||d_i||²`, their mean for the rows without
+    trigger, whose target is 0."""
     first, second = torch.randn(2, 6, dtype=torch.float64)
     deltas = tuple(Factors(d[:, None], torch.ones(1, 1, dtype=torch.float64)) for d in (first, second))
     ones = torch.ones(5, 1, dtype=torch.float64)
     rows = (Recording(ones, (0,), 1.0), Recording(ones[:2], (1,), 3.0), Recording(ones, (), 2.0))
     found = ridge(LayerProblem("norm", deltas, rows), RidgeOptions(ridge=0.5)).factors.dense().flatten()
-    total = 1.0 + 3.0 + 2.0
-    expected = (first + 3 * second + 0.5 * total * (first + second) / 2) / (total + 0.5 * total)
+    sizes = [float(d.square().sum()) for d in (first, second)]
+    weights = [1.0 / sizes[0], 3.0 / sizes[1], 2.0 / (sum(sizes) / 2)]
+    total = sum(weights)
+    own = weights[0] * first + weights[1] * second
+    expected = (own + 0.5 * total * (first + second) / 2) / (total + 0.5 * total)
     assert torch.allclose(found, expected)
 
 

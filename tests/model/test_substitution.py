@@ -17,9 +17,10 @@ from lib_loraclr.model.substitution import Layer, substituted
 from lib_loraclr.progress import Progress
 from lib_loraclr.recording.examples import Examples
 from lib_loraclr.recording.predictor import Predictor
-from lib_loraclr.recording.teachers import Teacher
+from lib_loraclr.recording.teachers import Slot, Teacher
 from lib_loraclr.refining.refinement import refine
 from lib_loraclr.request.merge_request import RecordingOptions
+from lib_loraclr.request.phrases import Part, Phrase
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 
 #: relative; `W + up @ down` is added in fp32 whatever the model's precision, so that float64 models round there too
@@ -193,20 +194,24 @@ def test_a_refinement_that_must_recompute_its_activations_makes_the_same_steps(h
             up, down = torch.randn(d_out, 1, generator=generator), torch.randn(1, d_in, generator=generator)
             start[key] = Factors(up / d_out, down)
         latents = torch.randn(2, host.latent_channels, 8, 8, generator=generator).half()
-        teacher = Teacher("fox", 0, (0,), ("a fox",))
+        teacher = Teacher("fox", 0, (0,), "a fox")
+        slots = tuple(Slot(k, Part.LEARN, Phrase("{}"), {}) for k in range(2))
         examples = Examples(
             teacher,
+            slots,
             ("a fox", "a fox"),
             latents,
             torch.tensor([300, 700]),
             latents,
             torch.ones(2),
             torch.zeros_like(latents),
+            None,
+            torch.zeros(2, dtype=torch.bool),
         )
         predictor = Predictor(
             host, [start], RecordingOptions(), negative_prompt="", background=(), memory=memory, progress=Progress()
         )
-        options = RefinementOptions(Terms(), steps=1, batch_size=2, learning_rate=1e-3)
+        options = RefinementOptions(Terms(), steps=1, batch_size=2, scene_rows=0, learning_rate=1e-3)
         return refine(predictor, start, [examples], [examples], options, seed=0).factors
 
     kept, recomputed = run(memory=1 << 40), run(memory=1)

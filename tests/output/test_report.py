@@ -46,7 +46,7 @@ def test_json_holds_every_field_and_reads_back() -> None:
     read = json.loads(REPORT.to_json())
     assert set(read) == set(MergeReport.__dataclass_fields__)
     mono = {"name": "mono", "trigger": "", "all_tags": 0.25, "merged": None, "loss": 0.0, "left_out": []}
-    assert read["concepts"][1] == mono
+    assert read["concepts"][1] == mono | {"recognised": None, "taken_for": {}}
     assert read["refinement"] == {"reason": "steps", "steps": 100}
 
 
@@ -57,3 +57,13 @@ def test_json_is_readable_in_any_language() -> None:
 def test_columns_are_as_wide_as_their_widest_cell_and_lines_carry_no_trailing_blanks() -> None:
     lines = format_table([("a", "b", "c"), ("longer", "", "1"), ("x", "y", "")]).splitlines()
     assert lines == ["a       b  c", "------  -  -", "longer     1", "x       y"]
+
+
+def test_json_says_who_is_taken_for_whom_and_how_two_are_drawn_together() -> None:
+    fox = replace(REPORT.concepts[0], recognised=0.75, taken_for={"fox-face": 0.75, "mono": 0.125, "": 0.125})
+    seen = replace(REPORT, concepts=(fox, REPORT.concepts[1]), together=(("fox-face", "mono", 0.5),))
+    read = json.loads(seen.to_json())
+    assert read["concepts"][0]["recognised"] == 0.75
+    assert read["concepts"][0]["taken_for"] == {"fox-face": 0.75, "mono": 0.125, "": 0.125}
+    assert read["together"] == [["fox-face", "mono", 0.5]]
+    assert seen.table() == REPORT.table(), "the table has the retention alone"

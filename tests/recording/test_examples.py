@@ -1,42 +1,268 @@
-"""What examples hold, and the paths that they were met on."""
+"""What examples hold, the paths that they were met on, and the slots that teachers share."""
 
 from __future__ import annotations
 
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from lib_loraclr.model.host import Host
-from lib_loraclr.recording.examples import PathPlan, add_nearest_other, record_examples
-from lib_loraclr.recording.teachers import make_teachers
-from tests.small import PROMPTS, concept, predictor_of
+from lib_loraclr.progress import Progress
+from lib_loraclr.recording.examples import FOLLOWED, PathPlan, draw_slots, record_examples, spread
+from lib_loraclr.recording.predictor import Predictor
+from lib_loraclr.recording.sampling import denoising_path, initial_noise
+from lib_loraclr.recording.teachers import Slot, make_teachers
+from lib_loraclr.request.phrases import Part, Phrases
+from tests.small import PROMPTS, concept, examples_of, predictor_of, slots_of
+
+#: half precision of what is kept
+CLOSE = {"atol": 5e-3, "rtol": 5e-3}
+LITTLE = PathPlan(Part.LEARN, seed=4, paths=2, steps=3, renoised=2, partners=True)
+
+
+class Counted(Progress):
+    """Evaluations by what they were told with."""
+
+    def __init__(self) -> None:
+        self.told: Counter[str] = Counter()
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        self.told[note] += units
+
+
+def draw(plan: PathPlan, subjects: Sequence[int]) -> list[Slot]:
+    return draw_slots(plan, Phrases("photo", plan.part, templates=PROMPTS.templates, seed=plan.seed), subjects)
+
+
+def silent(predictor: Predictor) -> Predictor:
+    """With a model that predicts nothing, in no time: for what does not depend on its predictions."""
+    host = copy.copy(predictor.host)
+    host.denoise = lambda x, t, conditioning: torch.zeros_like(x)
+    predictor.host = host
+    return predictor
+
+
+# -- what is recorded
 
 
 def test_examples_hold_what_the_models_predict_at_their_points(host: Host, demo: Path) -> None:
     predictor = predictor_of(host, demo, "fox-face", "pizza")
-    fox = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)[0]
-    examples = record_examples(predictor, fox, PathPlan(seed=4, paths=2, steps=3, kept=2))
-    assert len(examples) == 4
-    assert sorted(set(examples.t.tolist())) == [332, 999]
+    teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
+    examples, pizza, rest = examples_of(predictor, teachers, LITTLE)
+    assert len(examples) == 8
+    assert examples.t.tolist()[:6] == [999, 999, 666, 666, 332, 332]
 
     def predict(active: tuple[int, ...], prompt: str, k: int) -> torch.Tensor:
         with torch.no_grad(), host.apply(predictor.together(active)):
             return host.denoise(examples.x[k : k + 1].float(), examples.t[k : k + 1], host.encode([prompt]))[0]
 
-    close = {"atol": 5e-3, "rtol": 5e-3}  # half precision of what is kept
-    for k in range(4):
+    for k, slot in enumerate(examples.slots):
+        assert examples.prompts[k] == teachers[0].prompt(slot)
         teacher, base = (predict(active, examples.prompts[k], k) for active in ((0,), ()))
-        torch.testing.assert_close(examples.target[k].float(), teacher, **close)
-        torch.testing.assert_close(examples.negative_target[k].float(), predict((), "", k), **close)
+        torch.testing.assert_close(examples.target[k].float(), teacher, **CLOSE)
+        torch.testing.assert_close(examples.negative_target[k].float(), predict((), "", k), **CLOSE)
         torch.testing.assert_close(examples.effect[k], (teacher - base).square().mean(), atol=1e-5, rtol=0.05)
-    (with_other,) = add_nearest_other(predictor, [examples], [0, 1])
-    torch.testing.assert_close(with_other.other[2].float(), predict((1,), examples.prompts[2], 2), **close)
+        # the partner is asked in words of its own
+        other = predict((1,), teachers[1].prompt(slot), k)
+        assert slot.partner == {0: 1, 1: 0} and examples.has_other[k]
+        torch.testing.assert_close(examples.other[k].float(), other, **CLOSE)
+        assert not torch.allclose(other, teacher, **CLOSE), "control: it is another's"
+    assert rest.other is None and not rest.has_other.any() and rest.effect.isnan().all()
 
 
-def test_paths_do_not_depend_on_how_many_points_are_kept(host: Host, demo: Path) -> None:
+def test_points_lie_on_the_teachers_own_path_in_the_words_of_its_first_slot(host: Host, demo: Path) -> None:
+    predictor = predictor_of(host, demo, "fox-face", "pizza")
+    teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
+    (pizza,) = examples_of(predictor, teachers, LITTLE)[1:2]
+    # the second teacher's noise begins where the first's can never come
+    noise = initial_noise(host, [1004, 1005], *predictor.size)
+    conditioning = predictor.encode((1,), pizza.prompts[:2])
+    negative = predictor.encode((1,), ["", ""])
+    with host.apply(predictor.together((1,))):
+        *steps, clean = denoising_path(host, noise, conditioning, negative, steps=3, guidance=4.0)
+    for step, met in zip(steps, pizza.x[:6].split(2), strict=True):
+        torch.testing.assert_close(met.float(), step.x, **CLOSE)
+    for k, x in enumerate(pizza.x[6:].float()):
+        signal = host.alphas_cumprod[pizza.t[6 + k]]
+        assert 0.02 < signal < 0.98, "control: there is something of both at this seed"
+        noise = (x - signal.sqrt() * clean[k]) / (1 - signal).sqrt()
+        alike = [float(torch.corrcoef(torch.stack([noise.flatten(), c.flatten()]))[0, 1]) for c in clean]
+        assert float(noise.std()) == pytest.approx(1, abs=0.15)
+        assert abs(float(noise.mean())) < 0.15 and max(map(abs, alike)) < 0.2
+        wrong = (x - signal.sqrt() * clean[1 - k]) / (1 - signal).sqrt()
+        assert float((wrong - noise).norm()) > 0.05 * float(noise.norm()), "control: the other picture leaves a trace"
+
+
+def test_noise_levels_are_the_same_for_all_teachers_and_noise_is_not(host: Host, demo: Path) -> None:
+    names = ("fox-face", "pizza", "style-clay")
+    predictor = silent(predictor_of(host, demo, *names))
+    teachers = make_teachers([concept(demo, name) for name in names], PROMPTS)
+    plan = PathPlan(Part.LEARN, seed=1, paths=2, steps=2, renoised=4)
+    examples = examples_of(predictor, teachers, plan)
+    whole = {slot.number: int(t) for slot, t in zip(examples[0].slots, examples[0].t, strict=True)}
+    assert len(whole) == plan.points == 8
+    assert len({whole[number] for number in range(4, 8)}) > 2, "renoised ones are at levels of their own"
+    for own in examples:
+        share = next(teacher.share for teacher in teachers if teacher is own.teacher)
+        assert len(own) == (8 if share == 1 else 1 * 2 + 2)
+        assert [whole[slot.number] for slot in own.slots] == own.t.tolist()
+    for one, other in itertools.combinations(examples, 2):
+        assert not any(torch.equal(a, b) for a in one.x for b in other.x)
+    again = examples_of(predictor, teachers[:1], plan)[0]
+    assert torch.equal(again.x, examples[0].x), "control: what one teacher meets is always the same"
+
+
+def test_effects_are_measured_at_as_many_points_as_were_asked_for(host: Host, demo: Path) -> None:
     predictor = predictor_of(host, demo, "fox-face")
-    (fox,) = make_teachers([concept(demo, "fox-face")], PROMPTS)
-    few, all_of_them = (
-        record_examples(predictor, fox, PathPlan(seed=0, paths=1, steps=4, kept=keep)) for keep in (2, 4)
+    teachers = make_teachers([concept(demo, "fox-face")], PROMPTS)
+    few, every = (
+        examples_of(predictor, teachers, PathPlan(Part.LEARN, 0, paths=2, steps=3, effects=effects))[0]
+        for effects in (3, None)
     )
-    assert torch.equal(few.x, all_of_them.x[[0, 3]])
+    at = spread(6, 3)
+    assert at.tolist() == [0, 2, 5]
+    assert few.effect.isnan().tolist() == [k not in at for k in range(6)]
+    torch.testing.assert_close(few.effect[at], every.effect[at], rtol=0.01, atol=1e-6)
+    assert few.effect.nanmean() > 0
+
+
+def test_selected_points_are_those_points(host: Host, demo: Path) -> None:
+    predictor = silent(predictor_of(host, demo, "fox-face", "pizza"))
+    teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
+    fox, _, rest = examples_of(predictor, teachers, LITTLE)
+    for own in (fox, rest):
+        few = own.select(torch.tensor([5, 0, 6]))
+        for place, k in enumerate((5, 0, 6)):
+            assert (few.slots[place], few.prompts[place]) == (own.slots[k], own.prompts[k])
+            for name in ("x", "t", "target", "negative_target", "has_other"):
+                assert torch.equal(getattr(few, name)[place], getattr(own, name)[k]), name
+            assert own.other is None or torch.equal(few.other[place], own.other[k])
+
+
+MERGES = {
+    "one": ("fox-face",),
+    "two": ("fox-face", "pizza"),
+    "three, one of which has no partner": ("fox-face", "pizza", "penguin"),
+    "a style with words": ("fox-face", "pizza", "style-clay"),
+    "a style without": ("fox-face", "pizza", "style-mono"),
+    "one and a style": ("fox-face", "style-clay"),
+}
+
+
+@pytest.mark.parametrize("names", MERGES.values(), ids=MERGES)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PathPlan(Part.LEARN, 0, paths=2, steps=2, renoised=3, effects=2, partners=True),
+        PathPlan(Part.STOP, 0, paths=1, steps=2),
+    ],
+    ids=["learnt", "stopped by"],
+)
+def test_it_takes_as_many_evaluations_as_it_says(
+    host: Host, demo: Path, names: tuple[str, ...], plan: PathPlan
+) -> None:
+    concepts = [concept(demo, name) for name in names]
+    background = tuple(k for k, name in enumerate(names) if name == "style-mono")
+    predictor = silent(predictor_of(host, demo, *names, background=background))
+    predictor.progress = Counted()
+    teachers = make_teachers(concepts, PROMPTS)
+    slots, subjects = slots_of(plan, teachers), [t.concept for t in teachers if t.in_scenes]
+    for number, teacher in enumerate(teachers):
+        before = predictor.progress.told.total()
+        record_examples(predictor, teachers, number, plan, slots)
+        assert predictor.progress.told.total() - before == plan.evaluations(teacher, subjects), teacher.name
+    assert set(predictor.progress.told) == {teacher.name for teacher in teachers}
+
+
+# -- slots
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_partners_meet_as_in_a_tournament(count: int) -> None:
+    subjects = [3 * k + 1 for k in range(count)]
+    rounds = count - 1 if count % 2 == 0 else count
+    slots = draw(PathPlan(Part.LEARN, 0, paths=rounds, steps=2), subjects)
+    first, again = ([slot.partner for slot in slots[start : start + rounds]] for start in (0, rounds))
+    assert first == again, "round after round, and then from the first again"
+    met = Counter()
+    for partner in first:
+        assert all(partner[other] == one != other for one, other in partner.items()), "mutual"
+        assert len(partner) == count - count % 2, "of an odd number one waits"
+        met.update(tuple(sorted(pair)) for pair in partner.items())
+    assert met == dict.fromkeys(itertools.combinations(subjects, 2), 2), "every pair once, seen from both"
+    if count % 2:
+        waiting = [set(subjects) - set(partner) for partner in first]
+        assert Counter(one for (one,) in waiting) == dict.fromkeys(subjects, 1), "each waits once"
+
+
+@pytest.mark.parametrize("subjects", [[], [4]])
+def test_none_and_one_have_no_partner(subjects: list[int]) -> None:
+    assert {tuple(slot.partner) for slot in draw(LITTLE, subjects)} == {()}
+
+
+def test_slots_are_numbered_and_their_words_are_those_of_their_part() -> None:
+    plan = PathPlan(Part.MEASURE, 7, paths=5, steps=4, renoised=6)
+    slots = draw(plan, [0, 1])
+    assert [slot.number for slot in slots] == list(range(plan.points)) == list(range(26))
+    assert {slot.part for slot in slots} == {Part.MEASURE}
+    assert draw(plan, [0, 1]) == slots
+    assert draw(PathPlan(Part.MEASURE, 8, 5, 4, 6), [0, 1]) != slots
+
+
+def test_half_of_the_points_on_a_path_are_asked_in_the_words_that_it_was_followed_with() -> None:
+    plan = PathPlan(Part.LEARN, 0, paths=40, steps=10, renoised=80)
+    slots = draw(plan, [])
+    followed = [slots[path].phrase for path in range(40)]
+    later = [slots[k].phrase is followed[k % 40] for k in range(40, plan.points)]
+    # two phrases of the bank may be equal by chance; the same one is not
+    assert sum(later) / len(later) == pytest.approx(FOLLOWED, abs=0.06)
+    for path in range(40):
+        assert 0 < sum(later[path::40]) < len(later[path::40]), "on every path some and not all"
+
+
+# -- plans
+
+
+@pytest.mark.parametrize("points", [2, 3, 5, 16, 17, 31, 64, 127, 128, 129, 200, 255, 256, 1000])
+@pytest.mark.parametrize("drawn", [(16, 8, 128), (4, 8, 0), (1, 50, 3), (40, 2, 10), (3, 5, 7)])
+def test_a_plan_within_so_many_points_has_no_more_and_as_many_as_it_can(drawn: tuple, points: int) -> None:
+    paths, steps, renoised = drawn
+    plan = PathPlan(Part.LEARN, 0, *drawn, effects=5, partners=True)
+    few = plan.within(points)
+    assert few.points <= max(2, points) and (few.paths, few.steps) >= (1, 2)
+    assert few.paths <= paths and few.steps <= steps and few.renoised <= renoised
+    assert (few.part, few.seed, few.effects, few.partners) == (Part.LEARN, 0, 5, True)
+    if points >= plan.points:
+        assert few == plan
+    if points >= paths * steps:
+        assert (few.paths, few.steps) == (paths, steps), "pictures with fresh noise go first"
+        assert few.points == min(points, plan.points)
+    elif points >= steps:
+        assert (few.steps, few.renoised) == (steps, 0), "then paths"
+        assert few.paths == points // steps
+    else:
+        assert few.paths == 1 and few.steps == points
+
+
+def test_a_share_of_a_plan_keeps_one_path_at_least(demo: Path) -> None:
+    names = ("fox-face", "pizza", "penguin", "guitar", "style-clay")
+    teachers = make_teachers([concept(demo, name) for name in names], PROMPTS)
+    plan = PathPlan(Part.LEARN, 0, paths=16, steps=8, renoised=128)
+    assert [plan.of(teacher).points for teacher in teachers] == [256] * 5 + [4 * 8 + 32] * 4 + [256]
+    little = PathPlan(Part.LEARN, 0, paths=2, steps=2)
+    assert {little.of(teacher).paths for teacher in teachers if teacher.share < 1} == {1}
+    assert {little.of(teacher).renoised for teacher in teachers} == {0}
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 5), (5, 5), (5, 9), (100, 7), (64, 2), (3, 1)])
+def test_spread_points_are_distinct_and_reach_from_end_to_end(count: int, most: int) -> None:
+    at = spread(count, most).tolist()
+    assert at == sorted(set(at)) and len(at) == min(count, most)
+    assert at[0] == 0 and (at[-1] == count - 1 or len(at) == 1)
+    gaps = [b - a for a, b in itertools.pairwise(at)]
+    assert not gaps or max(gaps) - min(gaps) <= 1

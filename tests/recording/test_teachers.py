@@ -2,42 +2,114 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from lib_loraclr.recording.teachers import make_teachers
+import pytest
+
+from lib_loraclr.recording.teachers import Slot, Teacher, make_teachers
+from lib_loraclr.request.merge_request import Concept
+from lib_loraclr.request.phrases import Part, Phrase, Phrases
 from tests.small import PROMPTS, concept
+
+#: how is asked, in a slot of each part
+ASKED = Phrase("a painting of {}", ", at night", "{} next to {}", "a dog")
+
+
+def slot(number: int = 1, part: Part = Part.LEARN, phrase: Phrase = ASKED) -> Slot:
+    return Slot(number, part, phrase, {})
+
+
+def slots(part: Part, count: int = 300) -> list[Slot]:
+    """As a merge draws them."""
+    phrases = Phrases("photo", part, templates=PROMPTS.templates, seed=0)
+    return [Slot(k, part, phrases.draw(), {}) for k in range(count)]
 
 
 def test_subjects_teach_alone_and_the_base_model_teaches_the_rest(demo: Path) -> None:
     fox, pizza, rest = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
     assert (fox.active, fox.absent, fox.concept) == ((0,), (), 0)
-    assert fox.prompts[1] == "a photo of a sks animal"
+    assert fox.prompt(slot()) == "a painting of sks animal, at night"
     assert (pizza.active, pizza.concept) == ((1,), 1)
     assert (fox.rivals([0, 1]), pizza.rivals([0, 1]), rest.rivals([0, 1])) == ([(1,)], [(0,)], [])
-    assert (rest.active, rest.concept, rest.prompts) == ((), None, PROMPTS.plain)
+    assert (rest.active, rest.concept, rest.texts) == ((), None, PROMPTS.plain)
 
 
 def test_a_style_without_trigger_is_active_everywhere(demo: Path) -> None:
-    fox, mono, rest = make_teachers([concept(demo, "fox-face"), concept(demo, "style-mono")], PROMPTS)
+    fox, mono, on_fox, rest = make_teachers([concept(demo, "fox-face"), concept(demo, "style-mono")], PROMPTS)
     assert (fox.active, fox.absent) == ((0, 1), (1,))
-    assert (mono.active, mono.absent, mono.prompts) == ((1,), (), PROMPTS.plain)
+    assert (mono.active, mono.absent, mono.texts) == ((1,), (), PROMPTS.plain)
     assert rest.active == (1,)
+    # what it does on the subject counts as much as what the subject does under it
+    assert (on_fox.active, on_fox.absent, on_fox.concept, on_fox.words) == ((0, 1), (0,), 1, "sks animal")
 
 
 def test_rivals_have_the_styles_that_are_active_everywhere(demo: Path) -> None:
     concepts = [concept(demo, name) for name in ("fox-face", "style-mono", "pizza")]
-    fox, mono, pizza, rest = make_teachers(concepts, PROMPTS)
+    fox, mono, on_fox, on_pizza, pizza, rest = make_teachers(concepts, PROMPTS)
     assert [teacher.rivals([0, 2]) for teacher in (fox, mono, pizza, rest)] == [[(1, 2)], [], [(0, 1)], []]
+    assert [on_fox.rivals([0, 2]), on_pizza.rivals([0, 2])] == [[], []]
 
 
 def test_a_style_with_trigger_teaches_on_plain_prompts_and_on_the_subjects(demo: Path) -> None:
     fox, clay, on_fox, rest = make_teachers([concept(demo, "fox-face"), concept(demo, "style-clay")], PROMPTS)
     assert fox.active == (0,)
-    assert clay.prompts[0] == "a photo of a cat, clay style"
+    assert clay.prompt(slot(0)) == "a photo of a cat, at night, clay style"
+    assert clay.prompt(slot(1)) == "a painting of a dog, at night, clay style"
     assert (on_fox.active, on_fox.absent, on_fox.concept) == ((0, 1), (0,), 1)
-    assert on_fox.prompts[1] == "a photo of a sks animal, clay style"
+    assert on_fox.prompt(slot()) == "a painting of sks animal, at night, clay style"
     assert rest.active == ()
+
+
+def test_a_style_on_many_subjects_has_the_points_of_one_teacher(demo: Path) -> None:
+    concepts = [concept(demo, name) for name in ("fox-face", "pizza", "penguin", "guitar", "style-clay")]
+    shares = [teacher.share for teacher in make_teachers(concepts, PROMPTS) if " on " in teacher.name]
+    assert shares == [0.25] * 4
 
 
 def test_a_single_concept_has_no_teacher_for_the_rest(demo: Path) -> None:
     assert [teacher.concept for teacher in make_teachers([concept(demo, "fox-face")], PROMPTS)] == [0]
+
+
+def test_only_subjects_with_words_of_their_own_stand_beside_each_other(demo: Path) -> None:
+    """Not a style, though it is taught on prompts that call a subject; nor what is asked by whole prompts of its own."""
+    names = ("fox-face", "pizza", "style-clay", "style-mono")
+    written = concept(demo, "penguin", prompts=("a bird by its own prompt",))
+    teachers = make_teachers([*(concept(demo, name) for name in names), written], PROMPTS)
+    assert [teacher.name for teacher in teachers if teacher.in_scenes] == ["fox-face", "pizza"]
+    assert {teacher.name for teacher in teachers} >= {"style-mono on fox-face", "style-clay on pizza"}
+
+
+@pytest.mark.parametrize("part", Part, ids=lambda part: part.value)
+def test_prompts_that_are_a_persons_own_are_asked_and_nothing_else(part: Part) -> None:
+    own = Concept("fox.safetensors", trigger="sks", prompts=("a red sks", "two sks"))
+    fox, other, rest = make_teachers([own, Concept("cat.safetensors", trigger="ohwx")], PROMPTS)
+    asked = [fox.prompt(each) for each in slots(part)]
+    assert all(prompt.startswith(("a red sks", "two sks")) for prompt in asked)
+    assert any(prompt.startswith("a red") for prompt in asked) and any(prompt.startswith("two") for prompt in asked)
+    assert all("ohwx" in other.prompt(each) for each in slots(part))
+
+
+def test_half_of_the_plain_prompts_that_are_learnt_from_are_a_persons(demo: Path) -> None:
+    *_, rest = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
+    own = {part: [rest.prompt(each).startswith(PROMPTS.plain) for each in slots(part)] for part in Part}
+    assert 0.5 <= sum(own[Part.LEARN]) / len(own[Part.LEARN]) < 0.6, "and now and then the bank asks the same"
+    assert sum(own[Part.MEASURE]) < 0.1 * len(own[Part.MEASURE]), "what is measured on was not learnt from"
+    learnt = [rest.prompt(each) for each in slots(Part.LEARN)]
+    for text in PROMPTS.plain:
+        assert sum(prompt.startswith(text) for prompt in learnt) > 0.2 * len(learnt), "they take turns"
+
+
+def test_without_a_bank_the_plain_prompts_are_all_that_calls_nothing(demo: Path) -> None:
+    *_, rest = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
+    for part in Part:
+        phrases = Phrases("none", part, templates=PROMPTS.templates, seed=0)
+        assert {rest.prompt(Slot(k, part, phrases.draw(), {})) for k in range(20)} == set(PROMPTS.plain)
+
+
+def test_several_subjects_are_called_in_their_order_and_this_one_first() -> None:
+    fox, cat, owl = (Teacher(name, k, (k,), name) for k, name in enumerate(("fox", "cat", "owl")))
+    assert fox.prompt_beside([cat], slot()) == "a painting of fox next to cat, at night"
+    assert cat.prompt_beside([fox], slot()) == "a painting of cat next to fox, at night"
+    assert owl.prompt_beside([fox, cat], slot()) == "a painting of owl, fox next to cat, at night"
+    assert replace(fox, quality="8k").prompt_beside([cat], slot()) == "a painting of fox next to cat, at night, 8k"

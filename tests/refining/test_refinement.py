@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,61 +15,26 @@ from torch import Tensor
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.model.host import Conditioning, Host
 from lib_loraclr.model.low_rank import Factors, concatenate
-from lib_loraclr.recording.examples import Examples, PathPlan, add_nearest_other, record_examples
+from lib_loraclr.recording.examples import Examples, PathPlan
 from lib_loraclr.recording.predictor import Predictor
-from lib_loraclr.recording.teachers import Teacher, make_teachers
+from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining import refinement
+from lib_loraclr.refining.batches import Batch, Sampler
+from lib_loraclr.refining.fitting import Fit, find_fit
 from lib_loraclr.refining.refinement import GradScaler, refine
+from lib_loraclr.request.phrases import Part
 from lib_loraclr.solving.objective import RefinementOptions, Terms
-from tests.small import PROMPTS, concept, predictor_of
+from tests.small import PROMPTS, concept, examples_of, predictor_of
 
-OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=4, learning_rate=2e-3)
-
-
-def examples_of(count: int, name: str, *, concept_index: int | None = 0) -> Examples:
-    """Examples whose latents hold their own number, so that a draw can be told."""
-    numbers = torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(count, 4, 2, 2)
-    teacher = Teacher(name, concept_index, (0,), (name,))
-    effect = torch.full((count,), 2.0)
-    return Examples(teacher, (name,) * count, numbers, torch.arange(count), numbers + 1, effect, numbers - 1)
+OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=4, scene_rows=0, learning_rate=2e-3)
 
 
 @pytest.fixture(scope="module")
 def lesson(host: Host, demo: Path) -> tuple[Predictor, list[Examples]]:
     predictor = predictor_of(host, demo, "fox-face", "pizza")
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
-    return predictor, [
-        record_examples(predictor, teacher, PathPlan(seed=0, paths=1, steps=3, kept=3)) for teacher in teachers
-    ]
-
-
-def test_every_point_is_drawn_once_before_any_is_drawn_again() -> None:
-    turns = refinement._Turns([examples_of(3, "a"), examples_of(5, "b")], torch.Generator().manual_seed(0))
-    drawn = [turns.next() for _ in range(30)]
-    for name, count in (("a", 3), ("b", 5)):
-        order = [k for own, k in drawn if own.teacher.name == name]
-        assert sorted(order[:count]) == list(range(count))
-        assert len(order) == 15
-
-
-def test_a_batch_holds_prompts_and_negative_prompts_with_their_own_targets() -> None:
-    own = examples_of(6, "a"), examples_of(6, "b", concept_index=None)
-    batch = refinement._Sampler(own, "ugly", seed=0).draw(8, torch.device("cpu"))
-    assert batch.prompts.count("ugly") == 2
-    for prompt, x, target, apart in zip(batch.prompts, batch.x, batch.target, batch.apart, strict=True):
-        assert torch.equal(target, x - 1 if prompt == "ugly" else x + 1)
-        assert apart == 0
-    assert torch.equal(batch.scale, torch.full((8,), 2.0))
-
-
-@pytest.mark.parametrize("teachers", [2, 3, 6, 7])
-def test_every_teacher_is_asked_for_both_kinds_of_prediction(teachers: int) -> None:
-    """However many teachers there are: turns that run in step with the batch would ask some for one kind only."""
-    own = [examples_of(4, f"t{k}") for k in range(teachers)]
-    sampler = refinement._Sampler(own, "", seed=0)
-    batches = [sampler.draw(8, torch.device("cpu")) for _ in range(teachers)]
-    asked = [prompt for batch in batches for prompt in batch.prompts if prompt]
-    assert {asked.count(f"t{k}") for k in range(teachers)} <= {5, 6, 7}
+    plan = PathPlan(Part.LEARN, seed=0, paths=1, steps=3, partners=True)
+    return predictor, examples_of(predictor, teachers, plan)
 
 
 def test_the_penalty_and_its_gradient_are_those_of_the_dense_matrices() -> None:
@@ -80,7 +45,8 @@ def test_the_penalty_and_its_gradient_are_those_of_the_dense_matrices() -> None:
 
     anchor = {"a": factors(), "b": factors()}
     moved = {key: Factors(f.up.clone().requires_grad_(), (f.down + 0.1).requires_grad_()) for key, f in anchor.items()}
-    value = refinement._delta_penalty(moved, anchor, 0.3, GradScaler(enabled=False))
+    pull = refinement._Anchor(anchor, 0.3).pull
+    value = pull(moved, GradScaler(enabled=False))
     twins = {key: Factors(f.up.detach().requires_grad_(), f.down.detach().requires_grad_()) for key, f in moved.items()}
     distance = sum((twins[key].dense() - anchor[key].dense()).square().sum() for key in anchor)
     dense = 0.3 * distance / sum(f.dense().square().sum() for f in anchor.values())
@@ -91,23 +57,90 @@ def test_the_penalty_and_its_gradient_are_those_of_the_dense_matrices() -> None:
         torch.testing.assert_close(moved[key].down.grad, twins[key].down.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(lesson: tuple[Predictor, list[Examples]]) -> None:
+def test_the_penalty_adds_to_the_gradient_that_is_there_in_the_scale_of_the_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    class Scaling:
+        """A gradient scaler, of which there are none without a graphics card."""
+
+        def is_enabled(self) -> bool:
+            return True
+
+        def get_scale(self) -> float:
+            return 1024.0
+
+    def moved() -> dict[str, Factors]:
+        draw = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((5, 2), (2, 7)))
+        return {"a": Factors(*(tensor.requires_grad_() for tensor in draw))}
+
+    start = {"a": Factors(torch.randn(5, 2, generator=generator), torch.randn(2, 7, generator=generator))}
+    anchor, plain, scaled = refinement._Anchor(start, 0.3), moved(), moved()
+    value = anchor.pull(plain, GradScaler(enabled=False))
+    scaled["a"].up.grad = torch.ones(5, 2)
+    assert anchor.pull(scaled, Scaling()) == pytest.approx(value), "what is reported has no scale"
+    torch.testing.assert_close(scaled["a"].up.grad, 1 + 1024 * plain["a"].up.grad)
+    torch.testing.assert_close(scaled["a"].down.grad, 1024 * plain["a"].down.grad)
+
+
+def test_there_is_no_pull_at_the_start_or_without_a_weight() -> None:
+    start = {"a": Factors(torch.randn(5, 2).requires_grad_(), torch.randn(2, 7).requires_grad_())}
+    assert refinement._Anchor(start, 0.0).pull(start, GradScaler(enabled=False)) == 0.0
+    assert start["a"].up.grad is None
+    assert refinement._Anchor(start, 0.3).pull(start, GradScaler(enabled=False)) == pytest.approx(0, abs=1e-6)
+    assert float(start["a"].up.grad.abs().max()) < 1e-6
+
+
+def loss_of(predictor: Predictor, deltas: Mapping[str, Factors], batches: Sequence[Batch], terms: Terms) -> float:
+    """The slow second way: row by row, and by the formula of a step's loss."""
+    total = 0.0
+    with torch.no_grad(), predictor.host.apply(deltas):
+        for batch in batches:
+            for k in range(len(batch)):
+                asked = predictor.host.encode([batch.prompts[k]])
+                prediction = predictor.host.denoise(batch.x[k : k + 1], batch.t[k : k + 1], asked)[0]
+                width, positive, negative = prediction.shape[-1] // batch.windows, 0.0, 0.0
+                for w in range(batch.windows):
+                    part = (..., slice(w * width, (w + 1) * width))
+                    error = (prediction - batch.target[k])[part]
+                    positive += float(error.square().mean() / batch.scale[k, w]) / batch.windows
+                    if batch.apart[k, w]:
+                        d = (batch.target[k] - batch.other[k])[part]
+                        negative += float((error * d).sum() / d.square().sum()) ** 2
+                loss = terms.positive * positive + terms.contrast * negative
+                total += float(batch.importance[k]) * loss / len(batch) / len(batches)
+    return total
+
+
+def test_a_steps_loss_is_that_of_its_rows_and_in_parts_has_the_same_gradient(
+    lesson: tuple[Predictor, list[Examples]],
+) -> None:
+    """Single concepts and scenes, whole and some at a time."""
     predictor, examples = lesson
-    examples = add_nearest_other(predictor, examples, [0, 1])
-    batch = refinement._Sampler(examples, "", seed=1).draw(5, predictor.host.device)
+    batches = Sampler(examples, "", replace(OPTIONS, batch_size=5, scene_rows=2), seed=1).draw()
+    assert [batch.windows for batch in batches] == [1, 2]
+    assert all(batch.apart.any() for batch in batches)
     gradients = []
     start = {key: concatenate(deltas) for key, deltas in predictor.together([0, 1]).items()}
-    for micro_batch in (5, 2):
+    terms = Terms(positive=0.7, contrast=2.0)
+    for fit in (Fit(8, recompute=False), Fit(2, recompute=False)):
         parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in start.items()}
-        terms = Terms(negative=1.0, margin=1.5)
-        loss, active = refinement._backward(predictor, parameters, batch, terms, micro_batch, GradScaler(enabled=False))
-        gradients.append((loss, active, {key: f.up.grad for key, f in parameters.items()}))
-    (whole, active, expected), (parts, active_parts, found) = gradients
+        scaler = GradScaler(enabled=False)
+        loss, contrast = refinement._backward(predictor, parameters, batches, terms, fit, scaler)
+        gradients.append((loss, contrast, {key: f.up.grad for key, f in parameters.items()}))
+    (whole, contrast, expected), (parts, contrast_of_parts, found) = gradients
+    assert whole == pytest.approx(loss_of(predictor, start, batches, terms), rel=1e-3)
     assert parts == pytest.approx(whole, rel=1e-4)
-    assert active == active_parts > 0
+    assert contrast_of_parts == pytest.approx(contrast, rel=1e-4) and contrast > 0
     scale = max(float(g.abs().max()) for g in expected.values())
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-3, atol=1e-4 * scale)
+
+
+def fit_of(predictor: Predictor, parameters: Mapping[str, Factors], examples: Sequence[Examples]) -> Fit:
+    sampler = Sampler(examples, "", OPTIONS, seed=1)
+    return find_fit(
+        predictor, parameters, lambda samples: refinement._loss(predictor, sampler.singles(samples), Terms()), 8
+    )
 
 
 def test_small_memory_makes_small_batches_and_then_recomputes(
@@ -115,15 +148,13 @@ def test_small_memory_makes_small_batches_and_then_recomputes(
 ) -> None:
     predictor, examples = lesson
     parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in predictor.deltas[0].items()}
-    sampler = refinement._Sampler(examples, "", seed=1)
-    options = replace(OPTIONS, batch_size=8)
     plans = []
     for megabytes in (4096, 100, 1):
         monkeypatch.setattr(predictor, "memory", megabytes << 20)
-        plans.append(refinement._fit(predictor, parameters, sampler, options))
-    assert plans[0] == refinement._Fit(8, recompute=False)
+        plans.append(fit_of(predictor, parameters, examples))
+    assert plans[0] == Fit(8, recompute=False)
     assert plans[1].samples < 8
-    assert plans[2] == refinement._Fit(1, recompute=True)
+    assert plans[2] == Fit(1, recompute=True)
 
 
 def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
@@ -131,7 +162,6 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
 ) -> None:
     predictor, examples = lesson
     parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in predictor.deltas[0].items()}
-    sampler = refinement._Sampler(examples, "", seed=1)
     predictor, small = copy.copy(predictor), copy.copy(predictor.host)
     predictor.host, predictor.memory, recomputing = small, 4096 << 20, []
 
@@ -142,7 +172,7 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
 
     monkeypatch.setattr(small, "denoise", denoise, raising=False)
     with pytest.raises(LoraclrError, match="graphics memory is too small to refine this merge.*effort fast"):
-        refinement._fit(predictor, parameters, sampler, replace(OPTIONS, batch_size=8))
+        fit_of(predictor, parameters, examples)
 
     @contextmanager
     def recompute() -> Iterator[None]:
@@ -150,9 +180,20 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
         yield
 
     monkeypatch.setattr(small, "recomputing", recompute, raising=False)
-    assert refinement._fit(predictor, parameters, sampler, replace(OPTIONS, batch_size=8)) == refinement._Fit(
-        1, recompute=True
-    )
+    assert fit_of(predictor, parameters, examples) == Fit(1, recompute=True)
+
+
+def test_less_memory_means_half_as_many_then_recomputing_and_then_the_remedy() -> None:
+    fits = [Fit(7, recompute=False)]
+    with pytest.raises(LoraclrError, match="graphics memory is too small to refine this merge.*effort fast"):
+        while True:
+            fits.append(fits[-1].smaller())
+    assert [(fit.samples, fit.recompute) for fit in fits] == [(7, False), (4, False), (2, False), (1, False), (1, True)]
+
+
+def test_wide_pictures_take_the_place_of_as_many_native_ones() -> None:
+    assert [Fit(6, recompute=False).rows(windows) for windows in (1, 2, 3)] == [6, 3, 2]
+    assert [Fit(1, recompute=True).rows(windows) for windows in (1, 2, 3)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +246,7 @@ def test_it_stops_when_nothing_improves_and_returns_the_best_point(
     """Steps far too long make every look worse than the start, and the start is what comes back."""
     predictor, examples = lesson
     start = predictor.deltas[0]
-    wild = RefinementOptions(Terms(), steps=24, batch_size=2, learning_rate=0.5)
+    wild = RefinementOptions(Terms(), steps=24, batch_size=2, scene_rows=0, learning_rate=0.5)
     refined = refine(predictor, start, examples, examples, wild, seed=0)
     assert refined.reason == "stalled"
     assert refined.steps < 24

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib_loraclr.model.host import Host
-from lib_loraclr.recording.examples import PathPlan, record_examples
+from lib_loraclr.recording.examples import PathPlan
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining.retention import drift_of_singles, measure
-from tests.small import PROMPTS, concept, predictor_of
+from lib_loraclr.request.phrases import Part
+from tests.small import PROMPTS, concept, examples_of, predictor_of
 
 
 def test_retention_is_one_for_the_teacher_itself_and_zero_for_its_absence(host: Host, demo: Path) -> None:
-    predictor = predictor_of(host, demo, "fox-face", "pizza")
+    predictor = predictor_of(host, demo, "fox-face", "pizza", size=0)
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
-    examples = [record_examples(predictor, teacher, PathPlan(seed=9, paths=1, steps=3, kept=3)) for teacher in teachers]
+    examples = examples_of(predictor, teachers, PathPlan(Part.MEASURE, seed=9, paths=1, steps=3))
     drift = drift_of_singles(predictor, examples)
     own = measure(predictor, predictor.together([0]), examples, single_drift=drift)
     assert own.concepts[0] > 0.99
@@ -26,9 +27,9 @@ def test_retention_is_one_for_the_teacher_itself_and_zero_for_its_absence(host: 
 
 def test_half_of_a_lora_has_less_than_half_retention_lost(host: Host, demo: Path) -> None:
     """Retention grows with the strength of the concept: an order that a constant would not have."""
-    predictor = predictor_of(host, demo, "fox-face")
-    (fox,) = make_teachers([concept(demo, "fox-face")], PROMPTS)
-    examples = [record_examples(predictor, fox, PathPlan(seed=9, paths=1, steps=3, kept=3))]
+    predictor = predictor_of(host, demo, "fox-face", size=0)
+    teachers = make_teachers([concept(demo, "fox-face")], PROMPTS)
+    examples = examples_of(predictor, teachers, PathPlan(Part.MEASURE, seed=9, paths=1, steps=3))
     deltas = predictor.deltas[0]
     values = [
         measure(predictor, {key: f.scaled(strength) for key, f in deltas.items()}, examples).concepts[0]

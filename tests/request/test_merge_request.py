@@ -30,7 +30,7 @@ FULL = MergeRequest(
     seed=11,
     memory_mb=256,
     prompts=PromptOptions(("{trigger}!",), ("a cat",), "best quality", "blurry", "{second}, {first}"),
-    recording=RecordingOptions(3, 5, 7.5, 128, 256),
+    recording=RecordingOptions(3, 5, 16, 7.5, 128, 256),
 )
 
 
@@ -86,7 +86,9 @@ def test_a_good_request_passes(request_: MergeRequest) -> None:
         ({"memory_mb": 0}, "memory budget is 0 MB: give at least 1"),
         ({"seed": -1}, "seed is -1: give a whole number from 0 to 2147483647"),
         ({"seed": 2**31}, "seed is 2147483648"),
-        (recording(paths=0), r"recording\.paths is 0: give a number from 1 to 1000"),
+        (recording(paths=0), r"recording\.paths is 0: give a number from 1 to 400"),
+        (recording(paths=401), r"recording\.paths is 401: give a number from 1 to 400"),
+        (recording(renoised=-1), r"recording\.renoised is -1: give a number from 0 to 10000"),
         (recording(steps=1), r"recording\.steps is 1: give a number from 2 to 1000"),
         (recording(guidance=math.nan), r"recording\.guidance is nan: give a number from 0 to 100"),
         (recording(height=100), r"recording\.height is 100: give a multiple of 64 up to 4096, or 0"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.recording.teachers import make_teachers
+from lib_loraclr.recording.teachers import Slot, make_teachers
 from lib_loraclr.request.merge_request import Concept
+from lib_loraclr.request.phrases import Part, Phrases
 from lib_loraclr.request.prompts import PLAIN, TEMPLATES, PromptOptions, check_prompts, concept_prompts, is_background
 
 FOX = Concept("fox.safetensors", trigger="sks animal")
@@ -33,9 +34,13 @@ def test_a_concepts_own_prompts_replace_the_templates() -> None:
 def test_quality_words_end_every_prompt_also_those_that_call_no_concept() -> None:
     options = PromptOptions(OPTIONS.templates, OPTIONS.plain, quality="best quality")
     teachers = make_teachers([FOX, CLAY, MONO], options)
-    assert len(teachers) == 5  # three concepts, the style on the subject, and the prompts without triggers
-    for teacher in teachers:
-        assert all("best quality" in prompt for prompt in teacher.prompts), teacher.name
+    assert len(teachers) == 6  # three concepts, both styles on the subject, and the prompts without triggers
+    for part in Part:
+        phrases = Phrases(options.bank_name, part, templates=options.templates, seed=0)
+        slots = [Slot(k, part, phrases.draw(), {}) for k in range(50)]
+        for teacher in teachers:
+            assert all(teacher.prompt(slot).endswith(", best quality") for slot in slots), teacher.name
+    assert teachers[0].prompt_beside(teachers[:1], slots[0]).endswith(", best quality")
 
 
 def test_only_a_style_without_trigger_words_is_in_the_background() -> None:
@@ -95,3 +100,16 @@ def test_a_subject_with_prompts_of_its_own_needs_no_trigger_words() -> None:
 def test_the_templates_are_checked_with_the_concepts() -> None:
     with pytest.raises(LoraclrError, match="'a fox' has no"):
         check_prompts([FOX], PromptOptions(templates=("a fox",)))
+
+
+def test_the_bank_is_that_of_the_templates_unless_another_is_named() -> None:
+    assert [PromptOptions.preset(name).bank_name for name in sorted(TEMPLATES)] == sorted(TEMPLATES)
+    assert OPTIONS.bank_name == "photo"
+    assert PromptOptions(bank="none").bank_name == "none"
+    assert PromptOptions(TEMPLATES["booru"], bank="photo").bank_name == "photo"
+
+
+def test_an_unknown_bank_is_answered_with_the_nearest() -> None:
+    PromptOptions(bank="none").check()
+    with pytest.raises(LoraclrError, match="no bank of phrases 'boru': did you mean 'booru'"):
+        PromptOptions(bank="boru").check()

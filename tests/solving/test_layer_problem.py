@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.model.low_rank import Factors, orthonormal_basis
+from lib_loraclr.solving.error_units import units
 from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 
 #: float64 rounding; nothing here is factored but the column space
@@ -58,17 +59,31 @@ def dense_target(problem: LayerProblem, active: tuple[int, ...]) -> Tensor:
     return sum(present, torch.zeros(problem.present[0].shape, dtype=torch.float64))
 
 
-def dense_gram(problem: LayerProblem) -> Tensor:
-    """`S = Σ c_i X_i^T X_i / n_i`, row by row, `[d_in, d_in]`."""
-    total = 0
+def slow_units(problem: LayerProblem) -> list[float]:
+    """`e_i`, from the dense deltas: the concepts' own mean squared effects, a hundredth of their mean at least; of the base model
+    that mean."""
+    effects = []
     for recording in problem.recordings:
+        target = dense_target(problem, recording.active)
+        sizes = [float((target @ x).square().sum()) for x in recording.inputs] if recording.active else []
+        effects.append(sum(sizes) / len(sizes) if any(sizes) else None)
+    known = [effect for effect in effects if effect is not None]
+    mean = sum(known) / len(known) if known else 1.0
+    return [mean if effect is None else max(effect, mean / 100) for effect in effects]
+
+
+def dense_gram(problem: LayerProblem) -> Tensor:
+    """`S = Σ c_i X_i^T X_i / (n_i e_i)`, row by row, `[d_in, d_in]`."""
+    total = 0
+    for recording, unit in zip(problem.recordings, slow_units(problem), strict=True):
         for x in recording.inputs:
-            total = total + recording.importance / len(recording.inputs) * torch.outer(x, x)
+            total = total + recording.importance / len(recording.inputs) / unit * torch.outer(x, x)
     return total
 
 
 def gram(problem: LayerProblem) -> Tensor:
-    return problem.stacked().mT @ problem.stacked()
+    stacked = torch.cat(problem.scaled_inputs())
+    return stacked.mT @ stacked
 
 
 def test_gram_is_the_weighted_sum_of_outer_products() -> None:
@@ -94,7 +109,12 @@ def test_recordings_count_by_importance_and_not_by_their_number_of_rows() -> Non
 
 
 def test_a_recording_without_rows_has_a_finite_weight() -> None:
-    assert Recording(torch.empty(0, 4), (0,), 3.0).weight == 3.0
+    problem = random_problem()
+    nothing = replace(problem.recordings[1], inputs=torch.empty(0, 10, dtype=torch.float64), importance=3.0)
+    problem = replace(problem, recordings=(problem.recordings[0], nothing))
+    first, second = problem.units()
+    assert second == first, "of a recording without rows nothing is known, and the others' mean stands in"
+    assert problem.weights()[1] == pytest.approx(3.0 / second, rel=CLOSE)
 
 
 @pytest.mark.parametrize("active", [(), (0,), (2,), (0, 2), (1,), (1, 2)])
@@ -147,7 +167,8 @@ def test_a_reduced_problem_says_the_same_of_every_delta(rows: int) -> None:
         expected = full.inputs @ point.mT
         assert torch.allclose(inner.inputs @ reduced.inside(point).mT, expected, rtol=1e-10, atol=1e-10)
         assert torch.allclose(full.inputs @ reduced.outside(reduced.inside(point)).mT, expected, rtol=1e-10, atol=1e-10)
-        assert (inner.active, inner.weight) == (full.active, full.weight)
+        assert (inner.active, inner.importance) == (full.active, full.importance)
+    assert small.weights() == pytest.approx(problem.weights(), rel=1e-10)
     assert [d is None for d in small.deltas] == [False, True, False]
 
 
@@ -156,3 +177,63 @@ def test_the_span_of_the_inputs_does_not_hold_every_delta() -> None:
     reduced = (problem := random_problem(size=(40, 60), rows=3)).reduced(problem.column_space())
     point = torch.randn(5, 60, dtype=torch.float64)
     assert float((reduced.outside(reduced.inside(point)) - point).norm()) > 0.1 * float(point.norm())
+
+
+def test_units_are_each_concepts_own_effect_and_the_base_models_their_mean() -> None:
+    problem = random_problem(ranks=(2, None, 3))
+    assert problem.units() == pytest.approx(slow_units(problem), rel=CLOSE)
+    own, missing, other, base = problem.units()
+    assert missing == base == pytest.approx((own + other) / 2, rel=CLOSE)
+    assert own != pytest.approx(other, rel=0.01), "control: they are not one number"
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.2, 1e-3, 1e-8])
+def test_a_unit_is_never_below_a_hundredth_of_the_mean(strength: float) -> None:
+    problem = random_problem(ranks=(2, 2), background=False)
+    strong, weak = problem.deltas
+    problem = replace(problem, deltas=(strong, weak.scaled(strength)))
+    effects = [
+        float((r.inputs @ dense_target(problem, r.active).mT).square().sum(1).mean()) for r in problem.recordings
+    ]
+    least = sum(effects) / 2 / 100
+    assert problem.units() == pytest.approx([effects[0], max(effects[1], least)], rel=CLOSE)
+    assert (effects[1] < least) == (strength < 0.1), "control: both cases are tried"
+
+
+def test_units_of_nothing_are_one() -> None:
+    assert units([]) == []
+    assert units([None, 0.0]) == [1.0, 1.0]
+    assert units([4.0, None, 2.0]) == [4.0, 3.0, 2.0]
+
+
+def test_rows_on_which_no_concept_is_active_are_not_what_a_cut_keeps() -> None:
+    problem = random_problem()
+    called = problem.called_inputs()
+    assert len(called) == len(problem.recordings) - 1
+    for inputs, scaled, recording in zip(called, problem.scaled_inputs(), problem.recordings, strict=False):
+        assert recording.active and torch.equal(inputs, scaled)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [2.0**-7, 1.0, 2.0**7])
+def test_the_column_space_does_not_depend_on_where_a_lora_keeps_its_scale(scale: float, dtype: torch.dtype) -> None:
+    """Rank 128 whose alpha is 1 beside rank 32 whose alpha is its rank: no direction of either is taken for rounding."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=dtype)  # noqa: E731
+    small, large = Factors(draw(320, 128) / 128, draw(128, 200)), Factors(draw(320, 32), draw(32, 200))
+    moved = Factors(small.up * scale, small.down / scale)
+    basis = LayerProblem("x", (moved, large)).column_space()
+    assert basis.shape[1] == 160
+    for delta in (small.dense(), large.dense()):
+        assert float((basis @ (basis.mT @ delta) - delta).norm()) < 1e-5 * float(delta.norm())
+
+
+def test_a_strong_concept_does_not_hide_a_weak_one_and_rounding_is_no_direction() -> None:
+    problem = random_problem(ranks=(2, 2))
+    strong, weak = problem.present
+    hidden = replace(problem, deltas=(strong, weak.scaled(1e-16)))
+    assert hidden.column_space().shape[1] == 4
+    together = torch.cat([strong.up, weak.up * 1e-16], dim=1)
+    assert orthonormal_basis(together).shape[1] == 2, "control: in one matrix with the strong one it would be lost"
+    mixed = Factors(strong.up @ torch.randn(2, 8, dtype=torch.float64), torch.randn(8, 10, dtype=torch.float64))
+    assert replace(problem, deltas=(mixed, weak)).column_space().shape[1] == 4, "eight factors, two directions"

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.model.low_rank import zero
+from lib_loraclr.model.low_rank import Factors, zero
 from lib_loraclr.request.options import parse_options, schema
 from lib_loraclr.solving import methods
 from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 from lib_loraclr.solving.methods import METHODS, LayerResult, Method, find_method, merge_method
 from lib_loraclr.solving.methods.contrastive import GROWTH, STEPS, ContrastiveOptions, refinement_options
 from lib_loraclr.solving.methods.paper import PaperOptions, paper_loss
-from tests.solving.test_layer_problem import dense_gram, dense_target, random_problem
+from tests.solving.test_layer_problem import dense_gram, dense_target, random_problem, slow_units
 
 #: relative, by method: float64 rounding through one factorisation, where nothing else is said
 TOLERANCES = {
@@ -208,7 +208,7 @@ def test_every_option_has_help_a_default_within_its_range_and_is_checked(method:
 
 
 #: options of the refinement at the model's output, which are seen in `refinement_options` and not in a layer
-AT_THE_OUTPUT = {"effort", "steps", "batch_size", "learning_rate"}
+AT_THE_OUTPUT = {"effort", "steps", "batch_size", "scenes", "contrast", "learning_rate"}
 OPTIONS = [(method, item) for method in METHODS.values() for item in schema(method.options)]
 
 
@@ -280,17 +280,73 @@ def test_weighted_sum_is_the_dense_sum_and_average_its_share(problem: LayerProbl
 @pytest.mark.parametrize("strength", [1e-4, 0.01, 1.0])
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_ridge_solves_the_dense_normal_equations(problem: LayerProblem, strength: float) -> None:
-    """`ΔW (S + λ) = Σ c_i D_i G_i + λ D̄`, with the whole matrices."""
+    """`ΔW (S + λ) = Σ c_i D_i G_i / e_i + λ D̄`, with the whole matrices."""
     gram, d_in = dense_gram(problem), problem.present[0].shape[1]
     pull = strength * gram.trace() / d_in
     mean = dense_target(problem, tuple(range(len(problem.deltas)))) / len(problem.deltas)
     right = pull * mean
-    for recording in problem.recordings:
-        own = recording.importance / len(recording.inputs) * recording.inputs.mT @ recording.inputs
+    for recording, unit in zip(problem.recordings, slow_units(problem), strict=True):
+        own = recording.importance / len(recording.inputs) / unit * recording.inputs.mT @ recording.inputs
         right = right + dense_target(problem, recording.active) @ own
     expected = torch.linalg.solve(gram + pull * torch.eye(d_in, dtype=torch.float64), right.mT).mT
     # the ridge of 1e-4 leaves a condition number of 1e5
     assert distance(dense("ridge", problem, ridge=strength), expected) < 1e-8
+
+
+def with_strengths(*strengths: float) -> LayerProblem:
+    """Two concepts of rank 16 on the same inputs but for a small part of their own, so that the merge must give way: equal rows,
+    unequal effects."""
+    generator = torch.Generator().manual_seed(5)
+    rows, d_out, d_in = 64, 48, 40
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    deltas = tuple(Factors(draw(d_out, 16) * strength, draw(16, d_in)) for strength in strengths)
+    shared = draw(rows, d_in)
+    recordings = tuple(
+        Recording(shared + 0.7 * draw(rows, d_in), (i,), 1.0, ((1 - i,),)) for i in range(len(strengths))
+    )
+    return LayerProblem("lora_unet_layer", deltas, recordings)
+
+
+def errors_of(problem: LayerProblem, delta: Tensor) -> list[float]:
+    """Of each concept on its own rows, relative to its own effect; 1 is where nothing of it is left."""
+    results = []
+    for recording in problem.recordings:
+        wanted = recording.inputs @ dense_target(problem, recording.active).mT
+        results.append(distance(recording.inputs @ delta.mT, wanted))
+    return results
+
+
+@pytest.mark.parametrize("weak", [0.1, 0.05])
+@pytest.mark.parametrize("name", ["ridge", "contrastive"])
+def test_a_weak_concept_is_kept_beside_a_strong_one(monkeypatch: pytest.MonkeyPatch, name: str, weak: float) -> None:
+    """Effects are squared: a tenth of the strength would have a hundredth of the weight, were there one unit for all."""
+    problem = with_strengths(1.0, weak)
+    effects = problem.units()
+    assert max(errors_of(problem, dense(name, problem))) < 1
+    monkeypatch.setattr(LayerProblem, "units", lambda self: [effects[0]] * len(self.recordings))
+    assert errors_of(problem, dense(name, problem))[1] > 2, "control: in one unit for all nothing of it is left"
+
+
+@pytest.mark.parametrize("scale", [2.0**7, 2.0**-7])
+def test_it_does_not_matter_which_factor_holds_the_scale(method: Method, tolerance: float, scale: float) -> None:
+    """Files keep `alpha / rank` where they like: rank 128 with an alpha of 1 beside rank 32 with an alpha of 32."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    deltas = (Factors(draw(180, 128) / 128, draw(128, 170)), Factors(draw(180, 32), draw(32, 170)))
+    recordings = tuple(Recording(draw(40, 170), (i,), 1.0, ((1 - i,),)) for i in range(2))
+    problem = LayerProblem("lora_unet_layer", deltas, recordings)
+    moved = Factors(deltas[0].up * scale, deltas[0].down / scale)
+    first, second = merge(method, problem), merge(method, replace(problem, deltas=(moved, deltas[1])))
+    assert distance(second.factors.dense(), first.factors.dense()) < max(tolerance, 1e-8)
+    directions = torch.linalg.matrix_rank(second.factors.dense())
+    if method.name != "paper":  # eight steps of a full matrix from zero
+        assert int(directions) == 160, "no direction of either is dropped"
 
 
 def test_ridge_says_how_it_solved() -> None:

@@ -93,7 +93,9 @@ def test_gradient_equals_finite_differences_and_without_the_hinge_does_not() -> 
 def test_the_optimum_equals_that_of_a_dense_solver_and_the_closed_form_is_not_it() -> None:
     """Two concepts: the nearest rival never changes, so that the optimum is smooth enough to be compared point by point."""
     problem = random_problem(ranks=(2, 3), size=(8, 7), rows=12)
-    objective, basis, start = objective_of(problem, HINGED)
+    # the closed form has the same units, and only the hinge leads away from it
+    terms = replace(HINGED, negative=2.0)
+    objective, basis, start = objective_of(problem, terms)
     minimum = minimize(objective, start, max_steps=2000, tolerance=1e-7)
     dense = (basis @ start).requires_grad_()
     solver = torch.optim.LBFGS(
@@ -102,12 +104,12 @@ def test_the_optimum_equals_that_of_a_dense_solver_and_the_closed_form_is_not_it
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = slow_objective(dense, problem, basis @ start, HINGED)
+        loss = slow_objective(dense, problem, basis @ start, terms)
         loss.backward()
         return loss
 
     solver.step(closure)
-    lowest = float(slow_objective(dense.detach(), problem, basis @ start, HINGED))
+    lowest = float(slow_objective(dense.detach(), problem, basis @ start, terms))
     assert objective.active_share(minimum.value) > 0.1
     assert minimum.objective == pytest.approx(lowest, rel=OPTIMUM)
     assert (basis @ minimum.value - dense.detach()).norm() < 100 * OPTIMUM * dense.norm()
@@ -224,32 +226,46 @@ def test_the_base_models_rows_have_no_rival() -> None:
     assert LayerObjective(alone, basis, start, HINGED).active_share(start) == 0
 
 
-@pytest.fixture(params=[1.6, 0.05], ids=["active", "inactive"])
+#: windows of a picture in `predictions`: native size, two side by side, three
+WIDTHS = (1, 2, 3)
+
+
+@pytest.fixture(params=WIDTHS, ids=lambda windows: f"{windows} windows")
 def predictions(request: pytest.FixtureRequest) -> dict:
-    """Arguments of `output_terms`, with the hinge on for all samples or for none."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
-    prediction, target, other = drawn
-    return {
-        "prediction": prediction,
-        "target": target,
-        "scale": torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64),
-        "other": other,
-        "apart": (target - other).flatten(1).norm(dim=1),
-        "margin": request.param,
-    }
+    """Arguments of `output_terms`; in some windows another is to be stayed away from."""
+    windows, generator = request.param, torch.Generator().manual_seed(0)
+    prediction, target, other = (
+        torch.randn(3, 2, 4, 5 * windows, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    scale = torch.rand(3, windows, generator=generator, dtype=torch.float64) + 0.5
+    apart = (torch.arange(3 * windows) % 3 != 1).view(3, windows)
+    return {"prediction": prediction, "target": target, "scale": scale, "other": other, "apart": apart}
+
+
+def slow_terms(
+    prediction: Tensor, target: Tensor, scale: Tensor, other: Tensor, apart: Tensor
+) -> tuple[list[float], list[float]]:
+    """`output_terms`, number by number."""
+    results = ([], [])
+    for b in range(len(prediction)):
+        positive, negative, windows = 0.0, 0.0, scale.shape[1]
+        for w in range(windows):
+            part = (b, slice(None), slice(None), slice(5 * w, 5 * w + 5))
+            error, direction = (prediction[part] - target[part]).flatten(), (target[part] - other[part]).flatten()
+            positive += sum(float(e) ** 2 for e in error) / len(error) / float(scale[b, w]) / windows
+            if apart[b, w]:
+                along = sum(float(e) * float(d) for e, d in zip(error, direction, strict=True))
+                negative += (along / sum(float(d) ** 2 for d in direction)) ** 2
+        results[0].append(positive)
+        results[1].append(negative)
+    return results
 
 
 def test_output_terms_equal_their_formula(predictions: dict) -> None:
-    positive, negative = output_terms(**predictions)
-    p = predictions
-    for b in range(3):
-        own, rival = (p["prediction"][b] - p["target"][b]), (p["prediction"][b] - p["other"][b])
-        between = p["target"][b] - p["other"][b]
-        hinge = max(0.0, p["margin"] - float(rival.norm() / between.norm())) ** 2
-        assert float(positive[b]) == pytest.approx(float(own.square().mean() / p["scale"][b]), rel=CLOSE)
-        assert float(negative[b]) == pytest.approx(hinge * float(between.square().mean() / p["scale"][b]), rel=CLOSE)
-    assert bool((negative > 0).all()) == bool((negative > 0).any()) == (p["margin"] > 1)
+    found, expected = output_terms(**predictions), slow_terms(**predictions)
+    for term, slow in zip(found, expected, strict=True):
+        assert term.tolist() == pytest.approx(slow, rel=CLOSE)
+    assert found[1].max() > 0
 
 
 def test_output_terms_have_the_gradient_of_their_value(predictions: dict) -> None:
@@ -259,23 +275,65 @@ def test_output_terms_have_the_gradient_of_their_value(predictions: dict) -> Non
 
 
 def test_output_terms_have_no_scale_of_their_own(predictions: dict) -> None:
-    by = {"prediction": 1e3, "target": 1e3, "other": 1e3, "apart": 1e3, "scale": 1e6, "margin": 1.0}
-    scaled = output_terms(**{name: value * by[name] for name, value in predictions.items()})
+    by = {"prediction": 1e3, "target": 1e3, "other": 1e3, "apart": True, "scale": 1e6}
+    scaled = output_terms(
+        **{name: value * by[name] for name, value in predictions.items()} | {"apart": predictions["apart"]}
+    )
     for term, expected in zip(scaled, output_terms(**predictions), strict=True):
         assert torch.allclose(term, expected, rtol=CLOSE)
 
 
-@pytest.mark.parametrize("margin", [0.5, 2.0])
-def test_at_the_output_the_hinge_is_off_where_there_is_no_rival_and_finite_at_the_rival(margin: float) -> None:
-    target = torch.ones(2, 1, 2, 2, dtype=torch.float64)
-    other = torch.zeros_like(target)
-    prediction = other.clone().requires_grad_()
-    apart = torch.tensor([0.0, 2.0], dtype=torch.float64)
-    positive, negative = output_terms(prediction, target, torch.ones(2, dtype=torch.float64), other, apart, margin)
+@pytest.mark.parametrize(("step", "expected"), [(0.0, 0.0), (-1.0, 1.0), (-0.5, 0.25), (0.5, 0.25)])
+def test_the_direction_is_0_at_the_target_and_1_at_the_other(predictions: dict, step: float, expected: float) -> None:
+    """`c` is 0 at the target and -1 at the other; what goes neither way costs nothing here, but is an error."""
+    target, other, apart = (predictions[name] for name in ("target", "other", "apart"))
+    there = target + step * (target - other)
+    positive, negative = output_terms(**predictions | {"prediction": there})
+    assert negative.tolist() == pytest.approx((expected * apart.sum(1)).tolist(), abs=CLOSE)
+    assert bool((positive > 0).all()) == (step != 0)
+    aside = torch.randn_like(target)
+    for window in range(predictions["scale"].shape[1]):
+        part = (..., slice(5 * window, 5 * window + 5))
+        d = (target - other)[part]
+        along = (aside[part] * d).sum((1, 2, 3), keepdim=True) / d.square().sum((1, 2, 3), keepdim=True)
+        aside[part] = aside[part] - along * d
+    moved = output_terms(**predictions | {"prediction": there + aside})
+    assert torch.allclose(moved[1], negative, atol=CLOSE)
+    assert (moved[0] > positive).all()
+
+
+def test_windows_do_not_know_of_each_other(predictions: dict) -> None:
+    """Each by itself, as pictures of native size; and what is wrong in one has no slope in another."""
+    windows = predictions["scale"].shape[1]
+    whole = output_terms(**predictions)
+    alone = []
+    for w in range(windows):
+        part = {name: predictions[name][..., 5 * w : 5 * w + 5] for name in ("prediction", "target", "other")}
+        alone.append(output_terms(**part, **{name: predictions[name][:, w : w + 1] for name in ("scale", "apart")}))
+    assert torch.allclose(whole[0], sum(positive for positive, _ in alone) / windows, rtol=CLOSE)
+    assert torch.allclose(whole[1], sum(negative for _, negative in alone), rtol=CLOSE)
+    wrong = predictions["target"].clone()
+    wrong[..., :5] += 1
+    wrong.requires_grad_()
+    positive, negative = output_terms(**predictions | {"prediction": wrong})
     (positive + negative).sum().backward()
-    assert negative[0] == 0
-    assert float(negative[1].detach()) == pytest.approx(margin**2)
-    assert prediction.grad.isfinite().all()
+    assert wrong.grad[..., :5].abs().max() > 0
+    assert not wrong.grad[..., 5:].any()
+
+
+def test_where_both_do_the_same_there_is_nothing_to_stay_away_from(predictions: dict) -> None:
+    prediction = predictions["prediction"].clone().requires_grad_()
+    same = {"prediction": prediction, "other": predictions["target"], "apart": torch.ones_like(predictions["apart"])}
+    positive, negative = output_terms(**predictions | same)
+    (positive + negative).sum().backward()
+    assert not negative.any()
+    assert positive.isfinite().all() and prediction.grad.isfinite().all() and prediction.grad.any()
+
+
+def test_a_window_whose_other_is_not_one_to_stay_away_from_has_no_contrast(predictions: dict) -> None:
+    nowhere = output_terms(**predictions | {"apart": torch.zeros_like(predictions["apart"])})
+    assert not nowhere[1].any()
+    assert torch.equal(nowhere[0], output_terms(**predictions)[0])
 
 
 def test_in_reduced_coordinates_it_is_the_same_function() -> None:

@@ -38,7 +38,7 @@ def test_every_argument_reaches_the_request() -> None:
         seed=9,
         memory_mb=64,
         prompts=PromptOptions(("{trigger}!",), ("a cat",), "best", "blurry"),
-        recording=RecordingOptions(3, 5, 7.0, 128, 256),
+        recording=RecordingOptions(3, 5, guidance=7.0, height=128, width=256),
     )
 
 

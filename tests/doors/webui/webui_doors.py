@@ -22,7 +22,11 @@ LAYERS = {
     "lora_unet_down_blocks_0_attentions_0_attn1_to_q": (WIDTH, WIDTH),
 }
 #: a merge of the stand-in's model that takes a moment
-SMALL = {"recording": {"paths": 2, "steps": 2, "height": 64, "width": 64}, "memory_mb": 64, "method": "average"}
+SMALL = {
+    "recording": {"paths": 2, "steps": 2, "renoised": 2, "height": 64, "width": 64},
+    "memory_mb": 64,
+    "method": "average",
+}
 
 
 class Doors:

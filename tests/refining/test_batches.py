@@ -1,0 +1,216 @@
+"""What is compared in each step: turns, scenes, and what guidance subtracts."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib_loraclr.recording.examples import Examples
+from lib_loraclr.recording.scenes import make_scenes
+from lib_loraclr.recording.teachers import Slot, Teacher
+from lib_loraclr.refining.batches import NEGATIVE_SHARE, SCENE_WEIGHT, TRIPLE_EVERY, Batch, Sampler, _Turns, scales
+from lib_loraclr.request.phrases import Part, Phrase
+from lib_loraclr.solving.objective import RefinementOptions, Terms
+
+OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=8, scene_rows=4, learning_rate=1e-3)
+
+
+def numbered(
+    count: int,
+    name: str,
+    concept: int | None = 0,
+    *,
+    of: int = 0,
+    style: str = "",
+    effect: float = 2.0,
+    importance: float = 1.0,
+) -> Examples:
+    """Examples whose latents hold their own number (and a thousand times their concept's), so that a draw can be told.
+
+    Args:
+        of: number of subjects, which stand beside the next (and the previous) in every slot; 0 for none beside it
+    """
+    numbers = torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(count, 4, 2, 2) + 1000 * (
+        concept or 0
+    )
+    partner = {k: k ^ 1 for k in range(of - of % 2)}
+    slots = tuple(Slot(k, Part.LEARN, Phrase("{}"), partner) for k in range(count))
+    words = "" if concept is None else name
+    teacher = Teacher(name, concept, (0,), words, style=style, importance=importance)
+    has = torch.full((count,), bool(of) and not style and concept in partner)
+    other = numbers - 1000 * (concept or 0) + 1000 * partner.get(concept, 0) + 1 if has.any() else None
+    effects = torch.full((count,), effect if concept is not None else torch.nan)
+    prompts = (name,) * count
+    return Examples(teacher, slots, prompts, numbers, torch.arange(count), numbers + 1, effects, -numbers, other, has)
+
+
+def subjects(count: int, points: int = 6, **changes: float) -> list[Examples]:
+    return [numbered(points, f"t{k}", k, of=count, **changes) for k in range(count)]
+
+
+def sampler(examples: Sequence[Examples], negative: str = "ugly", seed: int = 0, **changes: int) -> Sampler:
+    return Sampler(examples, negative, replace(OPTIONS, **changes), seed)
+
+
+def origin(batch: Batch, row: int) -> tuple[int, int]:
+    """Concept and number of a row's point."""
+    return divmod(int(batch.x[row].flatten()[0]), 1000)
+
+
+def test_every_point_is_drawn_once_before_any_is_drawn_again() -> None:
+    turns = _Turns([numbered(3, "a", 0), numbered(5, "b", 1)], torch.Generator().manual_seed(0))
+    drawn = [turns.next() for _ in range(30)]
+    for name, count in (("a", 3), ("b", 5)):
+        order = [k for own, k in drawn if own.teacher.name == name]
+        assert sorted(order[:count]) == list(range(count))
+        assert len(order) == 15
+        assert all(Counter(order[i : i + count]) == Counter(range(count)) for i in range(0, 15 - count + 1, count))
+
+
+def test_concepts_have_equal_turns_however_many_teachers_they_have() -> None:
+    """Four subjects and one style with words, which teaches by itself and on each of them, and the prompts without triggers."""
+    examples = [numbered(4, f"t{k}", k) for k in range(4)]
+    examples += [numbered(4, f"clay on t{k}", 4, style="clay") for k in range(4)] + [
+        numbered(4, "clay", 4, style="clay")
+    ]
+    examples.append(numbered(4, "plain", None))
+    turns = _Turns(examples, torch.Generator().manual_seed(0))
+    drawn = Counter((own.teacher.concept, own.teacher.name) for own, _ in (turns.next() for _ in range(300)))
+    concepts = Counter()
+    for (concept, _), count in drawn.items():
+        concepts[concept] += count
+    assert concepts == dict.fromkeys([0, 1, 2, 3, 4, None], 50)
+    assert {count for (concept, _), count in drawn.items() if concept == 4} == {10}, "and its teachers in turn"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
+def test_every_concept_is_asked_for_both_kinds_of_prediction(count: int) -> None:
+    """However many there are: turns that run in step with the batch would ask some for one kind only."""
+    drawing = sampler([*subjects(count), numbered(6, "plain", None)], scene_rows=0)
+    batches = [drawing.draw()[0] for _ in range(count + 1)]
+    for wanted, per_batch in (("ugly", 2), (None, 6)):
+        rows = [(b, k) for b in batches for k, prompt in enumerate(b.prompts) if (prompt == "ugly") == bool(wanted)]
+        assert len(rows) == per_batch * (count + 1)
+        # those without a concept have the latents of concept 0
+        asked = Counter(origin(b, k)[0] for b, k in rows)
+        share = per_batch
+        assert asked == {k: share * (2 if k == 0 else 1) for k in range(count)}
+
+
+def test_a_batch_holds_prompts_and_negative_prompts_with_their_own_targets() -> None:
+    batch = sampler([*subjects(2), numbered(6, "plain", None)]).singles(8)
+    assert batch.prompts.count("ugly") == 8 * NEGATIVE_SHARE == 2
+    for k, (prompt, x, target) in enumerate(zip(batch.prompts, batch.x, batch.target, strict=True)):
+        negative, called = prompt == "ugly", prompt.startswith("t")
+        assert torch.equal(target, -x if negative else x + 1)
+        assert bool(batch.apart[k, 0]) == called, "only where a subject is called there is another to stay away from"
+        concept, number = origin(batch, k)
+        expected = torch.full_like(x, 1000 * (1 - concept) + number + 1) if called else target
+        assert torch.equal(batch.other[k], expected)
+        assert int(batch.t[k]) == number
+        assert called == (prompt == f"t{concept}") or not called
+    assert batch.windows == 1 and batch.scale.shape == batch.apart.shape == (8, 1)
+    assert torch.equal(batch.scale, torch.full((8, 1), 2.0))
+
+
+def test_a_concept_alone_is_asked_with_its_own_prompts_only() -> None:
+    batch = sampler([numbered(6, "a")]).singles(8)
+    assert set(batch.prompts) == {"a"} and not batch.apart.any()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_scenes_are_two_wide_and_now_and_then_three(count: int) -> None:
+    drawing = sampler([*subjects(count), numbered(6, "plain", None)])
+    widths = []
+    for _ in range(2 * TRIPLE_EVERY):
+        singles, scenes = drawing.draw()
+        widths.append(scenes.windows)
+        assert (len(singles), len(scenes)) == (8, 4)
+        assert scenes.x.shape == scenes.target.shape == scenes.other.shape == (4, 4, 2, 2 * scenes.windows)
+        assert scenes.scale.shape == scenes.apart.shape == (4, scenes.windows)
+    three = [2] * (TRIPLE_EVERY - 1) + [3 if count > 2 else 2]
+    assert widths == three * 2
+
+
+def test_the_rows_of_scenes_are_their_windows_side_by_side() -> None:
+    examples = [*subjects(4, importance=1.0), numbered(6, "plain", None)]
+    examples[1] = replace(examples[1], teacher=replace(examples[1].teacher, importance=3.0))
+    drawing = sampler(examples)
+    seen = Counter()
+    for _ in range(2 * TRIPLE_EVERY):
+        _, scenes = drawing.draw()
+        assert scenes.prompts.count("ugly") == 4 * NEGATIVE_SHARE == 1
+        for k, prompt in enumerate(scenes.prompts):
+            concepts = []
+            for w in range(scenes.windows):
+                part = (k, ..., slice(2 * w, 2 * w + 2))
+                concept, number = divmod(int(scenes.x[part].flatten()[0]), 1000)
+                concepts.append(concept)
+                x = torch.full((4, 2, 2), float(1000 * concept + number))
+                assert torch.equal(scenes.x[part], x) and int(scenes.t[k]) == number
+                assert torch.equal(scenes.target[part], -x if prompt == "ugly" else x + 1)
+                rival = concept ^ 1
+                there = bool(scenes.apart[k, w])
+                assert torch.equal(
+                    scenes.other[part],
+                    torch.full_like(x, float(1000 * rival + number + 1)) if there else scenes.target[part],
+                )
+                assert float(scenes.scale[k, w]) == pytest.approx(2.0 / SCENE_WEIGHT)
+            for w, concept in enumerate(concepts):
+                assert bool(scenes.apart[k, w]) == (prompt != "ugly" and (concept ^ 1) in concepts)
+            if prompt != "ugly":
+                assert prompt == Phrase("{}").asking(*(f"t{concept}" for concept in concepts))
+            assert float(scenes.importance[k]) == pytest.approx(
+                sum(3.0 if c == 1 else 1.0 for c in concepts) / len(concepts)
+            )
+            seen[len(set(concepts))] += 1
+    assert set(seen) == {2, 3}
+
+
+def test_every_scene_is_drawn_once_before_any_is_drawn_again() -> None:
+    examples = subjects(2, points=4)
+    drawing = sampler(examples, scene_rows=2, batch_size=1)
+    total = len(make_scenes(examples, windows=2))
+    drawn = []
+    for _ in range(total):
+        _, scenes = drawing.draw()
+        drawn += [tuple(scenes.x[k].flatten(1)[0].tolist()) for k in range(2)]
+    assert total == 8
+    assert Counter(drawn[:total]) == Counter(drawn[total:]) == Counter(set(drawn))
+
+
+def test_without_scene_rows_or_subjects_there_are_no_scenes() -> None:
+    assert [len(sampler(subjects(2), scene_rows=0).draw()), len(sampler([numbered(3, "a")]).draw())] == [1, 1]
+    assert len(sampler(subjects(2)).draw()) == 2
+
+
+def test_a_batch_in_parts_is_the_batch() -> None:
+    _, scenes = sampler(subjects(2)).draw()
+    parts = list(scenes.parts(3))
+    assert [len(part) for part in parts] == [3, 1]
+    assert tuple(itertools.chain.from_iterable(part.prompts for part in parts)) == scenes.prompts
+    for name in ("x", "t", "target", "scale", "other", "apart", "importance"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(scenes, name))
+    assert {part.windows for part in parts} == {2}
+
+
+def test_each_concepts_errors_are_measured_in_its_own_effect() -> None:
+    strong, weak, nothing = (
+        numbered(4, name, k, effect=e) for k, (name, e) in enumerate((("s", 4.0), ("w", 0.4), ("n", 0.0)))
+    )
+    weak.effect[1:] = torch.nan  # measured at one point only
+    found = scales([strong, weak, nothing, numbered(4, "plain", None)])
+    assert found == pytest.approx({"s": 4.0, "w": 0.4, "n": 2.2, "plain": 2.2})
+    faint = replace(weak, effect=torch.full((4,), 1e-6))
+    assert scales([strong, faint])["w"] == pytest.approx(0.01 * (4.0 + 1e-6) / 2)
+
+
+def test_a_seed_decides_what_is_drawn() -> None:
+    first, again, other = (sampler(subjects(3), seed=seed).draw() for seed in (0, 0, 1))
+    assert all(torch.equal(a.x, b.x) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a.x, b.x) for a, b in zip(first, other, strict=True))
