@@ -30,8 +30,9 @@ GradScaler = torch.amp.GradScaler if hasattr(torch.amp, "GradScaler") else torch
 
 #: how often retention on the held-back examples is looked at
 CHECKS = 6
-#: checks without a better retention after which the run stops
-PATIENCE = 3
+#: checks without a better retention after which the run stops; they count from half-way on, since long steps at the beginning
+#: mend more than the next look shows
+PATIENCE = 2
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class _Watch:
         )
         if retention.mean > self._retention.mean:
             self.best, self._retention, self._stale = _snapshot(self._parameters), retention, 0
-        else:
+        elif 2 * step > self._steps:
             self._stale += 1
         return self._stale == PATIENCE
 
