@@ -16,14 +16,17 @@ _CAPTION_WORDS = 40
 
 def caption_words(inputs: Sequence[InputLora]) -> tuple[str, ...]:
     """What the LoRAs' training captions say most often, apart from their trigger words: the words they know."""
-    counts: Counter[str] = Counter()
+    shares: Counter[str] = Counter()
     triggers = {part.strip().lower() for lora in inputs for part in (lora.concept.trigger or "").split(",")}
     for lora in inputs:
+        counts: Counter[str] = Counter()
         for tags in tag_frequency(lora.file.metadata).values():
-            counts.update({tag: 1 for tag in tags if tag.lower() not in triggers})
-    return tuple(
-        escaped(tag) for tag, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_CAPTION_WORDS]
-    )
+            counts.update({tag: count for tag, count in tags.items() if tag.lower() not in triggers})
+        most = max(counts.values(), default=0)
+        # in proportion, so that a LoRA of many pictures does not speak for all
+        shares.update({tag: count / most for tag, count in counts.items() if most})
+    frequent = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(escaped(tag) for tag, _ in frequent[:_CAPTION_WORDS])
 
 
 def phrases_of(request: MergeRequest, inputs: Sequence[InputLora], part: Part) -> Phrases:

@@ -24,7 +24,7 @@ from ..files import (
     layer_delta,
     read_lora,
 )
-from ..model import FAMILIES, INPAINTING_CHANNELS, REFINER, SDXL, Factors, Host, Layer
+from ..model import FAMILIES, INPAINTING_CHANNELS, REFINER, SDXL, Factors, Host, Layer, evened
 from ..progress import Progress, Stage
 from ..request import Concept, MergeRequest, has_weights
 from .reading import unweighted
@@ -197,7 +197,7 @@ class _Read:
         if weight == 0:
             return
         self.by_rows += [own] if delta.by_rows else []
-        self.deltas[key] = delta.factors.scaled(weight).to(self._kept_on)
+        self.deltas[key] = evened(delta.factors.scaled(weight)).to(self._kept_on)
         self.losses[key] = delta.loss
         if delta.bias is not None and bias_key(key) in self._host.layers():
             self.deltas[bias_key(key)] = delta.bias.scaled(weight).to(self._kept_on)

@@ -76,10 +76,12 @@ def refine(
     anchor = _Anchor(parameters, options.terms.delta)
     optimizer = Muon([tensor for f in parameters.values() for tensor in (f.up, f.down)], lr=options.learning_rate)
     sampler = Sampler(examples, predictor.negative_prompt, options, seed)
+    # of its own, so that what is learnt from does not depend on how much memory there is
+    tried = Sampler(examples, predictor.negative_prompt, options, seed)
     fit = find_fit(
         predictor,
         parameters,
-        lambda samples: _loss(predictor, sampler.singles(samples), options.terms),
+        lambda samples: _loss(predictor, tried.singles(samples), options.terms),
         options.batch_size,
     )
     scaler = _gradient_scaler(predictor)

@@ -74,13 +74,12 @@ BANKS: dict[str, Bank] = {
                 "a full body shot of {}",
             ),
             *(
-                "a photo of one {}",
                 "a view of {}",
                 "a cropped photo of {}",
                 "a good photo of {}",
                 "a bright photo of {}",
             ),
-            *("a photo of {}", "a dark photo of {}", "a photo of the {}", "a picture of one {}", "a nice photo of {}"),
+            *("a photo of {}", "a dark photo of {}", "a photo of the {}", "a nice photo of {}"),
             *("a painting of {}", "an oil painting of {}", "a watercolor of {}", "a drawing of {}", "a sketch of {}"),
             *("an illustration of {}", "a cartoon of {}", "a 3d render of {}", "pixel art of {}", "an old photo of {}"),
         ),
@@ -288,20 +287,22 @@ class Phrase:
     def asking(self, *wanted: str) -> str:
         """The prompt for one thing, or for several at once in their order.
 
-        An article that the form has before its place ("a photo of a {}") is repeated before each.
+        An article that the form has before its place ("a photo of a {}") stands before each that has none of its own.
         """
-        article = re.search(r"\b(an?|the) \{\}", self.form)
-        before = f"{article[1]} " if article else ""
-        if article:  # "a photo of a {}" and "a flower"
-            wanted = tuple(re.sub(r"^(an?|the) ", "", one) for one in wanted)
+        article = re.search(r"\b(an?|the) (?=\{\})", self.form)
+        form = self.form.replace(article[0] + SLOT, SLOT, 1) if article else self.form
+        if article:
+            wanted = tuple(one if _ARTICLE.match(one) else article[0] + one for one in wanted)
         together = wanted[-1]
         for number, one in enumerate(reversed(wanted[:-1])):
             # of three, the first are a list
             joint = self.joint if number == 0 else "{}, {}"
-            first, _, rest = joint.partition(SLOT)
-            middle, _, last = rest.partition(SLOT)
-            together = f"{first}{one}{middle}{before}{together}{last}"
-        return self.form.replace(SLOT, together) + self.after
+            together = joint.replace(SLOT, "\0", 1).replace(SLOT, together, 1).replace("\0", one, 1)
+        return form.replace(SLOT, together) + self.after
+
+
+#: what a thing may have before it already
+_ARTICLE = re.compile(r"(an?|the) ")
 
 
 class Phrases:
@@ -384,6 +385,10 @@ def _without(phrases: Sequence[str], avoid: Sequence[str]) -> list[str]:
 
 
 def _of_part(phrases: Sequence[str], part: Part) -> list[str]:
-    """Those of some phrases that are in a part; of so few that none is, all: a person's own two or three are used throughout."""
-    own = [phrase for phrase in phrases if part_of(phrase) is part]
-    return own or list(phrases)
+    """Those of some phrases that are in a part; where none is, those that are learnt from, and of a person's own two or three all:
+    what is measured is never among the others'."""
+    for wanted in (part, Part.LEARN):
+        own = [phrase for phrase in phrases if part_of(phrase) is wanted]
+        if own:
+            return own
+    return list(phrases)
