@@ -239,7 +239,7 @@ BANKS: dict[str, Bank] = {
             *("1girl", "1boy", "cat", "dog", "scenery", "still life", "car", "house", "tree", "flower", "bird", "city"),
             *("multiple girls", "food", "horse", "robot", "ship", "castle", "no humans", "fish", "old man", "child"),
         ),
-        joints=("{}, {}", "{}, {}", "{} and {}", "2girls, {}, {}", "{}, {}, side by side"),
+        joints=("{}, {}", "{}, {}", "{} and {}", "{}, {}, side by side"),
     ),
 }
 
@@ -385,8 +385,8 @@ def _without(phrases: Sequence[str], avoid: Sequence[str]) -> list[str]:
 
 
 def _of_part(phrases: Sequence[str], part: Part) -> list[str]:
-    """Those of some phrases that are in a part; where none is, those that are learnt from, and of a person's own two or three all:
-    what is measured is never among the others'."""
+    """Those of some phrases that are in a part; where none is, those that are learnt from, and of two or three of a person's
+    own all: what is measured is never among the others'."""
     for wanted in (part, Part.LEARN):
         own = [phrase for phrase in phrases if part_of(phrase) is wanted]
         if own:
