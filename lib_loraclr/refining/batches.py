@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +89,20 @@ class _Turns:
         return own, queue.pop()
 
 
+class _Share:
+    """How many of some rows have their share of something, the rest of one batch carried over to the next: a quarter of six
+    rows is one, then two."""
+
+    def __init__(self, share: float) -> None:
+        self._share, self._left = share, 0.0
+
+    def of(self, rows: int) -> int:
+        self._left += self._share * rows
+        whole = math.floor(self._left + 1e-9)
+        self._left -= whole
+        return whole
+
+
 class _Shuffled:
     """Draws scenes without replacement until all were had."""
 
@@ -109,7 +124,8 @@ class Sampler:
         generator = torch.Generator().manual_seed(seed)
         self.negative_prompt, self._options = negative_prompt, options
         # A concept merged alone has no teacher without triggers (teachers.make_teachers), and keeps what it does there.
-        self._share = NEGATIVE_SHARE if len(examples) > 1 else 0.0
+        share = NEGATIVE_SHARE if len(examples) > 1 else 0.0
+        self._share, self._scene_share = _Share(share), _Share(share)
         self._singles, self._negatives = _Turns(examples, generator), _Turns(examples, generator)
         widths = (2, 3) if options.scene_rows else ()
         self._scenes = {n: _Shuffled(scenes, generator) for n in widths if (scenes := make_scenes(examples, windows=n))}
@@ -127,13 +143,13 @@ class Sampler:
 
     def singles(self, size: int) -> Batch:
         """So many predictions of single concepts."""
-        negatives = round(size * self._share)
+        negatives = self._share.of(size)
         rows = [self._single(*self._singles.next()) for _ in range(size - negatives)]
         rows += [self._negative(*self._negatives.next()) for _ in range(negatives)]
         return _stacked(rows)
 
     def _scene_batch(self, scenes: _Shuffled) -> Batch:
-        negatives = round(self._options.scene_rows * self._share)
+        negatives = self._scene_share.of(self._options.scene_rows)
         drawn = [scenes.next() for _ in range(self._options.scene_rows)]
         return _stacked([self._scene(scene, negative=k < negatives) for k, scene in enumerate(drawn)])
 

@@ -51,9 +51,16 @@ class Bank:
     separate: tuple[str, ...] = ()
 
 
-_COLOURS = (
-    *("white", "black", "red", "green", "blue", "yellow", "pink", "gray", "purple", "orange", "brown", "beige"),
-    *("turquoise", "dark", "bright", "colorful", "plain", "blurry"),
+def _several(text: str) -> tuple[str, ...]:
+    """Phrases that are written with bars between them."""
+    return tuple(phrase.strip() for phrase in text.split("|"))
+
+
+_COLOURS = _several(
+    """
+    white | black | red | green | blue | yellow | pink | gray | purple | orange | brown | beige | turquoise | dark |
+    bright | colorful | plain | blurry
+    """
 )
 
 
@@ -64,180 +71,107 @@ def _article(word: str) -> str:
 #: by the way a checkpoint is prompted
 BANKS: dict[str, Bank] = {
     "photo": Bank(
-        forms=(
-            *("{}", "a photo of {}", "a picture of {}", "an image of {}", "a photograph of {}", "a snapshot of {}"),
-            *(
-                "a close-up of {}",
-                "a close-up photo of {}",
-                "a portrait of {}",
-                "a wide shot of {}",
-                "a full body shot of {}",
-            ),
-            *(
-                "a view of {}",
-                "a cropped photo of {}",
-                "a good photo of {}",
-                "a bright photo of {}",
-            ),
-            *("a photo of {}", "a dark photo of {}", "a photo of the {}", "a nice photo of {}"),
-            *("a painting of {}", "an oil painting of {}", "a watercolor of {}", "a drawing of {}", "a sketch of {}"),
-            *("an illustration of {}", "a cartoon of {}", "a 3d render of {}", "pixel art of {}", "an old photo of {}"),
+        forms=_several(
+            """
+            {} | a photo of {} | a picture of {} | an image of {} | a photograph of {} | a snapshot of {} |
+            a close-up of {} | a close-up photo of {} | a portrait of {} | a wide shot of {} | a full body shot of {} |
+            a view of {} | a cropped photo of {} | a good photo of {} | a bright photo of {} | a photo of {} |
+            a dark photo of {} | a photo of the {} | a nice photo of {} | a painting of {} | an oil painting of {} |
+            a watercolor of {} | a drawing of {} | a sketch of {} | an illustration of {} | a cartoon of {} |
+            a 3d render of {} | pixel art of {} | an old photo of {}
+            """
         ),
         words={
             "background": tuple(f"on {_article(colour)} {colour} background" for colour in _COLOURS),
-            "place": (
-                *(
-                    "in a forest",
-                    "on a beach",
-                    "in the street",
-                    "in a city",
-                    "in the snow",
-                    "in a garden",
-                    "on a table",
-                ),
-                *(
-                    "in a kitchen",
-                    "in the mountains",
-                    "in a field",
-                    "at the lake",
-                    "under water",
-                    "in a room",
-                    "on grass",
-                ),
-                *("in the desert", "on a bridge", "in a cafe", "in space", "outdoors", "indoors", "in front of a wall"),
-                *("in a studio", "on the moon", "in the rain", "by a window", "on a sofa", "in a library", "on a road"),
+            "place": _several(
+                """
+                in a forest | on a beach | in the street | in a city | in the snow | in a garden | on a table |
+                in a kitchen | in the mountains | in a field | at the lake | under water | in a room | on grass |
+                in the desert | on a bridge | in a cafe | in space | outdoors | indoors | in front of a wall |
+                in a studio | on the moon | in the rain | by a window | on a sofa | in a library | on a road
+                """
             ),
-            "light": (
-                *("at night", "at sunset", "at noon", "in the morning", "in soft light", "in dramatic light"),
-                *("in neon light", "backlit", "in fog", "under a blue sky", "in golden light", "in dim light"),
+            "light": _several(
+                """
+                at night | at sunset | at noon | in the morning | in soft light | in dramatic light | in neon light |
+                backlit | in fog | under a blue sky | in golden light | in dim light
+                """
             ),
-            "action": (
-                *(
-                    "running",
-                    "sitting",
-                    "standing",
-                    "jumping",
-                    "sleeping",
-                    "looking at the camera",
-                    "flying",
-                    "walking",
-                ),
-                *("seen from above", "seen from behind", "seen from the side", "in motion", "lying down", "floating"),
+            "action": _several(
+                """
+                running | sitting | standing | jumping | sleeping | looking at the camera | flying | walking |
+                seen from above | seen from behind | seen from the side | in motion | lying down | floating
+                """
             ),
-            "clothing": (
-                *("wearing a hat", "wearing a scarf", "wearing sunglasses", "wearing a red coat", "with a bow tie"),
-                *("wearing a crown", "with flowers", "wearing a suit", "holding a book", "with a blue ribbon"),
+            "clothing": _several(
+                """
+                wearing a hat | wearing a scarf | wearing sunglasses | wearing a red coat | with a bow tie |
+                wearing a crown | with flowers | wearing a suit | holding a book | with a blue ribbon
+                """
             ),
-            "quality": (
-                *("highly detailed", "sharp focus", "8k", "high quality", "minimalist", "professional", "cinematic"),
-                *("masterpiece", "depth of field", "vivid colors", "film grain", "beautiful"),
+            "quality": _several(
+                """
+                highly detailed | sharp focus | 8k | high quality | minimalist | professional | cinematic |
+                masterpiece | depth of field | vivid colors | film grain | beautiful
+                """
             ),
         },
-        things=(
-            *(
-                "a cat",
-                "a dog",
-                "a car",
-                "a house",
-                "a tree",
-                "a woman",
-                "a man",
-                "a bird",
-                "a bowl of fruit",
-                "a ship",
-            ),
-            *("a city", "a mountain", "a flower", "a chair", "a horse", "a bicycle", "a child", "a castle", "a bridge"),
-            *("a cup", "a book", "a clock", "a lamp", "a fish", "a train", "an apple", "a river", "a street", "a face"),
+        things=_several(
+            """
+            a cat | a dog | a car | a house | a tree | a woman | a man | a bird | a bowl of fruit | a ship | a city |
+            a mountain | a flower | a chair | a horse | a bicycle | a child | a castle | a bridge | a cup | a book |
+            a clock | a lamp | a fish | a train | an apple | a river | a street | a face
+            """
         ),
-        joints=(
-            *("{} and {}",) * 6,
-            *("{}, {}", "{}, {}", "{} next to {}", "{} beside {}", "{} with {}", "{} holding {}"),
-        ),
+        joints=(*("{} and {}",) * 14, *("{}, {}",) * 2, "{} next to {}", "{} beside {}", "{} with {}", "{} holding {}"),
         articles=True,
         separate=("on ", "in ", "at ", "under ", "by ", "wearing ", "with ", "holding "),
     ),
     "booru": Bank(
-        forms=(
-            *(
-                "{}",
-                "{}, solo",
-                "1girl, {}",
-                "1boy, {}",
-                "{}, upper body",
-                "{}, full body",
-                "{}, portrait",
-                "{}, close-up",
-            ),
-            *("{}, cowboy shot", "{}, from above", "{}, from side", "{}, from behind", "{}, looking at viewer"),
-            *("{}, chibi", "{}, sketch", "{}, monochrome", "{}, watercolor", "{}, flat color", "{}, official art"),
+        forms=_several(
+            """
+            {} | {}, solo | 1girl, {} | 1boy, {} | {}, upper body | {}, full body | {}, portrait | {}, close-up |
+            {}, cowboy shot | {}, from above | {}, from side | {}, from behind | {}, looking at viewer | {}, chibi |
+            {}, sketch | {}, monochrome | {}, watercolor | {}, flat color | {}, official art
+            """
         ),
         words={
             "background": tuple(f"{colour} background" for colour in (*_COLOURS[:10], "simple", "gradient", "blurry")),
-            "place": (
-                *("outdoors", "indoors", "forest", "beach", "city", "street", "classroom", "bedroom", "garden", "sky"),
-                *(
-                    "mountain",
-                    "snow",
-                    "cafe",
-                    "bridge",
-                    "field",
-                    "library",
-                    "kitchen",
-                    "underwater",
-                    "rooftop",
-                    "train",
-                ),
+            "place": _several(
+                """
+                outdoors | indoors | forest | beach | city | street | classroom | bedroom | garden | sky | mountain |
+                snow | cafe | bridge | field | library | kitchen | underwater | rooftop | train
+                """
             ),
-            "light": (
-                "day",
-                "night",
-                "sunset",
-                "backlighting",
-                "sunlight",
-                "neon lights",
-                "fog",
-                "moonlight",
-                "rain",
-                "dusk",
+            "light": _several(
+                """
+                day | night | sunset | backlighting | sunlight | neon lights | fog | moonlight | rain | dusk
+                """
             ),
-            "action": (
-                *(
-                    "standing",
-                    "sitting",
-                    "running",
-                    "jumping",
-                    "lying",
-                    "walking",
-                    "waving",
-                    "sleeping",
-                    "eating",
-                    "arms up",
-                ),
-                *("smile", "closed eyes", "open mouth", "blush", "serious"),
+            "action": _several(
+                """
+                standing | sitting | running | jumping | lying | walking | waving | sleeping | eating | arms up |
+                smile | closed eyes | open mouth | blush | serious
+                """
             ),
-            "clothing": (
-                *(
-                    "hat",
-                    "scarf",
-                    "sunglasses",
-                    "school uniform",
-                    "dress",
-                    "jacket",
-                    "kimono",
-                    "hoodie",
-                    "armor",
-                    "ribbon",
-                ),
-                *("gloves", "swimsuit", "suit"),
+            "clothing": _several(
+                """
+                hat | scarf | sunglasses | school uniform | dress | jacket | kimono | hoodie | armor | ribbon | gloves |
+                swimsuit | suit
+                """
             ),
-            "quality": (
-                *("masterpiece", "best quality", "highres", "absurdres", "very aesthetic", "detailed", "newest", "8k"),
-                *("depth of field", "lens flare"),
+            "quality": _several(
+                """
+                masterpiece | best quality | highres | absurdres | very aesthetic | detailed | newest | 8k |
+                depth of field | lens flare
+                """
             ),
         },
-        things=(
-            *("1girl", "1boy", "cat", "dog", "scenery", "still life", "car", "house", "tree", "flower", "bird", "city"),
-            *("multiple girls", "food", "horse", "robot", "ship", "castle", "no humans", "fish", "old man", "child"),
+        things=_several(
+            """
+            1girl | 1boy | cat | dog | scenery | still life | car | house | tree | flower | bird | city |
+            multiple girls | food | horse | robot | ship | castle | no humans | fish | old man | child
+            """
         ),
         joints=("{}, {}", "{}, {}", "{} and {}", "{}, {}, side by side"),
     ),
@@ -252,8 +186,10 @@ _STOPPING, _MEASURED = 2, 3
 OWN_TEMPLATES = 0.5
 #: of the others, the share without any form, as many people write
 BARE = 0.4
+#: how often several things are asked for without the form that one of them has: "a fox and a crow on a beach"
+PLAIN_TOGETHER = 0.5
 #: how often a thing has an article where people may write one
-ARTICLE = 0.5
+ARTICLE = 0.6
 #: how many phrases follow, and how often of sixteen
 _FOLLOWING = (0,) * 3 + (1,) * 11 + (2,) * 2
 #: kinds that are drawn more often than others: most prompts say where something is
@@ -277,12 +213,14 @@ class Phrase:
         after: what follows, its separator included; may be empty
         joint: how a second thing is joined to a first, "{} and {}"
         thing: what is shown where no concept is called
+        plain_together: whether several things are asked for without the form
     """
 
     form: str
     after: str = ""
     joint: str = "{} and {}"
     thing: str = ""
+    plain_together: bool = False
 
     def asking(self, *wanted: str) -> str:
         """The prompt for one thing, or for several at once in their order.
@@ -298,6 +236,8 @@ class Phrase:
             # of three, the first are a list
             joint = self.joint if number == 0 else "{}, {}"
             together = joint.replace(SLOT, "\0", 1).replace(SLOT, together, 1).replace("\0", one, 1)
+        if self.plain_together and len(wanted) > 1:
+            form = SLOT
         return form.replace(SLOT, together) + self.after
 
 
@@ -345,14 +285,15 @@ class Phrases:
         form = self._form()
         # a template that says what stands behind is not asked to have that on another background
         kinds = [kind for kind in sorted(self._words) if kind not in form]
-        kinds = self._several(kinds, min(self._random.choice(_FOLLOWING), len(kinds)))
+        kinds = self._pick(kinds, min(self._random.choice(_FOLLOWING), len(kinds)))
         words = [self._random.choice(self._words[kind]) for kind in kinds]
         # what needs no comma first: "on a beach, highly detailed"
         after = "".join(sorted(map(self._separated, words), key=lambda part: not part.startswith(" ")))
         thing = self._random.choice(self._things) if self._things else ""
-        return Phrase(form, after, self._random.choice(self._joints), thing)
+        plain_together = self._has_bank and self._random.random() < PLAIN_TOGETHER
+        return Phrase(form, after, self._random.choice(self._joints), thing, plain_together)
 
-    def _several(self, kinds: Sequence[str], count: int) -> list[str]:
+    def _pick(self, kinds: Sequence[str], count: int) -> list[str]:
         """So many different ones, the frequent ones more often."""
         drawn: list[str] = []
         while len(drawn) < count:
