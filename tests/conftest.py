@@ -96,7 +96,7 @@ def write_lora() -> Callable[..., Path]:
 def make_merge(tmp_path: Path, demo: Path) -> Callable[..., Merge]:
     """Makes a finished merge of two small LoRAs by hand, as `merge_loras` would return it of the demo checkpoint."""
     checkpoint = demo / "emoji-sd1.safetensors"
-    target = Target(SD1, "diffusers", str(checkpoint), checkpoint, "epsilon", LAYERS)
+    target = Target(SD1, "diffusers", str(checkpoint), checkpoint, "epsilon", LAYERS, clip_skip=1)
 
     def make(
         *,

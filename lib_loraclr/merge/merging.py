@@ -49,6 +49,7 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
         del examples
         factors = stages.rounded({key: layer.factors for key, layer in layers.items()})
         before, after, recognition = stages.measure(factors)
+        target = Target.of(host, factors)
     report = _report(procedure, layers, refined, rows=stages.memory.rows if procedure.method.records else 0)
     report = replace(
         report,
@@ -58,7 +59,7 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
         base_drift=after.base_drift,
         warnings=(*_own_warnings(inputs), *examination.warnings, *stages.warnings, *unknown),
     )
-    return Merge(request, factors, tuple(inputs), Target.of(host, factors), report)
+    return Merge(request, factors, tuple(inputs), target, report)
 
 
 def measure_loras(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..files import attention_projections
-from ..model import Factors, Family, Host
+from ..model import SD1, Factors, Family, Host
 from ..recording import InputLora
 from ..request import MergeRequest
 from .report import MergeReport
@@ -25,6 +25,8 @@ class Target:
         prediction_type: "epsilon" or "v_prediction"
         shapes: layer key -> shape of the weight, `[d_out, d_in]`, `[d_out, c_in, k, k]` or `[d]`; of every layer that a file
             of the merge may name
+        clip_skip: the layer of the text encoder that prompts were read from, counted from the last, 1; 0 where the family
+            leaves no choice
     """
 
     family: Family
@@ -33,6 +35,7 @@ class Target:
     path: Path
     prediction_type: str
     shapes: Mapping[str, tuple[int, ...]]
+    clip_skip: int = 0
 
     @classmethod
     def of(cls, host: Host, factors: Mapping[str, Factors]) -> Target:
@@ -40,7 +43,8 @@ class Target:
         layers = host.layers()
         keys = {other for key in factors for other in (key, *attention_projections(key)) if other in layers}
         shapes = {key: tuple(layers[key].weight.shape) for key in sorted(keys)}
-        return cls(host.family, host.name, host.checkpoint, host.checkpoint_path, host.prediction_type, shapes)
+        skip = host.clip_skip if host.family is SD1 else 0
+        return cls(host.family, host.name, host.checkpoint, host.checkpoint_path, host.prediction_type, shapes, skip)
 
 
 @dataclass(frozen=True)

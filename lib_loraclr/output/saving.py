@@ -36,6 +36,8 @@ def lora_metadata(merge: Merge, name: str) -> dict[str, str]:
         **merge.target.family.metadata(merge.target.prediction_type),
         "ss_output_name": name,
         **_network(merge),
+        # merged again, it is recorded as it was the first time
+        "ss_clip_skip": str(merge.target.clip_skip or ""),
         "ss_training_comment": f"merged by LoRACLR {__version__} ({merge.request.method})",
         "ss_tag_frequency": json.dumps(merged_tags, ensure_ascii=False) if merged_tags else "",
         **_told(merge, name, [lora.file.metadata for lora in merge.inputs]),

@@ -17,6 +17,7 @@ from lib_loraclr.errors import LoraclrError
 from lib_loraclr.files.deltas import layer_delta
 from lib_loraclr.files.lora_files import read_lora, read_tensors
 from lib_loraclr.files.tensor_files import DTYPES
+from lib_loraclr.files.training import clip_skip
 from lib_loraclr.files.triggers import find_trigger, tag_frequency
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.model.low_rank import Factors
@@ -287,3 +288,14 @@ def test_a_merged_file_names_its_own_trigger_words_with_and_without_its_card(
     assert find_trigger(path, {}) == "sks animal"
     card.unlink()
     assert find_trigger(path, read_lora(path).metadata) == "sks animal"
+
+
+@pytest.mark.parametrize(("skip", "expected"), [(2, "2"), (0, None)])
+def test_the_clip_skip_it_was_recorded_with_is_said_as_trainers_say_it(
+    make_merge: Callable[..., Merge], skip: int, expected: str | None
+) -> None:
+    merge = make_merge()
+    merge = replace(merge, target=replace(merge.target, clip_skip=skip))
+    metadata = lora_metadata(merge, "friends")
+    assert metadata.get("ss_clip_skip") == expected
+    assert clip_skip(metadata) == skip, "merged again, it is recorded with the same"
