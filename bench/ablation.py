@@ -36,7 +36,7 @@ CHANGES: dict[str, Callable[[MergeRequest], MergeRequest]] = {
     "no contrast": _options(contrast=0),
     "contrast 2": _options(contrast=2),
     "no bank of phrases": lambda request: replace(request, prompts=replace(request.prompts, bank="none")),
-    "no renoised points": _recording(paths=16, steps=16, renoised=0),
+    "half the paths, renoised points": _recording(paths=16, renoised=128),
     "no hinge in the layers": _options(negative=0),
     "no pull to the start": _options(lambda_delta=0),
     "learning rate halved": _options(learning_rate=0.0035),

@@ -88,7 +88,8 @@ def draw_slots(plan: PathPlan, phrases: Phrases, subjects: Sequence[int]) -> lis
         subjects: those that can stand beside each other in scenes, as numbers of concepts
     """
     drawn = random.Random(f"{plan.seed} {plan.part.value} slots")
-    paths = [phrases.draw() for _ in range(plan.paths)]
+    # A LoRA draws its concept best in plain words; other media are asked for at the points of its paths.
+    paths = [phrases.draw(plain=True) for _ in range(plan.paths)]
     followed = [path for _ in range(plan.steps) for path in range(plan.paths)]
     followed += [number % plan.paths for number in range(plan.renoised)]
     rounds = _rounds(subjects)

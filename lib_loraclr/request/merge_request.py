@@ -71,9 +71,9 @@ class RecordingOptions:
             trained with, where they say so
     """
 
-    paths: int = 16
+    paths: int = 32
     steps: int = 8
-    renoised: int = 128
+    renoised: int = 0
     guidance: float = 5.0
     height: int = 0
     width: int = 0

@@ -280,9 +280,13 @@ class Phrases:
         self._words = {kind: phrases for kind, phrases in words.items() if phrases}
         self._things = _of_part(_without(whole.things, avoid), part)
 
-    def draw(self) -> Phrase:
-        """The next phrase."""
-        form = self._form()
+    def draw(self, *, plain: bool = False) -> Phrase:
+        """The next phrase.
+
+        Args:
+            plain: whether it is in a person's own templates or without any form, and in none of the bank's
+        """
+        form = self._form(plain)
         # a template that says what stands behind is not asked to have that on another background
         kinds = [kind for kind in sorted(self._words) if kind not in form]
         kinds = self._pick(kinds, min(self._random.choice(_FOLLOWING), len(kinds)))
@@ -301,10 +305,10 @@ class Phrases:
             drawn += self._random.choices(left, [_OFTEN.get(kind, 1) for kind in left])
         return drawn
 
-    def _form(self) -> str:
+    def _form(self, plain: bool) -> str:
         if self._templates and self._random.random() < OWN_TEMPLATES:
             form = self._random.choice(self._templates)
-        elif self._has_bank and self._random.random() < BARE:
+        elif self._has_bank and (plain or self._random.random() < BARE):
             form = SLOT
         else:
             form = self._random.choice(self._forms)
