@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.judge import DEMO, Judge
-from bench.quality import demo_request, judge_deltas, table
+from bench.quality import BACKGROUNDS, demo_request, judge_deltas, table
 from lib_loraclr.doors.cli.console import ConsoleProgress
 from lib_loraclr.hosts.diffusers import load
 from lib_loraclr.merge import merge_loras
@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--triples", type=int, default=24)
+    parser.add_argument(
+        "--backgrounds", nargs="+", default=BACKGROUNDS, metavar="COLOUR", help="of the judged pictures"
+    )
     parser.add_argument("--results", type=Path, default=None, help="JSON file to keep cells in")
     arguments = parser.parse_args()
     host, judge, progress = load(DEMO / "emoji-sd1.safetensors"), Judge(), ConsoleProgress()

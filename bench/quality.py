@@ -63,9 +63,11 @@ def interval(successes: float, count: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def identities(host: Host, judge: Judge, sprite: Sprite, count: int) -> tuple[list[float], list[float]]:
+def identities(
+    host: Host, judge: Judge, sprite: Sprite, count: int, backgrounds: Sequence[str] = BACKGROUNDS
+) -> tuple[list[float], list[float]]:
     """Per picture: whether the judge takes it for the sprite, and the cosine."""
-    prompts = [f"a photo of a {sprite.words} on a {BACKGROUNDS[k % 4]} background" for k in range(count)]
+    prompts = [f"a photo of a {sprite.words} on a {backgrounds[k % len(backgrounds)]} background" for k in range(count)]
     seeds = range(SEED, SEED + count)
     latents = sample(host, prompts, seeds, size=(128, 128), steps=STEPS, guidance=GUIDANCE)
     right, cosine = judge.identity(host.decode(latents), sprite.name)
@@ -106,11 +108,18 @@ def _kind(named: tuple[str, ...], seen: tuple[str, ...]) -> str:
 
 
 @torch.no_grad()
-def side_by_side(host: Host, judge: Judge, sprites: Sequence[Sprite], width: int, count: int) -> Together:
+def side_by_side(
+    host: Host,
+    judge: Judge,
+    sprites: Sequence[Sprite],
+    width: int,
+    count: int,
+    backgrounds: Sequence[str] = BACKGROUNDS,
+) -> Together:
     """`count` pictures of `width` concepts each, as wide as so many native ones; every order of them in turn."""
     orders = list(permutations(sprites, width)) if count else []
     chosen = [orders[k * len(orders) // count if count < len(orders) else k % len(orders)] for k in range(count)]
-    prompts = [f"{_listed(row)} on a {BACKGROUNDS[k % 4]} background" for k, row in enumerate(chosen)]
+    prompts = [f"{_listed(row)} on a {backgrounds[k % len(backgrounds)]} background" for k, row in enumerate(chosen)]
     seen = []
     for start in range(0, count, 8):
         asked = prompts[start : start + 8]
@@ -133,9 +142,9 @@ def judge_deltas(
 ) -> dict:
     """All judged figures of one model for all concepts."""
     with host.apply(deltas):
-        per_concept = [identities(host, judge, sprite, asked.pictures) for sprite in sprites]
-        pairs = side_by_side(host, judge, sprites, 2, asked.pairs if len(sprites) > 1 else 0)
-        triples = side_by_side(host, judge, sprites, 3, asked.triples if len(sprites) > 2 else 0)
+        per_concept = [identities(host, judge, sprite, asked.pictures, asked.backgrounds) for sprite in sprites]
+        pairs = side_by_side(host, judge, sprites, 2, asked.pairs if len(sprites) > 1 else 0, asked.backgrounds)
+        triples = side_by_side(host, judge, sprites, 3, asked.triples if len(sprites) > 2 else 0, asked.backgrounds)
     return summary(per_concept) | together(pairs, triples)
 
 
@@ -175,7 +184,7 @@ def run_row(row: str, host: Host, judge: Judge, request: MergeRequest, sprites: 
         per_concept = []
         for lora, sprite in zip(load_inputs(request.concepts, host), sprites, strict=True):
             with host.apply(lora.deltas):
-                per_concept.append(identities(host, judge, sprite, arguments.pictures))
+                per_concept.append(identities(host, judge, sprite, arguments.pictures, arguments.backgrounds))
         return summary(per_concept) | {"pairs": None, "triples": None}
     if row == "base model":
         return judge_deltas(host, judge, {}, sprites, arguments)
@@ -259,6 +268,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64, help="pictures per concept")
     parser.add_argument("--pairs", type=int, default=64, help="pictures with two concepts")
     parser.add_argument("--triples", type=int, default=64, help="pictures with three concepts")
+    parser.add_argument(
+        "--backgrounds", nargs="+", default=BACKGROUNDS, metavar="COLOUR", help="of the judged pictures, in turn"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the merge")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), help="rows of the table (default: all)")
     parser.add_argument("--results", type=Path, default=None, help="JSON file to keep rows in")

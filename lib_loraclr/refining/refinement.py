@@ -89,7 +89,7 @@ def refine(
     for step in range(1, options.steps + 1):
         _set_learning_rate(optimizer, options.learning_rate, step, options.steps)
         batches = sampler.draw()
-        while (found := _try_backward(predictor, parameters, batches, options.terms, fit, scaler)) is None:
+        while (found := _backward(predictor, parameters, batches, options.terms, fit, scaler)) is None:
             optimizer.zero_grad(set_to_none=True)
             free_cached(device)
             fit = fit.smaller()
@@ -179,24 +179,6 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: i
         group["lr"] = highest * rate
 
 
-def _try_backward(
-    predictor: Predictor,
-    parameters: Mapping[str, Factors],
-    batches: Sequence[Batch],
-    terms: Terms,
-    fit: Fit,
-    scaler: GradScaler,
-) -> tuple[float, float] | None:
-    """As `_backward`; None where the graphics card ran out of memory on the way, with gradients half done."""
-    try:
-        with predictor.host.recomputing() if fit.recompute else nullcontext():
-            return _backward(predictor, parameters, batches, terms, fit, scaler)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    return None
-
-
 def _backward(
     predictor: Predictor,
     parameters: Mapping[str, Factors],
@@ -204,21 +186,27 @@ def _backward(
     terms: Terms,
     fit: Fit,
     scaler: GradScaler,
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Gradients of one step's loss into the factors, some samples at a time.
 
     Returns:
-        the loss, and the mean of the contrastive term
+        the loss, and the mean of the contrastive term; None where the graphics card ran out of memory on the way, with
+        gradients half done
     """
     total, contrast = 0.0, 0.0
-    # the changed weights stay in place for the backward pass too: activations may be recomputed in it
-    with predictor.host.apply(parameters):
-        for batch in batches:
-            share = 1 / (len(batch) * len(batches))
-            for part in batch.parts(fit.rows(batch.windows)):
-                loss, gone = _loss(predictor, part, terms)
-                scaler.scale(loss * share).backward()
-                total, contrast = total + float(loss.detach()) * share, contrast + gone * share
+    try:
+        # the changed weights stay in place for the backward pass too: activations may be recomputed in it
+        with predictor.host.recomputing() if fit.recompute else nullcontext(), predictor.host.apply(parameters):
+            for batch in batches:
+                share = 1 / (len(batch) * len(batches))
+                for part in batch.parts(fit.rows(batch.windows)):
+                    loss, gone = _loss(predictor, part, terms)
+                    scaler.scale(loss * share).backward()
+                    total, contrast = total + float(loss.detach()) * share, contrast + gone * share
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
     return total, contrast
 
 
