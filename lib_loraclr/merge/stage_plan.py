@@ -112,7 +112,7 @@ def plan_stages(
 
 
 #: what a sample forward and back costs, in evaluations; how wide scenes are on the average, in native pictures
-_BACKWARD, _SCENE_WIDTH = 3, 2.25
+_BACKWARD, _SCENE_WIDTH = 3, 2.125
 
 
 def subjects_beside(teachers: Sequence[Teacher]) -> list[int]:

@@ -17,8 +17,8 @@ from .scales import NoiseLevels, scales
 NEGATIVE_SHARE = 0.25
 #: how much an error in a scene counts, beside one on a single concept
 SCENE_WEIGHT = 0.5
-#: every so many steps the scenes have three windows instead of two
-TRIPLE_EVERY = 4
+#: every so many steps the scenes have three windows instead of two; more often, pictures with two suffer (docs/method.md)
+TRIPLE_EVERY = 8
 
 
 @dataclass(frozen=True)
