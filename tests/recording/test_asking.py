@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 
 from lib_loraclr.recording.asking import caption_words
-
 from lib_loraclr.request.merge_request import Concept
 
 
