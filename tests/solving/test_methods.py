@@ -403,7 +403,7 @@ def test_the_negative_term_moves_rows_away_from_the_nearest_other_concept() -> N
 
 
 def test_efforts_say_what_is_done_at_the_output() -> None:
-    assert refinement_options(ContrastiveOptions(effort="fast", steps=10), 4) is None
+    assert refinement_options(ContrastiveOptions(effort="layers", steps=10), 4) is None
     assert ContrastiveOptions().effort == "balanced"
     for effort in ("balanced", "thorough"):
         few, many = (refinement_options(ContrastiveOptions(effort=effort), count) for count in (2, 12))

@@ -33,7 +33,7 @@ CHOSEN = [row["lora"] for row in TABLE["rows"]]
 def fields(**changes: Any) -> dict[str, Any]:
     """The tab's fields, by name, as gradio hands them over (numbers as floats)."""
     defaults, recording = PromptOptions(), RecordingOptions()
-    found: dict[str, Any] = {"effort": "fast", "method": "average", "rank": "auto", "kept": 0.995}
+    found: dict[str, Any] = {"effort": "layers", "method": "average", "rank": "auto", "kept": 0.995}
     found |= {"save_as": "lora", "precision": "fp16"}
     for name, method in METHODS.items():
         found |= {f"option.{name}.{o.name}": o.default for o in schema(method.options) if o.name != "effort"}
