@@ -21,7 +21,8 @@ from lib_loraclr.request.prompts import PromptOptions
 
 def test_the_fields_become_the_request(doors: Doors) -> None:  # noqa: F811
     form, rows = doors.module("form"), doors.module("rows")
-    values = fields(method="contrastive", effort="thorough", **{"option.contrastive.negative": 0.2})
+    asked = {"bank": "booru", "phrases": "in a red dress\n\n on a horse "}
+    values = fields(method="contrastive", effort="thorough", **asked, **{"option.contrastive.negative": 0.2})
     request, names = form.build(rows.Table.parse(json.dumps(TABLE)), values)
     assert names == ("fox", "penguin")
     assert [Path(c.lora).name for c in request.concepts] == ["fox.safetensors", "penguin.safetensors"]
@@ -30,7 +31,8 @@ def test_the_fields_become_the_request(doors: Doors) -> None:  # noqa: F811
     assert request.concepts[1].prompts == ("a",) and request.concepts[1].importance == 2.0
     assert request.options["effort"] == "thorough" and request.options["negative"] == 0.2
     assert request.options["layer_steps"] == 5 and isinstance(request.options["layer_steps"], int)
-    assert request.prompts == replace(PromptOptions(), negative="ugly") and request.seed == 3
+    expected = replace(PromptOptions(), negative="ugly", bank="booru", phrases=("in a red dress", "on a horse"))
+    assert request.prompts == expected and request.seed == 3
     assert MergeRequest.from_dict(request.to_dict()) == request
 
 

@@ -38,6 +38,7 @@ def fields(**changes: Any) -> dict[str, Any]:
     for name, method in METHODS.items():
         found |= {f"option.{name}.{o.name}": o.default for o in schema(method.options) if o.name != "effort"}
     found |= {"templates": "\n".join(defaults.templates) + "\n\n", "plain": "\n".join(defaults.plain)}
+    found |= {"bank": defaults.bank, "phrases": ""}
     found |= {"quality": "", "negative": " ugly ", "pair": "", "seed": 3.0, "memory_mb": 64.0}
     found |= {name: float(getattr(recording, name)) for name in ("paths", "steps", "guidance", "height", "width")}
     found |= {name: float(value) for name, value in SMALL["recording"].items()}
