@@ -62,7 +62,7 @@ def request(demo: Path, *names: str, **changes: Any) -> MergeRequest:
     concepts = tuple(concept(demo, name) for name in names)
     defaults = {
         "method": "contrastive",
-        "options": {"effort": "fast"},
+        "options": {"effort": "layers"},
         "prompts": PROMPTS,
         "recording": RecordingOptions(paths=2, steps=4, renoised=4, guidance=4.0, height=64, width=64),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..progress import PlannedStage, Stage, Work
-from ..recording import PathPlan, Teacher
+from ..recording import PathPlan, Teacher, count_pairs
 from ..refining import CHECKS, questions
 from ..request import MergeRequest, Part
 from ..solving import Method, RefinementOptions
@@ -104,7 +104,7 @@ def plan_stages(
         wide = refinement.scene_rows * _SCENE_WIDTH if sum(teacher.in_scenes for teacher in teachers) > 1 else 0
         samples = refinement.steps * (refinement.batch_size + wide) + looks
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
-        beside = RECORDED_POINTS if len(subjects_beside(teachers)) > 1 else 0
+        beside = min(count_pairs(learn.points, len(subjects_beside(teachers))), RECORDED_POINTS)
         if cuts(request):
             stages.append(_evaluations(Stage.CUTTING, recorded + beside))
     measured = _evaluations(Stage.MEASURING, measuring_evaluations(teachers, test, number))

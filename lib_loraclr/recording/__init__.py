@@ -17,7 +17,7 @@ from .layer_inputs import Run, record_run, served_layers
 from .predictor import Predictor
 from .reading import recorded_clip_skip, unweighted_prompts
 from .sampling import BATCH, evaluated, sample
-from .scenes import Scene, make_scenes
+from .scenes import Scene, count_pairs, make_scenes
 from .teachers import Slot, Teacher, make_teachers
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Teacher",
     "base_model_warnings",
     "bundled_embeddings",
+    "count_pairs",
     "example_prompts",
     "phrases_of",
     "draw_slots",

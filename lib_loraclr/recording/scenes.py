@@ -84,6 +84,11 @@ def make_scenes(examples: Sequence[Examples], *, windows: int) -> list[Scene]:
     return scenes
 
 
+def count_pairs(points: int, subjects: int) -> int:
+    """How many scenes of two `make_scenes` makes: at each point, of an odd number one has no partner."""
+    return points * (subjects - subjects % 2) if subjects > 1 else 0
+
+
 def _after(order: Sequence[int], concept: int) -> list[int]:
     """The concepts in their order, from the one after `concept` on."""
     at = order.index(concept) + 1

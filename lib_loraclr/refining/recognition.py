@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model import Deltas
-from ..recording import BATCH, Examples, PathPlan, Predictor, Teacher, evaluated, make_scenes, spread
+from ..recording import BATCH, Examples, PathPlan, Predictor, Teacher, count_pairs, evaluated, make_scenes, spread
 
 #: points of each concept that are looked at: between so few and so many, and as many questions for all concepts together
 LEAST_POINTS, MOST_POINTS, QUESTIONS = 4, 16, 128
@@ -85,9 +85,7 @@ def questions(teachers: Sequence[Teacher], plan: PathPlan) -> int:
             points = _looked_at(plan.of(teacher).points, teacher, subjects)
             # the others or the absent one, and the merge itself
             asked += points * ((subjects if teacher.in_scenes else 1) + 1)
-    # of an odd number one has no partner
-    scenes = plan.points * (subjects - subjects % 2) if subjects > 1 else 0
-    return asked + min(scenes, SCENES * subjects)
+    return asked + min(count_pairs(plan.points, subjects), SCENES * subjects)
 
 
 @torch.no_grad()

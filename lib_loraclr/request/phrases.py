@@ -75,7 +75,7 @@ BANKS: dict[str, Bank] = {
             """
             {} | a photo of {} | a picture of {} | an image of {} | a photograph of {} | a snapshot of {} |
             a close-up of {} | a close-up photo of {} | a portrait of {} | a wide shot of {} | a full body shot of {} |
-            a view of {} | a cropped photo of {} | a good photo of {} | a bright photo of {} | a photo of {} |
+            a view of {} | a cropped photo of {} | a good photo of {} | a bright photo of {} |
             a dark photo of {} | a photo of the {} | a nice photo of {} | a painting of {} | an oil painting of {} |
             a watercolor of {} | a drawing of {} | a sketch of {} | an illustration of {} | a cartoon of {} |
             a 3d render of {} | pixel art of {} | an old photo of {}
@@ -313,7 +313,8 @@ class Phrases:
         else:
             form = self._random.choice(self._forms)
         if self._articles and self._random.random() < ARTICLE:
-            form = re.sub(r"(?<!\ba )(?<!\ban )(?<!\bthe )(?<!\bone )\{\}", "a {}", form, count=1)
+            # not in a person's own "my {}" or "a big {}"
+            form = re.sub(r"(^|\bof )\{\}", r"\1a {}", form, count=1)
         return form
 
     def _separated(self, words: str) -> str:

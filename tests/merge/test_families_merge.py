@@ -94,7 +94,7 @@ def test_a_layer_that_never_runs_is_left_out_and_named(opened: Open, tmp_path: P
     stand_in = torch.nn.Linear(layer.weight.shape[1], layer.weight.shape[0])
     host._layers = {**host.layers(), idle: type(layer).of(stand_in)}
     try:
-        done = merged(host, tmp_path, options={"effort": "fast"})
+        done = merged(host, tmp_path, options={"effort": "layers"})
     finally:
         host._layers[idle] = layer
     assert idle not in done.factors and len(done.factors) > 50

@@ -60,14 +60,11 @@ def test_a_merge_follows_its_plan(
     merge_loras(request(demo, *names, **{"recording": recording, **changes}), host, noted)
     assert [stage for stage, _ in noted.begun] == [stage for stage, _ in noted.planned]
     begun, planned = dict(noted.begun), dict(noted.planned)
-    # of the layers it says only how many there are, not which of them are the text encoder's
-    layers = {Stage.TEXT_LAYERS, Stage.UNET_LAYERS}
-    assert {planned[stage] for stage in layers} == {sum(begun[stage] for stage in layers)}
     # of the prompts only how many there are at most: those that are the same are encoded once
     prompts = {Stage.TEXT_INPUTS} & begun.keys()
     for stage in prompts:
         assert planned[stage] / 2 < begun[stage] == noted.done[stage] <= planned[stage]
-    for stage in begun.keys() - layers - prompts:
+    for stage in begun.keys() - prompts:
         assert begun[stage] == planned[stage] == noted.done[stage], stage
 
 

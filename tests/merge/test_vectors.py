@@ -101,7 +101,7 @@ def test_their_sum_is_written_as_the_webui_reads_it(host: DiffusersHost, paths: 
 
 @pytest.mark.parametrize("method", ["contrastive", "paper", "average"])
 def test_every_method_merges_them(host: DiffusersHost, paths: list[Path], method: str) -> None:
-    options = {"effort": "fast"} if method == "contrastive" else {}
+    options = {"effort": "layers"} if method == "contrastive" else {}
     merge = merged(host, paths, method=method, options=options)
     assert set(merge.factors) == {part for key in NAMES for part in (key, f"{key}.bias")}
     assert all(merge.factors[key].rank == 1 for key in (NORM, f"{NORM}.bias", f"{FC1}.bias"))

@@ -104,7 +104,7 @@ class Way:
 
     def quick(self, *, picture: bool = True, **values: float) -> None:
         """Everything as small as it may be."""
-        self.page.click("#loraclr_effort label:has-text('Fast')")
+        self.page.click("#loraclr_effort label:has-text('Layers')")
         self.set_advanced(picture=picture, **SMALL, **values)
 
     def check(self) -> str:

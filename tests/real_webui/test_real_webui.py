@@ -148,7 +148,7 @@ def test_every_layer_is_recorded_and_projections_share_their_input(sd1: WebUI):
 
 def test_retention_agrees_with_the_stand_alone_host(sd1: WebUI, host: DiffusersHost, demo: Path):
     named = [("penguin", "ohwx bird"), ("pizza", "vbk food")]
-    changes = {"method": "contrastive", "options": {"effort": "fast"}}
+    changes = {"method": "contrastive", "options": {"effort": "layers"}}
     inside = sd1.ask("merge", names=named, **changes)["concepts"]
     small = {"recording": {"paths": 2, "steps": 2, "height": 128, "width": 128}, "memory_mb": 200}
     concepts = [{"lora": str(demo / "loras" / f"{name}.safetensors"), "trigger": trigger} for name, trigger in named]
@@ -322,4 +322,4 @@ def test_sdxl_contrastive_keeps_more_than_the_average(sdxl: WebUI):
     def weakest(**changes) -> float:
         return min(concept["merged"] for concept in sdxl.ask("merge", names=names, **changes)["concepts"])
 
-    assert weakest(method="contrastive", options={"effort": "fast"}) > weakest(method="average")
+    assert weakest(method="contrastive", options={"effort": "layers"}) > weakest(method="average")

@@ -13,7 +13,7 @@ import torch
 
 from lib_loraclr.model.host import Host
 from lib_loraclr.recording.examples import Examples, PathPlan, draw_slots
-from lib_loraclr.recording.scenes import make_scenes
+from lib_loraclr.recording.scenes import count_pairs, make_scenes
 from lib_loraclr.recording.teachers import Teacher, make_teachers
 from lib_loraclr.request.phrases import Part, Phrases
 from tests.small import PROMPTS, concept, examples_of, predictor_of
@@ -118,6 +118,11 @@ def test_two_stand_beside_each_other_in_both_orders(count: int) -> None:
 def test_there_are_as_many_scenes_as_subjects_and_not_as_pairs() -> None:
     counts = {count: len(make_scenes(numbered(count), windows=2)) for count in (2, 4, 8, 16)}
     assert counts == {count: 12 * count for count in counts}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 6])
+def test_how_many_scenes_of_two_there_will_be_is_known_before(count: int) -> None:
+    assert count_pairs(12, count) == len(make_scenes(numbered(count), windows=2))
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])

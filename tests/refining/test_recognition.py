@@ -71,8 +71,12 @@ def test_who_answers_with_anothers_prediction_is_taken_for_that_one(lesson, monk
     """A model that predicts for each what the other's own LoRA would, asked with the other's words."""
     predictor, teachers, examples = lesson
     candidates = gather_candidates(predictor, examples)
-    fox, pizza, clay = candidates
-    assert fox.concepts == (1, None) and pizza.concepts == (0, None) and clay.concepts == (None,)
+    fox, pizza, *clay = candidates
+    assert fox.concepts == (1, None) and pizza.concepts == (0, None)
+    assert [own.examples.teacher.name for own in clay] == [
+        teacher.name for teacher in teachers if teacher.concept == 2
+    ], "a style is looked at on plain prompts and on every subject"
+    assert len(clay) == 3 and all(own.concepts == (None,) for own in clay)
     for own, other in ((fox, 1), (pizza, 0)):
         few = own.examples
         asked = [teachers[other].prompt(slot) for slot in few.slots]
@@ -80,17 +84,23 @@ def test_who_answers_with_anothers_prediction_is_taken_for_that_one(lesson, monk
         torch.testing.assert_close(own.predictions[0].float(), expected.float(), atol=5e-3, rtol=5e-3)
         absent = predictor.predict((), few.x, few.t, few.prompts)
         torch.testing.assert_close(own.predictions[1].float(), absent.float(), atol=5e-3, rtol=5e-3)
-    swapped = {0: fox.predictions[0], 1: pizza.predictions[0], 2: clay.examples.target}
+    on_plain, *on_subjects = clay
+    # the style as itself on plain prompts, and as nobody on subjects: its points are counted together
+    answers = [fox.predictions[0], pizza.predictions[0], on_plain.examples.target]
+    answers += [own.predictions[0] for own in on_subjects]
 
     def answer(predictor: Predictor, x, t, prompts) -> torch.Tensor:
-        for own in candidates:
+        for own, prediction in zip(candidates, answers, strict=True):
             if x is own.examples.x:
-                return swapped[own.examples.teacher.concept].float()
+                return prediction.float()
         return torch.zeros(x.shape)
 
     monkeypatch.setattr("lib_loraclr.refining.recognition._predict", answer)
     seen = recognise(predictor, {}, candidates, examples)
-    assert seen.taken_for == {0: {1: 1.0}, 1: {0: 1.0}, 2: {2: 1.0}}
+    itself, nobody = len(on_plain.examples), sum(len(own.examples) for own in on_subjects)
+    assert seen.taken_for[0] == {1: 1.0} and seen.taken_for[1] == {0: 1.0}
+    assert seen.taken_for[2] == pytest.approx({2: itself / (itself + nobody), None: nobody / (itself + nobody)})
+    assert 0 < seen.recognised(2) < 1
     assert seen.recognised(0) == 0.0
 
 

@@ -403,14 +403,14 @@ def test_the_negative_term_moves_rows_away_from_the_nearest_other_concept() -> N
 
 
 def test_efforts_say_what_is_done_at_the_output() -> None:
-    assert refinement_options(ContrastiveOptions(effort="fast", steps=10), 4) is None
+    assert refinement_options(ContrastiveOptions(effort="layers", steps=10), 4) is None
     assert ContrastiveOptions().effort == "balanced"
-    for effort in ("balanced", "thorough"):
+    for effort in ("fast", "balanced", "thorough"):
         few, many = (refinement_options(ContrastiveOptions(effort=effort), count) for count in (2, 12))
         assert few.steps == round(2**GROWTH * STEPS[effort])
         assert many.steps > 6 * few.steps  # more than in proportion
         assert few.terms == ContrastiveOptions().terms
-    assert STEPS["thorough"] > STEPS["balanced"] > 0
+    assert STEPS["thorough"] > STEPS["balanced"] > STEPS["fast"] > STEPS["layers"] == 0
     assert refinement_options(ContrastiveOptions(steps=7), 12).steps == 7
     assert all(
         METHODS[name].refinement(METHODS[name].options(), 4) is None for name in METHODS if name != "contrastive"

@@ -32,7 +32,10 @@ NO_MODEL = {
         ["fox.safetensors", "--batch-size", "1.5"],
         ["batch_size", "'1.5'", "whole number"],
     ),
-    "an unknown choice": (["fox.safetensors", "--effort", "quick"], ["effort", "'quick'", "fast, balanced, thorough"]),
+    "an unknown choice": (
+        ["fox.safetensors", "--effort", "quick"],
+        ["effort", "'quick'", "layers, fast, balanced, thorough"],
+    ),
     "an option without value": (
         ["fox.safetensors", "--option", "margin"],
         ["--option 'margin' has no '='", "NAME=VAL"],

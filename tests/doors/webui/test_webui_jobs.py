@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -187,19 +188,33 @@ def test_old_results_are_let_go(doors: Doors) -> None:  # noqa: F811
     assert [merge.state for merge in done] == ["discarded", "finished", "finished"]
 
 
-def test_an_estimate_is_set_right_by_a_merge(doors: Doors) -> None:  # noqa: F811
+def test_an_estimate_is_set_right_by_a_merge(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """On a computer that takes a second a sample when it is measured, and three in a merge."""
     estimate, jobs, pace = doors.module("estimate"), doors.module("jobs"), doors.module("pace")
+    clock = SimpleNamespace(now=0.0, sample=1.0)
+
+    def passed(seconds: float) -> float:
+        clock.now += seconds
+        return clock.now
+
+    for module in (jobs, pace):
+        # each look takes a moment, so that no stage takes none
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: passed(0.01)))
+    unet = doors.webui.model.model.diffusion_model
+    unet.register_forward_pre_hook(lambda _, inputs: passed(clock.sample * len(inputs[0])) and None)
     merge = job(doors, "fox", "penguin")
     host = pace.probe(merge.request, wait=True)
     key = pace.key_of(merge.request, host)
     planned = estimate.stages(merge.request, host, draw=False)
-    assert all(seconds > 0 for seconds in estimate.seconds(planned, key).values())
+    before = estimate.seconds(planned, key)
+    assert all(seconds > 0 for seconds in before.values())
+    clock.sample = 3.0
     jobs.run(merge, lock_held=False)
-    assert [item.stage for item in planned] == list(
-        merge.progress.seconds
-    )  # the plan names the stages that the merge has, in their order
+    # the plan names the stages that the merge has, in their order
+    assert [item.stage for item in planned] == list(merge.progress.seconds)
     taken = sum(merge.progress.seconds.values())
-    assert sum(estimate.seconds(planned, key).values()) == pytest.approx(taken, rel=0.5)
+    assert sum(before.values()) == pytest.approx(taken / 3, rel=0.02), "control: it was wrong"
+    assert sum(estimate.seconds(planned, key).values()) == pytest.approx(taken, rel=0.02)
 
 
 def test_no_estimate_while_the_model_is_busy(doors: Doors) -> None:  # noqa: F811

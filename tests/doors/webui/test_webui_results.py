@@ -138,7 +138,7 @@ def test_where_the_cards_memory_runs_out_the_remedy_is_said(
         torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     )
     view, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
-    assert "The graphics memory ran out" in view and "effort Fast" in view and "GiB" not in view
+    assert "The graphics memory ran out" in view and "effort Layers" in view and "GiB" not in view
     assert doors.reported == []
 
 

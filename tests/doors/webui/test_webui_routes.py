@@ -113,7 +113,11 @@ def test_methods_have_the_schema_of_their_options(client: Client) -> None:
     _, found = client.ask("GET", "/methods")
     [contrastive] = [method for method in found if method["name"] == "contrastive"]
     effort = contrastive["options"][0]
-    assert effort["name"] == "effort" and effort["type"] == "str" and "fast" in effort["choices"]
+    assert (
+        effort["name"] == "effort"
+        and effort["type"] == "str"
+        and effort["choices"] == ["layers", "fast", "balanced", "thorough"]
+    )
     assert {"minimum": 0.0, "maximum": 2.0} in [
         {key: option[key] for key in ("minimum", "maximum")} for option in contrastive["options"]
     ]

@@ -21,7 +21,8 @@ from lib_loraclr.request.prompts import PromptOptions
 
 def test_the_fields_become_the_request(doors: Doors) -> None:  # noqa: F811
     form, rows = doors.module("form"), doors.module("rows")
-    values = fields(method="contrastive", effort="thorough", **{"option.contrastive.negative": 0.2})
+    asked = {"bank": "booru", "phrases": "in a red dress\n\n on a horse "}
+    values = fields(method="contrastive", effort="thorough", **asked, **{"option.contrastive.negative": 0.2})
     request, names = form.build(rows.Table.parse(json.dumps(TABLE)), values)
     assert names == ("fox", "penguin")
     assert [Path(c.lora).name for c in request.concepts] == ["fox.safetensors", "penguin.safetensors"]
@@ -30,7 +31,8 @@ def test_the_fields_become_the_request(doors: Doors) -> None:  # noqa: F811
     assert request.concepts[1].prompts == ("a",) and request.concepts[1].importance == 2.0
     assert request.options["effort"] == "thorough" and request.options["negative"] == 0.2
     assert request.options["layer_steps"] == 5 and isinstance(request.options["layer_steps"], int)
-    assert request.prompts == replace(PromptOptions(), negative="ugly") and request.seed == 3
+    expected = replace(PromptOptions(), negative="ugly", bank="booru", phrases=("in a red dress", "on a horse"))
+    assert request.prompts == expected and request.seed == 3
     assert MergeRequest.from_dict(request.to_dict()) == request
 
 
@@ -106,7 +108,7 @@ def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
     view, efforts = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)
     for text in ("Ready to merge", "fox", "sks animal", "MIT (fox)", "Time", "RAM", "up to", "tiny.safetensors"):
         assert text in view
-    assert [value for _, value in efforts["choices"]] == ["fast", "balanced", "thorough"]
+    assert [value for _, value in efforts["choices"]] == ["layers", "fast", "balanced", "thorough"]
     bound, values = tab(doors, method="average")
     efforts = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[1]
     assert "choices" not in efforts, "a method without efforts leaves them as they are"
@@ -174,7 +176,7 @@ def test_check_says_where_the_card_is_too_small(
     for free, short in ((700 << 20, True), (701 << 20, False), (None, False)):
         monkeypatch.setattr(check, "free_on_card", lambda _, free=free: free)
         view = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
-        told = "The graphics card has 700 MB free, and this merge may need 701 MB" in view and "effort Fast" in view
+        told = "The graphics card has 700 MB free, and this merge may need 701 MB" in view and "effort Layers" in view
         assert told is short
         assert ("Ready to merge" in view) is (possible or not short)
 
@@ -210,7 +212,7 @@ def test_an_answer_says_which_selection_it_is_for(doors: Doors) -> None:  # noqa
     chosen = ["fox", "animals/penguin  ·  pingu"]
     assert json.loads(bound.select("{}", "{}", chosen, "", "")[2]) == chosen
     efforts, timed = bound.times(chosen, *values)
-    assert json.loads(timed) == chosen and len(efforts["choices"]) == 3
+    assert json.loads(timed) == chosen and len(efforts["choices"]) == 4
     assert [json.loads(answer) for answer in (bound.select("{}", "{}", None, "", "")[2], bound.times([])[1])] == [
         [],
         [],

@@ -33,11 +33,12 @@ CHOSEN = [row["lora"] for row in TABLE["rows"]]
 def fields(**changes: Any) -> dict[str, Any]:
     """The tab's fields, by name, as gradio hands them over (numbers as floats)."""
     defaults, recording = PromptOptions(), RecordingOptions()
-    found: dict[str, Any] = {"effort": "fast", "method": "average", "rank": "auto", "kept": 0.995}
+    found: dict[str, Any] = {"effort": "layers", "method": "average", "rank": "auto", "kept": 0.995}
     found |= {"save_as": "lora", "precision": "fp16"}
     for name, method in METHODS.items():
         found |= {f"option.{name}.{o.name}": o.default for o in schema(method.options) if o.name != "effort"}
     found |= {"templates": "\n".join(defaults.templates) + "\n\n", "plain": "\n".join(defaults.plain)}
+    found |= {"bank": defaults.bank, "phrases": ""}
     found |= {"quality": "", "negative": " ugly ", "pair": "", "seed": 3.0, "memory_mb": 64.0}
     found |= {name: float(getattr(recording, name)) for name in ("paths", "steps", "guidance", "height", "width")}
     found |= {name: float(value) for name, value in SMALL["recording"].items()}
