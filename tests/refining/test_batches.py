@@ -103,7 +103,9 @@ def test_every_concept_is_asked_for_both_kinds_of_prediction(count: int) -> None
 
 
 def test_a_batch_holds_prompts_and_negative_prompts_with_their_own_targets() -> None:
-    batch = sampler([*subjects(2), numbered(6, "plain", None)]).singles(8)
+    examples = [*subjects(2), numbered(6, "plain", None)]
+    assert not sampler(examples).singles(8).apart.any(), "where scenes say who stands where"
+    batch = sampler(examples, scene_rows=0).singles(8)
     assert batch.prompts.count("ugly") == 8 * NEGATIVE_SHARE == 2
     for k, (prompt, x, target) in enumerate(zip(batch.prompts, batch.x, batch.target, strict=True)):
         negative, called = prompt == "ugly", prompt.startswith("t")
