@@ -88,7 +88,7 @@ class MergeReport:
 
     def table(self) -> str:
         """A table for a terminal."""
-        rows = [("concept", "trigger", "all tags", "merged", "recognised", "")]
+        rows = [("concept", "trigger", "all tags", "merged", "recognised", "verdict")]
         rows += [
             (c.name, c.trigger or "(none)", figure(c.all_tags), figure(c.merged), percent(c.recognised), c.verdict)
             for c in self.concepts

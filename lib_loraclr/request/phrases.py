@@ -242,7 +242,7 @@ class Phrase:
 
 
 #: what a thing may have before it already
-_ARTICLE = re.compile(r"(an?|the) ")
+_ARTICLE = re.compile(r"(an?|the|my|one|some) ")
 
 
 class Phrases:

@@ -285,9 +285,9 @@ def test_a_merged_file_names_its_own_trigger_words_with_and_without_its_card(
     make_merge: MakeMerge, tmp_path: Path
 ) -> None:
     (path, card) = save_merge(make_merge(), tmp_path / "zoo.safetensors")
-    assert find_trigger(path, {}) == "sks animal"
+    assert find_trigger(path, {}).words == "sks animal"
     card.unlink()
-    assert find_trigger(path, read_lora(path).metadata) == "sks animal"
+    assert find_trigger(path, read_lora(path).metadata).words == "sks animal"
 
 
 @pytest.mark.parametrize(("skip", "expected"), [(2, "2"), (0, None)])
