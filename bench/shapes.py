@@ -120,6 +120,7 @@ class ShapesHost:
     latent_channels, pixels_per_latent, prediction_type = 4, 8, "epsilon"
     device = torch.device("cpu")
     aliases: Mapping[str, str] = {}
+    clip_skip, weighs_words = 1, False
 
     def __init__(self, architecture: Architecture, *, substitute: bool = True) -> None:
         """
@@ -195,6 +196,9 @@ class ShapesHost:
 
     def knowing(self, embeddings):
         return nullcontext(())
+
+    def skipping(self, clip_skip: int):
+        return nullcontext()
 
     def refinement_obstacle(self) -> None:
         return None

@@ -106,8 +106,11 @@ def test_the_prompts_can_be_seen_without_merging(run: Run, folder: Path, monkeyp
         *("--plain", "a cup", "--quality", "best", "--negative-prompt", "blurry", "--show-prompts"),
     )
     assert result.code == 0, result.err
-    assert "fox (subject, trigger sks animal):\n    one sks animal, best\n" in result.out
-    assert "mute (style, trigger none):\n    a cup, best\n" in result.out
+    assert "fox (subject, trigger sks animal), for example:\n    " in result.out
+    assert "mute (style, trigger none), for example:\n    " in result.out
+    assert "\n    one sks animal" in result.out and "\n    a cup" in result.out, "what the person asks for is among it"
+    asked = [line for line in result.out.splitlines() if line.startswith("    ")]
+    assert asked and all(line.endswith(", best") for line in asked)
     assert "negative prompt: blurry" in result.out
     assert listing(folder) == before
 
@@ -115,7 +118,7 @@ def test_the_prompts_can_be_seen_without_merging(run: Run, folder: Path, monkeyp
 @pytest.mark.usefixtures("loaded")
 def test_a_trigger_on_the_command_line_goes_before_the_files_own(run: Run, folder: Path) -> None:
     result = run("merge", "fox.safetensors", "--trigger", "fox=my fox", "--show-prompts")
-    assert "fox (subject, trigger my fox):" in result.out
+    assert "fox (subject, trigger my fox), for example:" in result.out
 
 
 def test_measure_prints_the_report(
