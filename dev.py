@@ -71,7 +71,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="demo|test")
     own = commands.add_parser("demo", help=demo.__doc__)
     own.add_argument("--all", action="store_true", help="all twelve concepts")
-    own.add_argument("--effort", default="balanced", help="fast, balanced or thorough")
+    own.add_argument("--effort", default="balanced", help="layers, fast, balanced or thorough")
     own.set_defaults(action=demo)
     own = commands.add_parser("test", help=test.__doc__, usage="dev.py test [what pytest takes …]", add_help=False)
     own.set_defaults(action=test)
