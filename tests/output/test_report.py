@@ -57,6 +57,7 @@ def test_json_is_readable_in_any_language() -> None:
 def test_columns_are_as_wide_as_their_widest_cell_and_lines_carry_no_trailing_blanks() -> None:
     lines = format_table([("a", "b", "c"), ("longer", "", "1"), ("x", "y", "")]).splitlines()
     assert lines == ["a       b  c", "------  -  -", "longer     1", "x       y"]
+    assert format_table([("a", ""), ("b", "")]).splitlines() == ["a", "-", "b"]
 
 
 def test_json_says_who_is_taken_for_whom_and_how_two_are_drawn_together() -> None:
@@ -67,3 +68,4 @@ def test_json_says_who_is_taken_for_whom_and_how_two_are_drawn_together() -> Non
     assert read["concepts"][0]["taken_for"] == {"fox-face": 0.75, "mono": 0.125, "": 0.125}
     assert read["together"] == [["fox-face", "mono", 0.5]]
     assert seen.table().splitlines()[2].split()[-2:] == ["75%", "kept"]
+    assert "Two in one picture: both are themselves at 50% of unseen points." in seen.table()

@@ -18,7 +18,7 @@ from lib_loraclr.files.deltas import layer_delta
 from lib_loraclr.files.lora_files import read_lora, read_tensors
 from lib_loraclr.files.tensor_files import DTYPES
 from lib_loraclr.files.training import clip_skip
-from lib_loraclr.files.triggers import find_trigger, tag_frequency
+from lib_loraclr.files.triggers import Trigger, find_trigger, tag_frequency
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.output.merged import Merge, Target
@@ -285,7 +285,7 @@ def test_a_merged_file_names_its_own_trigger_words_with_and_without_its_card(
     make_merge: MakeMerge, tmp_path: Path
 ) -> None:
     (path, card) = save_merge(make_merge(), tmp_path / "zoo.safetensors")
-    assert find_trigger(path, {}).words == "sks animal"
+    assert find_trigger(path, {}) == Trigger("sks animal", "card", is_guess=False)
     card.unlink()
     assert find_trigger(path, read_lora(path).metadata).words == "sks animal"
 
