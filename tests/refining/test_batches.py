@@ -13,7 +13,16 @@ import torch
 from lib_loraclr.recording.examples import Examples
 from lib_loraclr.recording.scenes import make_scenes
 from lib_loraclr.recording.teachers import Slot, Teacher
-from lib_loraclr.refining.batches import NEGATIVE_SHARE, SCENE_WEIGHT, TRIPLE_EVERY, Batch, Sampler, _Turns, scales
+from lib_loraclr.refining.batches import (
+    NEGATIVE_SHARE,
+    SCENE_WEIGHT,
+    TRIPLE_EVERY,
+    Batch,
+    Sampler,
+    _Share,
+    _Turns,
+    scales,
+)
 from lib_loraclr.request.phrases import Part, Phrase
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 
@@ -118,6 +127,15 @@ def test_a_batch_holds_prompts_and_negative_prompts_with_their_own_targets() -> 
         assert called == (prompt == f"t{concept}") or not called
     assert batch.windows == 1 and batch.scale.shape == batch.apart.shape == (8, 1)
     assert torch.equal(batch.scale, torch.full((8, 1), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"), [(6, [1, 2, 1, 2]), (4, [1, 1, 1, 1]), (1, [0, 0, 0, 1]), (7, [1, 2, 2, 2])]
+)
+def test_a_share_that_is_no_whole_number_is_carried_over(rows: int, expected: list[int]) -> None:
+    share = _Share(0.25)
+    assert [share.of(rows) for _ in range(4)] == expected
+    assert sum(expected) == rows, "in the end a quarter"
 
 
 def test_a_concept_alone_is_asked_with_its_own_prompts_only() -> None:

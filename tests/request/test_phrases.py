@@ -235,6 +235,16 @@ def test_added_phrases_with_a_trigger_are_templates() -> None:
 
 @every_bank
 @every_part
+def test_plain_ones_have_none_of_the_banks_forms(name: str, part: Part) -> None:
+    source = phrases(name, part)
+    plain = {source.draw(plain=True).form for _ in range(300)}
+    assert plain <= {"{}", "a {}", "my own {} template"}
+    assert ("my own {} template" in plain) == (part is Part.LEARN)
+    assert len({phrase.form for phrase in draws(name, part)}) > len(plain), "control: others have"
+
+
+@every_bank
+@every_part
 @pytest.mark.parametrize("trigger", ["cat", "Dog", "pixel art", "monochrome", "snow", "city"])
 def test_what_contains_a_trigger_is_never_asked(name: str, part: Part, trigger: str) -> None:
     """Where no concept is meant: neither as a thing, nor as a form or words around one."""
