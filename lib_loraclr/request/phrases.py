@@ -225,9 +225,9 @@ class Phrase:
     def asking(self, *wanted: str) -> str:
         """The prompt for one thing, or for several at once in their order.
 
-        An article that the form has before its place ("a photo of a {}") stands before each that has none of its own.
+        An article that the form has before its place ("a photo of a {}", "my {}") stands before each that has none of its own.
         """
-        article = re.search(r"\b(an?|the) (?=\{\})", self.form)
+        article = re.search(rf"\b{_ARTICLE.pattern}(?=\{{\}})", self.form)
         form = self.form.replace(article[0] + SLOT, SLOT, 1) if article else self.form
         if article:
             wanted = tuple(one if _ARTICLE.match(one) else article[0] + one for one in wanted)
