@@ -137,7 +137,8 @@ def test_biases_a_lora_cannot_change_are_listed(host: DiffusersHost, tmp_path: P
     save_file({f"{key}.diff": torch.ones(shape), f"{key}.diff_b": torch.ones(shape[0])}, tmp_path / "a.safetensors")
     given = load_input(Concept(str(tmp_path / "a.safetensors"), trigger="a"), host)
     assert set(given.deltas) == {key}
-    assert any(f"{key}.bias (the layer has none that a LoRA can change)" in warning for warning in given.warnings)
+    named = f"{key}.diff_b (the layer has no bias that a LoRA can change)"
+    assert any(named in warning for warning in given.warnings)
 
 
 def test_a_norm_whose_bias_is_not_changed_is_written_as_the_webui_loads_it(host: DiffusersHost, make_merge) -> None:
