@@ -154,15 +154,19 @@ def test_a_lora_merged_alone_comes_back_at_its_weight(demo: Path, host: Host, me
 
 def test_a_style_without_trigger_survives_next_to_a_subject(demo: Path, host: Host) -> None:
     report = merge_loras(request(demo, "fox-face", "style-mono"), host).report
-    subject, style = report.concepts
+    style = report.concepts[1]
     assert style.trigger == ""
     assert style.merged > 0.3
-    assert subject.merged > 0.1, "in words that were never recorded"
     ignored = [concept(demo, "fox-face"), concept(demo, "style-mono", kind="subject", trigger="mono")]
     as_subject = merge_loras(replace(request(demo, "fox-face"), concepts=tuple(ignored)), host)
     assert predict_difference(host, as_subject) < predict_difference(
         host, merge_loras(request(demo, "fox-face", "style-mono"), host)
     ), "a style acts on prompts that do not call it, a subject must not"
+
+
+@pytest.mark.xfail(reason="layer by layer it keeps 0.22 since the style is taught on every subject too", strict=True)
+def test_a_subject_survives_next_to_a_style_without_trigger(demo: Path, host: Host) -> None:
+    assert merge_loras(request(demo, "fox-face", "style-mono"), host).report.concepts[0].merged > 0.3
 
 
 def predict_difference(host: Host, merge: Merge) -> float:
