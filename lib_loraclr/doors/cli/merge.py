@@ -88,9 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(
         f"\n{report.layers} layers, rank {smallest} to {largest} (mean {mean:.0f}), which keeps {report.kept[1]:.1%} of the"
     )
-    print(
-        f"merge's effect ({report.kept[0]:.1%} in the weakest layer); {path.stat().st_size / 2**20:.1f} MB."
-    )
+    print(f"merge's effect ({report.kept[0]:.1%} in the weakest layer); {path.stat().st_size / 2**20:.1f} MB.")
     print("\n".join(f"wrote {file}" for file in files))
     triggers = ", ".join(concept.trigger for concept in merge.request.concepts if concept.trigger)
     if merge.request.save_as == "checkpoint":
