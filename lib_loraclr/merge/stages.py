@@ -215,6 +215,7 @@ class Stages:
                 teacher.active,
                 teacher.importance,
                 tuple(teacher.rivals(self.subjects)),
+                teacher.absent,
             )
             for teacher, inputs in recorded
         )
