@@ -1,8 +1,8 @@
 """A low-rank change beside a layer instead of in its weight: `x W^T + (x down^T) up^T`.
 
-With gradients, a weight `W + up down` is made for every call, kept for the backward pass, and has a dense gradient, which are three
-matrices of the layer's own size; a branch beside the layer needs none of them. It costs more where the rank is high beside the
-layer's width and many rows go in, so it is chosen call by call, by counting operations.
+With gradients, a weight `W + up down` is made for every call, kept for the backward pass, and has a dense gradient: three
+matrices of the layer's own size. A branch beside the layer needs none of them, but costs more where the rank is high beside
+the layer's width and many rows go in; so it is chosen call by call, by counting operations.
 """
 
 from __future__ import annotations

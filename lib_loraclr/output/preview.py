@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..model import Factors, Host, concatenate
+from ..model import Deltas, Host, together
 from ..progress import PlannedStage, Progress, Stage, Work
 from ..recording import BATCH, bundled_embeddings, recorded_clip_skip, sample
 from ..request import concept_prompts, is_background
@@ -67,10 +67,10 @@ def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Pr
     prompts = [concept_prompts(concept, merge.request.prompts)[0] for concept in concepts]
     pair = merge.request.prompts.pair
     doubles = [pair.replace("{first}", concepts[a].trigger).replace("{second}", concepts[b].trigger) for a, b in pairs]
-    everyone = _sum([lora.deltas for lora in merge.inputs])
+    everyone = together([lora.deltas for lora in merge.inputs])
     progress.start(Stage.DRAWING, plan_preview(len(called), len(concepts), options).units)
 
-    def draw(deltas: Mapping[str, Factors], texts: Sequence[str], seed: int, wide: int = 1) -> list[Image.Image]:
+    def draw(deltas: Deltas, texts: Sequence[str], seed: int, wide: int = 1) -> list[Image.Image]:
         with host.apply(deltas):
             latents = sample(
                 host,
@@ -87,19 +87,14 @@ def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Pr
     base = draw({}, prompts, options.seed)
     skip, _ = recorded_clip_skip(merge.request.recording.clip_skip, merge.inputs, host)
     with host.knowing(bundled_embeddings(merge.inputs)), host.skipping(skip):
-        together, merged = (draw(deltas, prompts, options.seed) for deltas in (everyone, merge.factors))
+        summed, merged = (draw(deltas, prompts, options.seed) for deltas in (everyone, merge.factors))
         alone = [draw(lora.deltas, [prompts[i]], options.seed + i)[0] for i, lora in enumerate(merge.inputs)]
         seed = options.seed + len(prompts)
         both = [draw(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors) if doubles]
-    rows = [([base[i], alone[i], together[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
+    rows = [([base[i], alone[i], summed[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
     for k, (a, b) in enumerate(pairs):
         rows.append(([both[0][k], both[1][k]], f"{concepts[a].label} + {concepts[b].label}"))
     return _lay_out(rows, options.font)
-
-
-def _sum(deltas: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
-    keys = sorted(set().union(*deltas))
-    return {key: concatenate([d[key] for d in deltas if key in d]) for key in keys}
 
 
 def caption_height(cell_width: int) -> int:

@@ -17,11 +17,11 @@ from lib_loraclr.model.substitution import Layer, substituted
 CLOSE = 1e-6  # relative, where a changed weight is rounded to fp32
 
 CONVOLUTIONS = {
-    "3x3": dict(kernel_size=3, padding=1),
-    "strided": dict(kernel_size=3, stride=2, padding=1),
-    "1x1": dict(kernel_size=1),
-    "circular": dict(kernel_size=3, padding=1, padding_mode="circular"),
-    "same, dilated": dict(kernel_size=3, padding="same", dilation=2),
+    "3x3": {"kernel_size": 3, "padding": 1},
+    "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "1x1": {"kernel_size": 1},
+    "circular": {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+    "same, dilated": {"kernel_size": 3, "padding": "same", "dilation": 2},
 }
 
 
@@ -136,7 +136,7 @@ def test_a_small_change_of_bf16_weights_is_not_rounded_away_while_it_is_learnt()
     delta = Factors(torch.full((1, 1), 2.0**-12, requires_grad=True), torch.tensor([[1.0, 0.0]], requires_grad=True))
     x = torch.tensor([[1.0, -1.0]]).bfloat16()
     with substituted({"a": Layer.of(module)}, {"a": delta}):
-        assert float(module(x)) == 2.0**-12
+        assert module(x).item() == 2.0**-12
         with torch.no_grad():
             assert float(module(x)) == 0, "control: 1 + 2^-12 in eight bits is 1"
 

@@ -285,9 +285,9 @@ def recorded(name: str) -> dict[str, Any]:
             host.denoise(x, t, host.encode(PROMPTS[:1] * 2))
 
         serves = shared_inputs(host.layers(), keys, run)
-        with record_inputs(host.layers(), dict.fromkeys(keys, 32), seed=0) as result:
+        with record_inputs(host.layers(), dict.fromkeys(keys, 32), seed=0) as recorder:
             run()
-        rows = result()
+        rows = recorder.result()
         layers = host.layers()
         wrong = [key for key in keys if rows[key].shape[1] != layers[key].shape[1]]
         packed = [key for key in keys if key.endswith("out_proj") and layers[key].owner is not layers[key].module]

@@ -90,9 +90,9 @@ def test_what_enters_packed_projections_is_recorded(xl: a1111.A1111Host):
     seen.clear()
     # the change comes after the recording, and yet what is recorded before the out projection knows of it
     recording = record_inputs(xl.layers(), dict.fromkeys(keys, 77), seed=0)
-    with recording as result, xl.apply({keys[2]: delta()}), torch.no_grad():
+    with recording as recorder, xl.apply({keys[2]: delta()}), torch.no_grad():
         xl.encode(["a cat"])
-    rows, [(given, output)] = result(), seen
+    rows, [(given, output)] = recorder.result(), seen
     projected = nn.functional.linear(rows[keys[3]].float(), attention.out_proj.weight, attention.out_proj.bias)
     for recorded, expected in ((rows[keys[0]].float(), given), (projected, output)):
         assert torch.allclose(recorded.sort(0).values, expected.reshape(-1, WIDTH).sort(0).values, atol=5e-3)
