@@ -9,17 +9,13 @@ from dataclasses import dataclass, replace
 from modules import shared
 
 from ...errors import LoraclrError
-from ...files import DTYPES
 from ...hosts import a1111
-from ...merge import examine
+from ...merge import examine, memory_needs
 from ...model import MEGABYTE, Host, free_on_card
 from ...progress import Stage
 from ...recording import InputLora, example_prompts, load_input, served_layers
 from ...request import MergeRequest
 from . import estimate, pace
-
-#: copies of the factors that the refinement keeps in fp32: themselves, gradients, AdamW's two, the anchor and the best
-_REFINED_COPIES = 6
 
 
 @dataclass(frozen=True)
@@ -96,8 +92,8 @@ def check(
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
     seconds = estimate.seconds(estimate.stages(request, host, draw=draw), pace.key_of(request, host))
     refining = Stage.REFINING in seconds
-    ram, device, file = _sizes(request, inputs, host, refining=refining)
-    shortage = _shortage(device, host, refining=refining)
+    needs = memory_needs(request, inputs, host, refines=refining)
+    shortage = _shortage(needs.device, host, refining=refining)
     if shortage:
         # what rank auto will choose, and so whether it will fit, is not known beforehand
         (warnings if request.rank == "auto" else problems).append(shortage)
@@ -108,9 +104,9 @@ def check(
         _licences(names),
         seconds,
         estimate.efforts(request, host, draw=draw),
-        ram,
-        device,
-        file,
+        needs.ram,
+        needs.device,
+        needs.file,
         host.checkpoint,
         _examples(request, inputs),
     )
@@ -183,26 +179,3 @@ def _licences(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if licence:
             found[licence] = (*found.get(licence, ()), name)
     return found
-
-
-def _sizes(request: MergeRequest, inputs: Sequence[InputLora], host: Host, *, refining: bool) -> tuple[float, ...]:
-    """RAM, memory of the card beside the checkpoint, and the file at most; in MB."""
-    columns: dict[str, list[int]] = {}
-    inside = 0
-    for given in inputs:
-        for key, factors in given.deltas.items():
-            columns.setdefault(key, [0, sum(factors.shape), min(factors.shape)])[0] += factors.rank
-            inside += factors.rank * sum(factors.shape)
-    limit = int(request.rank) if request.rank.isdecimal() else None
-    numbers = sum(min(rank, most, limit or rank) * both for rank, both, most in columns.values())
-    bundled = sum(t.numel() * t.element_size() for given in inputs for t in given.file.embeddings.values())
-    itemsize = DTYPES[request.precision].itemsize
-    file = (numbers * itemsize + bundled) / MEGABYTE
-    saved = file
-    if request.save_as == "full":
-        saved = sum(math.prod(host.layers()[key].shape) for key in columns) * itemsize / MEGABYTE
-    elif request.save_as == "checkpoint" and host.checkpoint_path.is_file():
-        saved = host.checkpoint_path.stat().st_size / MEGABYTE
-    working = 4 * (inside * 2 + numbers * (_REFINED_COPIES if refining else 2)) / MEGABYTE
-    on_card = host.device.type != "cpu"
-    return request.memory_mb + file * 2 + (0 if on_card else working), working if on_card else 0.0, saved

@@ -15,6 +15,7 @@ from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 from webui_tab import CHOSEN, TABLE, fields, tab
 
 from lib_loraclr.errors import LoraclrError
+from lib_loraclr.merge import MemoryNeeds
 from lib_loraclr.request.merge_request import MergeRequest
 from lib_loraclr.request.prompts import PromptOptions
 
@@ -171,7 +172,7 @@ def test_check_says_where_the_card_is_too_small(
     possible: bool,
 ) -> None:
     check = doors.module("check")
-    monkeypatch.setattr(check, "_sizes", lambda *_, **__: (1.0, 700.5, 1.0))
+    monkeypatch.setattr(check, "memory_needs", lambda *_, **__: MemoryNeeds(1.0, 700.5, 1.0))
     bound, values = tab(doors, method="contrastive", rank=rank, effort="balanced")
     for free, short in ((700 << 20, True), (701 << 20, False), (None, False)):
         monkeypatch.setattr(check, "free_on_card", lambda _, free=free: free)
