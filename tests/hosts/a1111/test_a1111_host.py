@@ -14,7 +14,7 @@ from webui_stand_in import StandIn
 from webui_stand_in_model import WIDTH
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.hosts import a1111
+from lib_loraclr.hosts import a1111, running
 from lib_loraclr.model.families import REFINER, SD1, SDXL
 from lib_loraclr.model.host import Conditioning
 from lib_loraclr.recording.input_rows import record_inputs, shared_inputs
@@ -29,7 +29,7 @@ def test_outside_the_webui_the_adapter_says_so():
 
 def test_without_the_built_in_lora_the_adapter_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     StandIn(tmp_path).install(monkeypatch, lora=False)
-    for use in (a1111.installed_loras, lambda: a1111.session().__enter__()):
+    for use in (running.installed_loras, lambda: a1111.session().__enter__()):
         with pytest.raises(LoraclrError, match="built-in extension Lora is switched off"):
             use()
 

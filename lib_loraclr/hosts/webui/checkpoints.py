@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import LoraclrError
 from ...request import output_path
-from . import webui
+from . import modules
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class InstalledCheckpoint:
 
 def checkpoint_dir() -> Path:
     """The folder that new checkpoints go to, as the WebUI's own merger has it (`modules/extras.py`)."""
-    return Path(webui.module("shared").cmd_opts.ckpt_dir or webui.module("sd_models").model_path)
+    return Path(modules.module("shared").cmd_opts.ckpt_dir or modules.module("sd_models").model_path)
 
 
 def free_checkpoint_name(wanted: str) -> str:
@@ -37,7 +37,7 @@ def free_checkpoint_name(wanted: str) -> str:
     Raises:
         LoraclrError: a name that no file may have
     """
-    known = webui.module("sd_models").checkpoints_list.values()
+    known = modules.module("sd_models").checkpoints_list.values()
     taken = {info.name_for_extra.lower() for info in known}
     number = 1
     while True:
@@ -55,7 +55,7 @@ def announce_checkpoint(path: Path) -> InstalledCheckpoint:
     Raises:
         LoraclrError: the file is not in a folder that the WebUI lists
     """
-    models = webui.module("sd_models")
+    models = modules.module("sd_models")
     models.list_models()
     for info in models.checkpoints_list.values():
         if Path(info.filename).resolve() == path.resolve():

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from ...progress import Progress, Stage
-from . import webui
+from . import modules
 
 #: parts of the bar; the WebUI computes with sampling steps
 _PARTS = 1000
@@ -26,7 +26,7 @@ class StateProgress(Progress):
         Args:
             shares: stage -> seconds it is expected to take, in the order of the stages
         """
-        self._state = webui.module("shared").state
+        self._state = modules.module("shared").state
         self._finished: list[Stage] = []
         self._stage: Stage | None = None
         self._total, self._done, self._note, self._begun = 0, 0, "", time.monotonic()

@@ -16,8 +16,8 @@ from webui_stand_in_model import Model
 
 from lib_loraclr import files
 from lib_loraclr.errors import Interrupted, LoraclrError
-from lib_loraclr.hosts import a1111
-from lib_loraclr.hosts.a1111 import library
+from lib_loraclr.hosts import running
+from lib_loraclr.hosts.webui import library
 from lib_loraclr.progress import Stage
 
 # -- progress
@@ -25,7 +25,7 @@ from lib_loraclr.progress import Stage
 
 def test_progress_fills_the_webuis_bar(webui: StandIn):
     state = webui.shared.state
-    progress = a1111.StateProgress({Stage.RECORDING: 30.0, Stage.REFINING: 10.0})
+    progress = running.StateProgress({Stage.RECORDING: 30.0, Stage.REFINING: 10.0})
     progress.start(Stage.RECORDING, 4)
     progress.advance(2, "penguin")
     assert (state.job_count, state.job_no, state.sampling_step, state.sampling_steps) == (1, 0, 375, 1000)
@@ -36,7 +36,7 @@ def test_progress_fills_the_webuis_bar(webui: StandIn):
 
 
 def test_the_interrupt_button_is_heard(webui: StandIn):
-    progress = a1111.StateProgress()
+    progress = running.StateProgress()
     progress.start(Stage.RECORDING, 4)
     progress.advance()
     webui.shared.state.interrupted = True
@@ -53,7 +53,7 @@ EMPTY = (2).to_bytes(8, "little") + b"{}"
 @pytest.fixture
 def lora_file(webui: StandIn) -> Callable[..., Path]:
     def write(name: str, metadata: dict | None = None, card: dict | None = None, suffix: str = ".safetensors") -> Path:
-        path = a1111.lora_dir() / f"{name}{suffix}"
+        path = running.lora_dir() / f"{name}{suffix}"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(EMPTY)
         webui.networks.metadata[path.stem] = metadata or {}
@@ -73,7 +73,7 @@ def test_triggers_come_from_card_then_metadata_then_name(lora_file: Callable[...
     lora_file("phrase", {**tags, **phrase}, {"activation text": ""})
     lora_file("tags", tags)
     lora_file("nothing")
-    found = {lora.name: (lora.trigger, lora.trigger_is_guess) for lora in a1111.installed_loras()}
+    found = {lora.name: (lora.trigger, lora.trigger_is_guess) for lora in running.installed_loras()}
     assert found == {
         "card": ("the card", False),
         "phrase": ("the phrase", False),
@@ -86,7 +86,7 @@ def test_the_card_decides_on_the_family(lora_file: Callable[..., Path]):
     lora_file("a", {"ss_base_model_version": "sdxl_base_v1-0"})
     lora_file("b", {"ss_base_model_version": "sdxl_base_v1-0"}, {"sd version": "SD1"})
     lora_file("c", card={"sd version": "nonsense"})
-    assert [lora.family for lora in a1111.installed_loras()] == ["SDXL", "SD1", "Unknown"]
+    assert [lora.family for lora in running.installed_loras()] == ["SDXL", "SD1", "Unknown"]
 
 
 def test_tensors_decide_on_the_family_before_card_and_metadata(
@@ -97,22 +97,22 @@ def test_tensors_decide_on_the_family_before_card_and_metadata(
         layer = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
         tensors = {f"{layer}.lora_up.weight": torch.ones(640, 2), f"{layer}.lora_down.weight": torch.ones(2, width)}
         save_file(tensors, lora_file(name, *said))
-    xl, refiner, unknown = a1111.installed_loras()
+    xl, refiner, unknown = running.installed_loras()
     assert [lora.family for lora in (xl, refiner, unknown)] == ["SDXL", "SDXL refiner", "SD1"]
     assert xl.obstacle("SD1") == "made for SDXL, the loaded checkpoint is SD1"
     assert "made for SDXL," in xl.obstacle("SDXL refiner") and refiner.obstacle("SDXL refiner") is None
 
     reads = []
     monkeypatch.setattr(files, "family_by_header", lambda path: reads.append(path.stem) or "SD2")
-    assert a1111.find_lora("a").family == "SDXL" and reads == [], "the header is read once"
+    assert running.find_lora("a").family == "SDXL" and reads == [], "the header is read once"
     os.utime(xl.path, (2e9, 2e9))
-    assert a1111.find_lora("a").family == "SD2" and reads == ["a"], "and once more when the file has changed"
+    assert running.find_lora("a").family == "SD2" and reads == ["a"], "and once more when the file has changed"
 
 
 def test_metadata_tell_a_refiners_lora_where_its_tensors_do_not(lora_file: Callable[..., Path]):
     lora_file("a", {"ss_base_model_version": "sdxl_refiner_v1-0"}, {"sd version": "SDXL"})
     lora_file("b", {"ss_base_model_version": "sdxl_base_v1-0"})
-    refiner, base = a1111.installed_loras()
+    refiner, base = running.installed_loras()
     assert (refiner.family, base.family) == ("SDXL refiner", "SDXL")
     assert "made for SDXL refiner" in refiner.obstacle("SDXL") and refiner.obstacle("SDXL refiner") is None
     # what else is listed as SDXL may be a refiner's: its tensors tell
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_told_why(lora_file: Callable[..., Path]):
     lora_file("a", {"ss_base_model_version": "sdxl_base_v1-0"})
     lora_file("b", suffix=".pt")
     lora_file("c")
-    xl, pickle, unknown = a1111.installed_loras()
+    xl, pickle, unknown = running.installed_loras()
     assert "SDXL" in xl.obstacle("SD1") and xl.obstacle("SDXL") is None
     assert ".safetensors" in pickle.obstacle("SD1") and unknown.obstacle("SD1") is None
 
@@ -131,34 +131,34 @@ def test_what_does_not_fit_is_told_why(lora_file: Callable[..., Path]):
 def test_a_lora_has_its_folder_preview_and_licence(lora_file: Callable[..., Path]):
     path = lora_file("people/anna", {"modelspec.license": "CC0"})
     path.with_suffix(".preview.png").write_bytes(b"")
-    [found] = a1111.installed_loras()
+    [found] = running.installed_loras()
     assert (found.folder, found.licence) == ("people", "CC0")
     assert found.preview == path.with_suffix(".preview.png")
 
 
 def test_a_lora_is_found_by_name_or_alias_also_if_it_is_new(lora_file: Callable[..., Path]):
     lora_file("anna", {"ss_output_name": "anna-v2"})
-    assert a1111.find_lora("anna") == a1111.find_lora("anna-v2")
-    (a1111.lora_dir() / "new.safetensors").write_bytes(b"")
-    assert a1111.find_lora("new").name == "new"
-    for name in ("ana", "../anna", str(a1111.lora_dir() / "anna.safetensors")):
+    assert running.find_lora("anna") == running.find_lora("anna-v2")
+    (running.lora_dir() / "new.safetensors").write_bytes(b"")
+    assert running.find_lora("new").name == "new"
+    for name in ("ana", "../anna", str(running.lora_dir() / "anna.safetensors")):
         with pytest.raises(LoraclrError, match="There is no installed LoRA"):
-            a1111.find_lora(name)
+            running.find_lora(name)
 
 
 def test_a_free_name_is_free_in_every_folder(lora_file: Callable[..., Path]):
     lora_file("people/Merge")
-    (a1111.lora_dir() / "merge-2.json").write_text("{}")
-    assert a1111.free_name("merge") == "merge-3"
-    assert a1111.free_name("merge-2", "new folder") == "new folder/merge-2"
+    (running.lora_dir() / "merge-2.json").write_text("{}")
+    assert running.free_name("merge") == "merge-3"
+    assert running.free_name("merge-2", "new folder") == "new folder/merge-2"
     with pytest.raises(LoraclrError, match="output name"):
-        a1111.free_name("..", "")
+        running.free_name("..", "")
 
 
 def test_an_announced_lora_has_no_stale_copy(webui: StandIn, lora_file: Callable[..., Path]):
     path = lora_file("merge")
     webui.networks.networks_in_memory["its-alias"] = SimpleNamespace(network_on_disk=SimpleNamespace(name="merge"))
-    assert a1111.announce(path).name == "merge"
+    assert running.announce(path).name == "merge"
     assert webui.networks.networks_in_memory == {}
     assert webui.processing.StableDiffusionProcessing.cached_c == [None, None]
     assert not webui.call_queue.queue_lock.locked()
@@ -175,7 +175,7 @@ def test_a_checkpoint_that_is_held_besides_has_no_stale_copy_either(webui: Stand
     )
     with torch.no_grad():
         layer.weight += 1
-    a1111.announce(lora_file("merge"))
+    running.announce(lora_file("merge"))
     assert layer.network_current_names == () and torch.equal(layer.weight, layer.network_weights_backup)
 
 
@@ -183,7 +183,7 @@ def test_a_lora_outside_the_folders_is_not_announced(webui: StandIn, tmp_path: P
     outside = tmp_path / "elsewhere.safetensors"
     outside.write_bytes(b"")
     with pytest.raises(LoraclrError, match="does not list"):
-        a1111.announce(outside)
+        running.announce(outside)
 
 
 def test_a_list_reads_only_what_it_shows(
@@ -199,7 +199,7 @@ def test_a_list_reads_only_what_it_shows(
 
     for name in ("find_trigger", "_preview", "_card"):
         monkeypatch.setattr(library, name, look)
-    [fox] = a1111.installed_loras(rescan=True)
+    [fox] = running.installed_loras(rescan=True)
     assert (fox.name, fox.folder, fox.obstacle("SD1"), asked) == ("fox", "", None, [])
     assert (fox.found_trigger, fox.preview) == (None, None)
     assert asked == ["fox", "fox"], "control, and each once"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib_loraclr.hosts.a1111.names import names_of
+from lib_loraclr.hosts.webui.names import names_of
 from lib_loraclr.model.families import REFINER, SD1, SD2, SDXL, Family
 
 

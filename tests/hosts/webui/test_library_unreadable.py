@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from webui_stand_in import StandIn
 
-from lib_loraclr.hosts import a1111
+from lib_loraclr.hosts import running
 
 #: a file without tensors
 EMPTY = (2).to_bytes(8, "little") + b"{}"
@@ -21,7 +21,7 @@ EMPTY = (2).to_bytes(8, "little") + b"{}"
 @pytest.fixture
 def lora_file(webui: StandIn) -> Callable[..., Path]:
     def write(name: str, metadata: dict | None = None) -> Path:
-        path = a1111.lora_dir() / f"{name}.safetensors"
+        path = running.lora_dir() / f"{name}.safetensors"
         path.write_bytes(EMPTY)
         webui.networks.metadata[name] = metadata or {}
         webui.networks.list_available_networks()
@@ -47,7 +47,7 @@ def test_a_file_that_cannot_be_read_is_one_marked_row_and_the_others_are_listed(
     for name, (content, _) in damaged.items():
         lora_file(name).write_bytes(content)
     lora_file("whole", {"modelspec.trigger_phrase": "sks"})
-    listed = {lora.name: lora for lora in a1111.installed_loras()}
+    listed = {lora.name: lora for lora in running.installed_loras()}
     assert listed.keys() == {*damaged, "whole"}
     for name, (_, said) in damaged.items():
         reason = listed[name].obstacle("SD1")
@@ -65,7 +65,7 @@ def test_a_file_of_another_family_is_marked_by_what_it_is(lora_file: Callable[..
     ):
         path = lora_file(name, metadata)
         save_file({f"{key}.diff": torch.ones(2, 2) for key in (clip, module)}, path, metadata)
-    loras = {lora.name: lora.obstacle("SD1") for lora in a1111.installed_loras()}
+    loras = {lora.name: lora.obstacle("SD1") for lora in running.installed_loras()}
     assert loras["keys"] == loras["metadata"] == "made for Flux, the loaded checkpoint is SD1"
     assert loras["control"] is None
 
@@ -73,7 +73,7 @@ def test_a_file_of_another_family_is_marked_by_what_it_is(lora_file: Callable[..
 @pytest.mark.parametrize("card", ['{"sd version": ["SD1"]}', "[" * 100_000, "5"], ids=["a list", "nested", "a number"])
 def test_a_card_of_any_form_leaves_the_lora_listed(lora_file: Callable[..., Path], card: str):
     lora_file("a").with_suffix(".json").write_text(card)
-    [found] = a1111.installed_loras()
+    [found] = running.installed_loras()
     assert (found.family, found.trigger, found.trigger_is_guess) == ("Unknown", "a", True)
 
 
@@ -88,12 +88,12 @@ def test_a_file_that_may_not_be_read_is_asked_again(lora_file: Callable[..., Pat
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refuse)
-        assert "Permission denied" in a1111.installed_loras()[0].obstacle("SD1")
-    assert a1111.installed_loras()[0].obstacle("SD1") is None, "it was not remembered"
+        assert "Permission denied" in running.installed_loras()[0].obstacle("SD1")
+    assert running.installed_loras()[0].obstacle("SD1") is None, "it was not remembered"
 
 
 def test_text_that_is_none_does_not_end_the_answer_to_a_browser(lora_file: Callable[..., Path]):
     lora_file("a", {"modelspec.trigger_phrase": "x\ud800", "modelspec.license": "\udfff"})
-    [found] = a1111.installed_loras()
+    [found] = running.installed_loras()
     assert (found.trigger, found.licence) == ("x?", "?")
     json.dumps({"trigger": found.trigger}, ensure_ascii=False).encode()

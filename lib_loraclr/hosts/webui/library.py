@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,9 @@ from typing import Any
 
 from ...errors import LoraclrError, unknown_name
 from ...files import Trigger, find_trigger
-from ...model import REFINER
+from ...model import REFINER, SD1, SD2, SDXL
 from ...request import output_path
-from . import webui
-from .session import unload_networks
+from . import modules
 
 #: what belongs to a LoRA file beside it, and would be overwritten with it
 SIDE_CARS = (".safetensors", ".json", ".png")
@@ -106,7 +105,7 @@ def installed_loras(*, rescan: bool = False) -> list[InstalledLora]:
     Raises:
         LoraclrError: the built-in extension Lora is switched off
     """
-    networks = webui.lora_extension()
+    networks = modules.lora_extension()
     if rescan:
         networks.list_available_networks()
     return [
@@ -120,7 +119,7 @@ def find_lora(name: str) -> InstalledLora:
     Raises:
         LoraclrError: there is none of that name
     """
-    networks = webui.lora_extension()
+    networks = modules.lora_extension()
     entry = _entry(networks, name)
     if entry is None:
         # a file that was put there since the last look, as when a prompt names it
@@ -151,13 +150,31 @@ def _describe(entry: Any) -> InstalledLora:
     )
 
 
+#: what Forge Neo's cards call the families
+_NEO_FAMILIES = {"sd": SD1.name, "xl": SDXL.name}
+
+
 def _listed_family(entry: Any, path: Path) -> str:
     """As the Lora tab has it: what the user entered on the card, else what the metadata say. It has no refiner."""
     entered = _card(path).get("sd version")
-    known = isinstance(entered, str) and entered in type(entry.sd_version).__members__
-    listed = entered if known else entry.sd_version.name
+    version = getattr(entry, "sd_version", None)
+    if version is None:  # Forge Neo, which only goes by what was entered
+        listed = _NEO_FAMILIES.get(entered) or _family_by_metadata(entry.metadata)
+    else:
+        known = isinstance(entered, str) and entered in type(version).__members__
+        listed = entered if known else version.name
     made_for_refiner = str(entry.metadata.get("ss_base_model_version", "")) == REFINER.base_model_version
     return REFINER.name if made_for_refiner and listed == REFINER.webui_version else listed
+
+
+def _family_by_metadata(metadata: Mapping[str, Any]) -> str:
+    """As the other WebUIs tell it (`network.NetworkOnDisk`)."""
+    base = str(metadata.get("ss_base_model_version", ""))
+    if base.startswith("sdxl_"):
+        return SDXL.name
+    if str(metadata.get("ss_v2", "")) == "True":
+        return SD2.name
+    return SD1.name if base.startswith(SD1.base_model_version) else "Unknown"
 
 
 def _looked_at(path: Path) -> tuple[str | None, str]:
@@ -177,7 +194,7 @@ def _looked_at(path: Path) -> tuple[str | None, str]:
     if path.suffix.lower() != ".safetensors":
         return None, ""
     try:
-        found = webui.module("cache").cached_data_for_file("loraclr-header", str(path), str(path), read)
+        found = modules.module("cache").cached_data_for_file("loraclr-header", str(path), str(path), read)
     except OSError as error:  # gone since the WebUI looked, or of somebody else
         return None, f"the file cannot be read ({error.strerror or error})"
     return found["family"], found["problem"]
@@ -197,20 +214,21 @@ def _preview(path: Path) -> Path | None:
 
 def previews(path: Path) -> list[Path]:
     """Every picture that the WebUI could show on a LoRA's card."""
-    extensions = sorted(webui.module("ui_extra_networks").allowed_preview_extensions())
+    extensions = sorted(modules.module("ui_extra_networks").allowed_preview_extensions())
     possible = [path.with_suffix(f"{middle}.{extension}") for extension in extensions for middle in ("", ".preview")]
     return [candidate for candidate in possible if candidate.is_file()]
 
 
 def lora_dir() -> Path:
     """The folder that new LoRAs go to."""
-    return Path(webui.module("shared").cmd_opts.lora_dir)
+    return Path(modules.module("shared").cmd_opts.lora_dir)
 
 
 def lora_dirs() -> list[Path]:
     """Every folder the WebUI takes LoRAs from."""
-    options = webui.module("shared").cmd_opts
-    return [Path(folder) for folder in (options.lora_dir, getattr(options, "lyco_dir_backcompat", None)) if folder]
+    options = modules.module("shared").cmd_opts
+    others = (getattr(options, "lyco_dir_backcompat", None), *(getattr(options, "lora_dirs", None) or ()))
+    return [Path(folder) for folder in (options.lora_dir, *others) if folder]
 
 
 def free_name(wanted: str, sub_folder: str = "") -> str:
@@ -221,7 +239,7 @@ def free_name(wanted: str, sub_folder: str = "") -> str:
     Raises:
         LoraclrError: a name or sub-folder that no file may have
     """
-    networks = webui.lora_extension()
+    networks = modules.lora_extension()
     taken = {name.lower() for name in (*networks.available_networks, *networks.available_network_aliases)}
     number = 1
     while True:
@@ -233,24 +251,25 @@ def free_name(wanted: str, sub_folder: str = "") -> str:
         number += 1
 
 
-def announce(path: Path, *, lock_held: bool = False) -> InstalledLora:
+def announce(path: Path, forget: Callable[[str], None], *, lock_held: bool = False) -> InstalledLora:
     """Make the WebUI take notice of a LoRA that was written or overwritten.
 
     Without this an overwritten one goes on giving its old picture: layers and the cache of encoded prompts compare names
     only.
 
     Args:
+        forget: drops every copy of a LoRA's old content, given its name; that is the host's affair
         lock_held: the caller holds `queue_lock`
 
     Raises:
         LoraclrError: the file is not in a folder that the WebUI lists
     """
     if lock_held:
-        _forget(path.stem)
+        forget(path.stem)
     else:
-        with webui.module("call_queue").queue_lock:
-            _forget(path.stem)
-    networks = webui.lora_extension()
+        with modules.module("call_queue").queue_lock:
+            forget(path.stem)
+    networks = modules.lora_extension()
     networks.list_available_networks()
     entry = networks.available_networks.get(path.stem)
     if entry is None or Path(entry.filename).resolve() != path.resolve():
@@ -259,21 +278,3 @@ def announce(path: Path, *, lock_held: bool = False) -> InstalledLora:
             f"its LoRA folders ({lora_dir()})."
         )
     return _describe(entry)
-
-
-def _forget(name: str) -> None:
-    """Drop every copy of a LoRA's old content: parsed, inside the weights, and inside encoded prompts."""
-    networks, processing = webui.lora_extension(), webui.module("processing")
-    # the key is what a prompt called it, which may be its alias
-    for known, network in list(networks.networks_in_memory.items()):
-        if network.network_on_disk.name == name:
-            networks.networks_in_memory.pop(known)
-    data = webui.module("sd_models").model_data
-    # the WebUI can hold several checkpoints, each with the weights of the LoRAs it ran last
-    for model in {id(model): model for model in (data.sd_model, *data.loaded_sd_models) if model is not None}.values():
-        unload_networks(model)
-    caches = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
-    for owner in (processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img):
-        for cache in caches:
-            if hasattr(owner, cache):
-                getattr(owner, cache)[:] = [None, None]
