@@ -12,7 +12,7 @@ import gradio as gr
 from modules import errors, util
 
 from ...errors import Interrupted, LoraclrError
-from ...hosts.a1111 import free_name
+from ...hosts.running import free_name
 from ...request import PromptOptions
 from ...solving import METHODS
 from . import catalogue, estimate, form, jobs, notes, pace, rows, settings, views

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from modules import shared
 
 from ...errors import LoraclrError
-from ...hosts import a1111
+from ...hosts import running
 from ...merge import examine, memory_needs
 from ...model import MEGABYTE, Host, free_on_card
 from ...progress import Stage
@@ -120,7 +120,7 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
         text = str(error).replace(concept.lora, name)
         return (Finding(name, concept.trigger, concept.kind, 0, 0, text),)
     rank = max((factors.rank for factors in given.deltas.values()), default=0)
-    found, lora, warnings = given.concept, a1111.find_lora(name), given.warnings
+    found, lora, warnings = given.concept, running.find_lora(name), given.warnings
     # a guess that the table has filled in comes back as if a person had typed it
     if lora.trigger_is_guess and found.trigger == lora.trigger and given.trigger is None and not found.prompts:
         warnings += (lora.found_trigger.warning(name),)
@@ -147,7 +147,7 @@ _served: dict[str, dict[str, str]] = {}
 def _serves(host: Host) -> dict[str, str] | None:
     """Which recording serves each layer of the checkpoint; None where nobody can tell without waiting for a picture."""
     if host.checkpoint not in _served and not shared.state.job:
-        with a1111.session(job="LoRACLR estimate") as opened:
+        with running.session(job="LoRACLR estimate") as opened:
             _served[opened.checkpoint] = served_layers(opened, list(opened.layers()))
     return _served.get(host.checkpoint)
 
@@ -175,7 +175,7 @@ def _shortage(needed_mb: float, host: Host, *, refining: bool) -> str | None:
 def _licences(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
-        licence = a1111.find_lora(name).licence
+        licence = running.find_lora(name).licence
         if licence:
             found[licence] = (*found.get(licence, ()), name)
     return found

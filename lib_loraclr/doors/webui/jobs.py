@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from modules import errors, progress, shared
 
 from ...errors import Interrupted, LoraclrError
-from ...hosts import a1111
+from ...hosts import running
 from ...merge import merge_loras
 from ...model import Host, is_out_of_memory
 from ...output import Merge, PreviewOptions, file_size, preview_grid, save_merge
@@ -73,7 +73,7 @@ class Job:
     state: str = "queued"
     error: str = ""
     result: Result | None = None
-    kept: a1111.InstalledLora | a1111.InstalledCheckpoint | None = None
+    kept: running.InstalledLora | running.InstalledCheckpoint | None = None
     stop: bool = False
     progress: TimedProgress | None = None
 
@@ -88,7 +88,7 @@ class Job:
         return shared.state.textinfo or "" if self.state == "running" else ""
 
 
-class TimedProgress(a1111.StateProgress):
+class TimedProgress(running.StateProgress):
     """The WebUI's bar; notes how long each stage took, for later estimates, and hears a job's own interrupt."""
 
     def __init__(self, job: Job, key: pace.Key, expected: Sequence[PlannedStage]) -> None:
@@ -148,7 +148,7 @@ def run(job: Job, *, lock_held: bool) -> None:
     """
     _remember(job)
     try:
-        with a1111.session(lock_held=lock_held) as host:
+        with running.session(lock_held=lock_held) as host:
             if job.stop:  # while it waited for the queue
                 raise Interrupted
             job.state = "running"
@@ -216,7 +216,7 @@ def interrupt(job: Job) -> None:
         job.state = "interrupted"
 
 
-def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
+def keep(job: Job, name: str, *, overwrite: bool = False) -> running.InstalledLora | running.InstalledCheckpoint:
     """Write the file and make the WebUI list it.
 
     Args:
@@ -231,29 +231,29 @@ def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora
         return _keep(job, name, overwrite=overwrite)
 
 
-def _keep(job: Job, name: str, *, overwrite: bool) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
+def _keep(job: Job, name: str, *, overwrite: bool) -> running.InstalledLora | running.InstalledCheckpoint:
     if job.result is None:
         raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
     held, wanted = job.result, name.strip().replace("\\", "/")
     if job.request.save_as == "checkpoint":
-        path = output_path(a1111.checkpoint_dir(), a1111.free_checkpoint_name(wanted))
+        path = output_path(running.checkpoint_dir(), running.free_checkpoint_name(wanted))
         save_merge(held.merge, path, preview=held.preview)
-        job.kept = a1111.announce_checkpoint(path)
+        job.kept = running.announce_checkpoint(path)
     else:
         path = _lora_path(wanted, overwrite=overwrite)
         save_merge(held.merge, path, preview=held.preview, overwrite=overwrite)
         # pictures of what was replaced show another merge
-        for picture in a1111.previews(path):
+        for picture in running.previews(path):
             if held.preview is None or picture != path.with_suffix(".png"):
                 picture.unlink(missing_ok=True)
-        job.kept = a1111.announce(path)
+        job.kept = running.announce(path)
     job.state, job.result = "kept", None
     return job.kept
 
 
 def _lora_path(name: str, *, overwrite: bool) -> Path:
-    path = output_path(a1111.lora_dir(), name)
-    taken = {lora.name.lower(): lora for lora in a1111.installed_loras()}.get(path.stem.lower())
+    path = output_path(running.lora_dir(), name)
+    taken = {lora.name.lower(): lora for lora in running.installed_loras()}.get(path.stem.lower())
     if taken and taken.path.resolve() != path.resolve():
         raise LoraclrError(
             f"{path.stem} is the name of another LoRA, and prompts tell LoRAs apart by name only: rename."
@@ -325,7 +325,7 @@ def _done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list
 
 def _preview(job: Job, merge: Merge, host: Host) -> tuple[Image | None, tuple[str, ...]]:
     """The picture, or why there is none: a merge that is finished is not thrown away for it."""
-    drawing = PreviewOptions(guidance=job.request.recording.guidance, font=a1111.caption_font())
+    drawing = PreviewOptions(guidance=job.request.recording.guidance, font=running.caption_font())
     try:
         return preview_grid(merge, host, drawing, job.progress), ()
     except Interrupted:

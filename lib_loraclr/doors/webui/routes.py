@@ -17,7 +17,7 @@ from modules import shared
 from pydantic import BaseModel, Field
 
 from ...errors import LoraclrError
-from ...hosts.a1111 import (
+from ...hosts.running import (
     InstalledCheckpoint,
     InstalledLora,
     find_lora,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -10,8 +11,6 @@ import gradio as gr
 from modules.call_queue import wrap_gradio_gpu_call
 from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolButton
 
-from ...errors import LoraclrError
-from ...hosts import a1111
 from ...solving import EFFORT
 from . import notes, settings, start
 from .fields import Fields
@@ -22,11 +21,7 @@ def create() -> list[tuple[gr.Blocks, str, str]]:
     """For `script_callbacks.on_ui_tabs`. Looks at no file: the list is filled when the tab is opened."""
     start.end_former()
     with gr.Blocks(analytics_enabled=False) as tab:
-        try:
-            a1111.refuse_forge()
-            _Tab()
-        except LoraclrError as error:
-            gr.HTML(notes.error(str(error)))
+        _Tab()
     for block in tab.blocks.values():
         # what a person chose for one merge is no default for the next, nor may it outlive a change of defaults here
         block.do_not_save_to_config = True
@@ -238,12 +233,12 @@ class _Tab:
             _js="loraclrTable",
             show_progress=False,
         )
-        chosen.success(None, [self.picker, self.answered], _js="loraclrSettle")
+        chosen.success(None, [self.picker, self.answered], **_in_browser(chosen.success, "loraclrSettle"))
         fields = self.left.fields
         timed = chosen.then(
             bound.times, [self.picker, *fields.values()], [fields[EFFORT], self.timed], show_progress=False
         )
-        timed.success(None, [self.picker, self.timed], _js="loraclrSettle")
+        timed.success(None, [self.picker, self.timed], **_in_browser(timed.success, "loraclrSettle"))
 
     def _connect_result(self, bound: _Actions) -> None:
         where = [self.job, self.left.name, self.left.sub_folder]
@@ -258,3 +253,9 @@ class _Tab:
         self.send.click(None, [self.kept], _js="loraclrSend")
         self.copy.click(None, [self.kept], _js="loraclrCopy")
         self.folder.click(bound.open_folder, [self.job], show_progress=False)
+
+
+def _in_browser(event: Callable[..., Any], function: str) -> dict[str, str]:
+    """The argument by which gradio is told of a function in the browser: gradio 4 has another name for it, and Forge, which has
+    gradio 4, takes the old one for components' own events and `.then` only."""
+    return {"js" if "js" in inspect.signature(event).parameters else "_js": function}

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
@@ -88,20 +85,12 @@ def test_without_the_lora_extension_the_tab_says_so(tmp_path: Path, monkeypatch:
     assert all("built-in extension Lora is switched off" in text for text in told)
 
 
-def test_in_forge_the_tab_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forge has gradio 4, in which the tab's components could not even be made."""
-    forge = Doors(tmp_path / "Lora", monkeypatch)
-    monkeypatch.setitem(sys.modules, "modules_forge", ModuleType("modules_forge"))
-    assert all("does not merge inside Forge" in text for text in _everything_that_asks(forge))
-    shown = []
-    page = MagicMock(HTML=shown.append)
-    page.Blocks.return_value.__enter__.return_value.blocks = {}
-    made = forge.module("tab")
-    monkeypatch.setattr(made, "gr", page)
-    [(_, title, elem_id)] = made.create()
-    assert (title, elem_id) == ("LoRACLR", "loraclr")
-    [message] = shown
-    assert "does not merge inside Forge" in message and "command line" in message
+@pytest.mark.parametrize("name", ["_js", "js"])
+def test_a_function_in_the_browser_is_named_as_the_gradio_at_hand_does(doors: Doors, name: str) -> None:  # noqa: F811
+    """AUTOMATIC1111's WebUI has gradio 3, Forge gradio 4, which calls the argument `js`."""
+    made = doors.module("tab")
+    event = {"_js": lambda fn, inputs, _js=None: None, "js": lambda fn, inputs, js=None: None}[name]
+    assert made._in_browser(event, "loraclrSettle") == {name: "loraclrSettle"}
 
 
 def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
