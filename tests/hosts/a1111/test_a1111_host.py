@@ -16,7 +16,6 @@ from webui_stand_in_model import WIDTH
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.hosts import a1111, running
 from lib_loraclr.model.families import REFINER, SD1, SDXL
-from lib_loraclr.model.host import Conditioning
 from lib_loraclr.recording.input_rows import record_inputs, shared_inputs
 
 # -- outside the WebUI
@@ -162,16 +161,6 @@ def test_prompts_are_encoded_together_but_for_those_that_would_change_others(hos
     calls.clear()
     host.encode(["a cat", "a (big:1.3) cat", "a dog <lora:x:1>", "a cat", ""])
     assert sorted(calls) == [[""], ["a (big:1.3) cat"], ["a cat", "a dog "]]
-
-
-def test_prompts_of_different_lengths_share_a_batch(host: a1111.A1111Host):
-    long = " ".join(["word"] * 100)
-    texts = ["a cat", long, "a dog"]
-    x = torch.randn(3, 4, 8, 8)
-    t = torch.tensor([1, 500, 999])
-    together = host.denoise(x, t, Conditioning.cat([host.encode([text]) for text in texts]))
-    alone = [host.denoise(x[i : i + 1], t[i : i + 1], host.encode([text])) for i, text in enumerate(texts)]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-6)
 
 
 def test_recomputing_gives_the_same_gradients_and_is_undone(host: a1111.A1111Host):

@@ -6,13 +6,11 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from webui_stand_in import StandIn
-from webui_stand_in_model import Model
 
 from lib_loraclr import files
 from lib_loraclr.errors import Interrupted, LoraclrError
@@ -155,28 +153,12 @@ def test_a_free_name_is_free_in_every_folder(lora_file: Callable[..., Path]):
         running.free_name("..", "")
 
 
-def test_an_announced_lora_has_no_stale_copy(webui: StandIn, lora_file: Callable[..., Path]):
-    path = lora_file("merge")
-    webui.networks.networks_in_memory["its-alias"] = SimpleNamespace(network_on_disk=SimpleNamespace(name="merge"))
-    assert running.announce(path).name == "merge"
-    assert webui.networks.networks_in_memory == {}
-    assert webui.processing.StableDiffusionProcessing.cached_c == [None, None]
+def test_an_announced_lora_has_no_stale_copy_inside_encoded_prompts(webui: StandIn, lora_file: Callable[..., Path]):
+    caches = webui.processing.StableDiffusionProcessing
+    cached, length = caches.cached_c, len(caches.cached_c)
+    assert running.announce(lora_file("merge")).name == "merge"
+    assert caches.cached_c is cached and cached == [None] * length
     assert not webui.call_queue.queue_lock.locked()
-
-
-def test_a_checkpoint_that_is_held_besides_has_no_stale_copy_either(webui: StandIn, lora_file: Callable[..., Path]):
-    other = Model("SD1", 4)
-    webui.networks.assign_network_names_to_compvis_modules(other)
-    webui.sd_models.model_data.loaded_sd_models.append(other)
-    layer = other.model.diffusion_model.out
-    layer.network_weights_backup, layer.network_current_names = (
-        layer.weight.detach().clone(),
-        (("merge", 1.0, 1.0, None),),
-    )
-    with torch.no_grad():
-        layer.weight += 1
-    running.announce(lora_file("merge"))
-    assert layer.network_current_names == () and torch.equal(layer.weight, layer.network_weights_backup)
 
 
 def test_a_lora_outside_the_folders_is_not_announced(webui: StandIn, tmp_path: Path):
