@@ -187,6 +187,22 @@ def kept_like_memory(names: Sequence[Sequence[str]], output: str, overwrite: boo
     }
 
 
+def unknown_tensors(name: str) -> list[str]:
+    """Tensors of a LoRA file that lead Forge nowhere."""
+    from backend.patcher import lora
+    from backend.utils import load_torch_file
+
+    with running.session() as host:
+        objects = host.model.forge_objects_original
+        rest = load_torch_file(str(running.find_lora(name).path), safe_load=True)
+        for keys in (
+            lora.model_lora_keys_unet(objects.unet.model, {}),
+            lora.model_lora_keys_clip(objects.clip.cond_stage_model, {}),
+        ):
+            _, rest = lora.load_lora(rest, keys)
+        return sorted(rest)
+
+
 # -- gradients
 
 

@@ -5,7 +5,7 @@ Forge itself makes nothing of them (`networks.load_lora_for_models`): a prompt w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ...files import embedding_misfit, embeddings_by_name, vectors_per_encoder
 from . import engine
+
+#: tensors of a file that Forge may know nothing of (`networks.load_lora_for_models`)
+_MOST_UNKNOWN = 12
 
 
 @contextmanager
@@ -36,11 +39,30 @@ def known(model: Any, tensors: Mapping[str, Tensor], checkpoint: str) -> Iterato
                 registered.append(name)
                 for database in databases:
                     database.register_embedding(make(dict(parts), name))
-        yield tuple(warnings)
+        yield (*warnings, *_ignored(registered, len(tensors)))
     finally:
         for name in registered:
             for database in databases:
                 database.register_embedding_by_name(None, name)
+
+
+def _ignored(names: Sequence[str], tensors: int) -> Iterator[str]:
+    """What Forge makes of the merged file, which carries the embeddings on.
+
+    Args:
+        names: of embeddings that prompts called while the merge was recorded
+        tensors: of embeddings in the file
+    """
+    if names:
+        yield (
+            f"Forge reads no embeddings that a LoRA bundles: the merge is recorded with {', '.join(names)}, and prompts here "
+            "call it only when it is a file of its own in the embeddings folder."
+        )
+    if tensors > _MOST_UNKNOWN:
+        yield (
+            f"The merged file carries {tensors} tensors of embeddings, and Forge drops a LoRA whole in which more than "
+            f"{_MOST_UNKNOWN} are unknown to it: leave out the LoRAs that bundle them, or use the file in AUTOMATIC1111's WebUI."
+        )
 
 
 def _width(reader: Any) -> int:

@@ -61,6 +61,12 @@ def family_of(model: Any) -> Family:
         raise LoraclrError(
             f"{title} is Stable unCLIP: load a checkpoint that only reads prompts, or one for inpainting."
         )
+    predictor = model.forge_objects_original.unet.model.predictor
+    if predictor.prediction_type not in ("epsilon", "v_prediction") or not hasattr(predictor, "alphas_cumprod"):
+        raise LoraclrError(
+            f"{title} is a model of the EDM kind (Playground 2.5, CosXL), whose noise a merge cannot be recorded on: load a "
+            "Stable Diffusion 1.x, 2.x or XL checkpoint that predicts noise or velocities."
+        )
     if channels not in (LATENT_CHANNELS, INPAINTING_CHANNELS):
         name = OTHER_CHANNELS.get(channels, f"a model that reads {channels} channels")
         raise LoraclrError(f"{title} is {name}: load a checkpoint that only reads prompts, or one for inpainting.")
@@ -126,9 +132,13 @@ def _target(parameter: Any) -> str:
     return parameter.removesuffix(".weight") if isinstance(parameter, str) else ""
 
 
+#: a name that Forge reads and AUTOMATIC1111's WebUI does not: the file that is written is to work in both
+_FORGES_OWN = "lora_unet_conv_norm_out"
+
+
 def _converter(known: Mapping[str, Any]) -> Callable[[str, bool], str]:
     """As `networks.convert_diffusers_name_to_compvis` of the other WebUI: the module that a file's key leads to."""
-    return lambda key, is_sd2: _flat(_target(known.get(key)))
+    return lambda key, is_sd2: "" if key == _FORGES_OWN else _flat(_target(known.get(key)))
 
 
 def _adaptable(module: nn.Module) -> dict[str, Layer]:

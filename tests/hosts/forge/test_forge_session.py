@@ -161,6 +161,10 @@ def _compile(webui: ForgeStandIn) -> None:
     unet_of(webui).compiled = type("OptimizedModule", (nn.Module,), {})()
 
 
+def _edm(webui: ForgeStandIn) -> None:
+    del webui.model.forge_objects_original.unet.model.predictor.alphas_cumprod
+
+
 def _elsewhere(webui: ForgeStandIn) -> None:
     webui.model.forge_objects_original.clip.patcher.load_device = torch.device("meta")
 
@@ -173,6 +177,7 @@ def _elsewhere(webui: ForgeStandIn) -> None:
         (lambda webui: _store(webui, "nf4"), "kept in nf4, .*Diffusion in Low Bits"),
         (lambda webui: _store(webui, torch.float8_e4m3fn), "kept in float8_e4m3fn, .*fp16 or bf16"),
         (_compile, r"The UNet is compiled \(torch.compile\), .*switch that off"),
+        (_edm, r"is a model of the EDM kind \(Playground 2.5, CosXL\), .*predicts noise or velocities"),
         (_elsewhere, "text encoder on meta and the UNet on cpu, .*--always-gpu"),
         (lambda webui: setattr(unet_of(webui), "in_channels", 8), "is InstructPix2Pix"),
     ],
@@ -220,10 +225,22 @@ def test_xls_embeddings_have_vectors_for_both_text_encoders(forge_xl: forge.Forg
     both = {f"bundle_emb.fox.{part}": torch.ones(2, WIDTH) for part in ("clip_l", "clip_g")}
     with forge_xl.knowing(both) as warnings:
         assert all(set(known["fox"].vec) == {"clip_l", "clip_g"} for known in databases)
-    assert warnings == () and databases == [{}, {}]
+    assert databases == [{}, {}]
+    assert warnings == (
+        "Forge reads no embeddings that a LoRA bundles: the merge is recorded with fox, and prompts here call it only when "
+        "it is a file of its own in the embeddings folder.",
+    )
     with forge_xl.knowing({"bundle_emb.fox.clip_l": torch.ones(2, WIDTH)}) as warnings:
         assert databases == [{}, {}]
     assert "fox was made for other text encoders" in warnings[0]
+
+
+def test_a_file_with_more_embeddings_than_forge_lets_pass_is_told(forge_host: forge.ForgeHost):
+    many = {f"bundle_emb.e{i}.string_to_param.*": torch.ones(1, WIDTH) for i in range(13)}
+    with forge_host.knowing(many) as warnings:
+        assert "drops a LoRA whole in which more than 12" in warnings[-1] and "carries 13 tensors" in warnings[-1]
+    with forge_host.knowing(dict(list(many.items())[:12])) as warnings:
+        assert not any("drops a LoRA whole" in warning for warning in warnings)
 
 
 def test_an_announced_lora_is_parsed_and_applied_anew(forge_webui: ForgeStandIn, folder: Path):
