@@ -6,10 +6,12 @@ with session() as host:
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 
+from ..errors import LoraclrError
 from ..model import Family, Host
 from . import a1111, forge, webui
 from .webui import (
@@ -48,8 +50,21 @@ __all__ = [
 
 
 def _host() -> ModuleType:
-    """The package whose models this WebUI has; it is asked for what it offers, not for its name or version."""
-    return forge if forge.is_here() else a1111
+    """The package whose models this WebUI has; it is asked for what it offers, not for its name or version.
+
+    Raises:
+        LoraclrError: its models are of a kind that no host here knows
+    """
+    if forge.is_here():
+        return forge
+    # reForge and Forge Classic: A1111's own model, whose layers and LoRAs another library runs
+    if "ldm_patched" in sys.modules:
+        raise LoraclrError(
+            "LoRACLR does not merge inside reForge or Forge Classic yet, which keep their models in another way: merge in "
+            "AUTOMATIC1111's WebUI 1.10, in Forge, or on the command line (python -m lib_loraclr merge). The merged file then "
+            "works here too."
+        )
+    return a1111
 
 
 def session(*, lock_held: bool = False, job: str = "LoRACLR") -> AbstractContextManager[Host]:

@@ -113,7 +113,7 @@ def missing_keys(name: str) -> dict[str, Any]:
     with running.session() as host:
         found = running.find_lora(name)
         keys = set(read_lora(found.path).layers)
-        matched = networks.load_network(name, networks.available_networks[found.name]).modules
+        matched = getattr(networks.load_network(name, networks.available_networks[found.name]), "modules", ())
         unknown = sorted(keys - set(host.layers()) - set(host.aliases))
         return {"unknown": unknown, "keys": len(keys), "matched": len(matched)}
 

@@ -121,9 +121,13 @@ class WebUI:
                 self._command((*flags, *(("--api",) if api else ()))),
                 cwd=program.folder,
                 env=self.environment(program),
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
             )
+        # Forge Neo waits for Enter where the settings are not of its own version
+        self._process.stdin.write(b"\n")
+        self._process.stdin.close()
 
     def _prepare(self) -> str:
         """The call that makes it know the tests' checkpoints."""
