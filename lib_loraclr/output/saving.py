@@ -114,11 +114,19 @@ def read_recipe(metadata: Mapping[str, str], source: str) -> tuple[MergeRequest,
     """The request a merged file was made from, and the hashes of its inputs by label.
 
     Raises:
-        LoraclrError: the file holds no recipe
+        LoraclrError: the file holds no recipe, or one that cannot be read
     """
     if _RECIPE not in metadata:
         raise LoraclrError(f"{source} holds no LoRACLR recipe: name a file that LoRACLR merged.")
-    return MergeRequest.from_json(metadata[_RECIPE]), json.loads(metadata.get("loraclr.inputs", "{}"))
+    try:
+        hashes = json.loads(metadata.get("loraclr.inputs", "{}"))
+        if not (isinstance(hashes, dict) and all(isinstance(digest, str) for digest in hashes.values())):
+            raise ValueError("loraclr.inputs is no list of hashes")
+        return MergeRequest.from_json(metadata[_RECIPE]), hashes
+    except (LoraclrError, ValueError, RecursionError) as error:
+        raise LoraclrError(
+            f"The recipe in {source} cannot be read ({str(error).rstrip('.')}): it was changed since, or is of a newer LoRACLR."
+        ) from None
 
 
 def user_card(merge: Merge) -> dict[str, object]:

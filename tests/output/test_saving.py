@@ -212,6 +212,28 @@ def test_a_file_without_recipe_is_named() -> None:
         read_recipe({"ss_v2": "False"}, "fox.safetensors")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loraclr.inputs": "{"},
+        {"loraclr.inputs": "[" * 200_000},
+        {"loraclr.inputs": '["x"]'},
+        {"loraclr.inputs": '{"fox": 1}'},
+        {"loraclr.request": "{"},
+        {"loraclr.request": "[" * 200_000},
+        {"loraclr.request": '{"concepts": 9}'},
+        {"loraclr.request": '{"concepts": [], "later": 1}'},
+        {"loraclr.request": '{"seed": ' + "9" * 5000 + "}"},
+    ],
+    ids=lambda changes: "".join(f"{name}={value[:20]}" for name, value in changes.items()),
+)
+def test_a_recipe_that_cannot_be_read_is_named(make_merge: MakeMerge, changes: dict[str, str]) -> None:
+    metadata = lora_metadata(make_merge(), "zoo")
+    assert read_recipe(metadata, "zoo.safetensors"), "control"
+    with pytest.raises(LoraclrError, match=r"The recipe in zoo\.safetensors cannot be read \("):
+        read_recipe(metadata | changes, "zoo.safetensors")
+
+
 def test_no_folder_of_this_machine_is_in_any_file(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:
     merge = make_merge()
     windows = replace(merge.request.concepts[1], lora="C:\\Users\\somebody\\loras\\mono.safetensors")
