@@ -6,7 +6,8 @@ layer_keys         names of layers, in every style; unet_names those of a UNet
 lora_family        which family of models a file was made for; foreign_families those that cannot be merged
 training           what name and metadata tell of the training: clip skip, and LoRAs that are no concept
 deltas             what each kind of network stores, and the change of a weight it stands for
-adapter_config     alpha, where a file keeps it outside its tensors
+adapter_config     alpha, where a file keeps it outside its tensors; name_patterns for which of its layers
+licences           author and licence, and what the licence asks
 embeddings         embeddings that a file bundles
 triggers           the words that call a LoRA
 """
@@ -24,6 +25,7 @@ from .layer_keys import (
     text_encoder_key,
     unet_key,
 )
+from .licences import CREDITS, Terms, conditions, credit, credit_lines
 from .lora_family import family_by_header, family_of
 from .lora_files import (
     LoraFile,
@@ -42,11 +44,13 @@ from .triggers import Trigger, find_trigger, tag_frequency
 from .unet_names import compvis_names, diffusers_name
 
 __all__ = [
+    "CREDITS",
     "DTYPES",
     "DTYPE_NAMES",
     "LoraFile",
     "NewTensor",
     "StoredTensor",
+    "Terms",
     "Trigger",
     "UNET",
     "attention_projections",
@@ -54,6 +58,9 @@ __all__ = [
     "embeddings_by_name",
     "clip_skip",
     "compvis_names",
+    "conditions",
+    "credit",
+    "credit_lines",
     "diffusers_name",
     "family_by_header",
     "family_of",

@@ -14,7 +14,19 @@ import torch
 
 from .. import __version__
 from ..errors import LoraclrError
-from ..files import refuse_existing, require_space, serialize, tag_frequency, with_hashes, write_files, write_tensors
+from ..files import (
+    CREDITS,
+    Terms,
+    credit,
+    credit_lines,
+    refuse_existing,
+    require_space,
+    serialize,
+    tag_frequency,
+    with_hashes,
+    write_files,
+    write_tensors,
+)
 from ..request import MergeRequest
 from .baking import BakedCheckpoint, require_copyable
 from .merged import Merge
@@ -85,23 +97,32 @@ def _told(merge: Merge, name: str, sources: Sequence[Mapping[str, str]]) -> dict
     """What every file says of itself.
 
     Args:
-        sources: metadata of all that it was made from, for their licences
+        sources: metadata of all that it was made from, for their authors and licences
     """
     request = merge.request
     concepts = request.concepts
-    licences = sorted({metadata.get("modelspec.license", "") or "not named" for metadata in sources})
+    terms = [Terms.of(metadata) for metadata in sources]
+    licences = sorted({known.licence or "not named" for known in terms})
+    authors = dict.fromkeys(known.author for known in terms if known.author)
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": name,
         "modelspec.trigger_phrase": ", ".join(concept.trigger for concept in concepts if concept.trigger),
         "modelspec.license": "" if licences == ["not named"] else " / ".join(licences),
+        "modelspec.author": ", ".join(authors),
         "modelspec.merged_from": ", ".join(concept.label for concept in concepts),
+        CREDITS: json.dumps(_credits(merge), ensure_ascii=False),
         _RECIPE: json.dumps(_recipe(request), ensure_ascii=False),
         "loraclr.inputs": json.dumps({c.label: lora.file.hash for c, lora in zip(concepts, merge.inputs, strict=True)}),
         "loraclr.checkpoint": PurePosixPath(merge.target.checkpoint.replace("\\", "/")).name,
         "loraclr.source": merge.report.source,
         "loraclr.versions": json.dumps({"loraclr": __version__, "torch": torch.__version__, "host": merge.target.host}),
     }
+
+
+def _credits(merge: Merge) -> dict[str, dict[str, object]]:
+    """Label -> author, licence and, of what is a merge itself, whom that was made from."""
+    return {lora.concept.label: credit(lora.file.metadata) for lora in merge.inputs}
 
 
 def _recipe(request: MergeRequest) -> dict:
@@ -133,7 +154,8 @@ def user_card(merge: Merge) -> dict[str, object]:
     """`NAME.json` as the WebUI's metadata editors write it (`modules/ui_edit_user_metadata.py` and those that extend it)."""
     report = merge.report
     lines = [f"{c.name}: {c.trigger or 'no trigger'}" for c in report.concepts]
-    card = {"description": "Merged by LoRACLR: " + "; ".join(lines), "notes": report.table()}
+    made_from = "\n".join(["Made from:", *credit_lines(_credits(merge))])
+    card = {"description": "Merged by LoRACLR: " + "; ".join(lines), "notes": f"{report.table()}\n\n{made_from}"}
     if merge.request.save_as == "checkpoint":
         return card
     return {

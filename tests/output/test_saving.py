@@ -184,6 +184,21 @@ def test_licences_of_the_inputs_are_all_named(make_merge: MakeMerge) -> None:
     assert lora_metadata(merge, "zoo")["modelspec.license"] == "CC-BY-4.0 / MIT"
 
 
+def test_a_merged_file_and_its_card_name_whose_it_was_made_from(make_merge: MakeMerge) -> None:
+    fox = {"modelspec.author": "somebody <b>", "modelspec.license": "CC-BY-NC-4.0"}
+    merge = make_merge(metadata=(fox, {}))
+    metadata = lora_metadata(merge, "zoo")
+    assert metadata["modelspec.author"] == "somebody <b>"
+    assert metadata["modelspec.license"] == "CC-BY-NC-4.0 / not named"
+    assert json.loads(metadata["loraclr.credits"]) == {
+        "fox": {"author": "somebody <b>", "licence": "CC-BY-NC-4.0"},
+        "mono": {},
+    }
+    notes = str(user_card(merge)["notes"])
+    assert "Made from:\nfox by somebody <b>, CC-BY-NC-4.0\nmono, licence not named" in notes
+    assert "modelspec.author" not in lora_metadata(make_merge(), "zoo"), "control"
+
+
 def test_tags_of_all_inputs_are_counted_together_also_in_folders_of_one_name(
     make_merge: MakeMerge,
 ) -> None:
