@@ -10,6 +10,7 @@ adapter_config     alpha, where a file keeps it outside its tensors; name_patter
 licences           author and licence, and what the licence asks
 embeddings         embeddings that a file bundles
 triggers           the words that call a LoRA
+writing            files written whole or not at all, and what they replace
 """
 
 from .deltas import kind_name, kind_of, layer_delta, unused_parameters
@@ -31,17 +32,15 @@ from .lora_files import (
     LoraFile,
     read_lora,
     read_tensors,
-    refuse_existing,
     require_safetensors,
-    require_space,
     serialize,
     with_hashes,
-    write_files,
 )
 from .tensor_files import DTYPE_NAMES, DTYPES, NewTensor, StoredTensor, read_header, tensor_bytes, write_tensors
 from .training import clip_skip, few_steps, few_steps_warning
 from .triggers import Trigger, find_trigger, tag_frequency
 from .unet_names import compvis_names, diffusers_name
+from .writing import Written, refuse_existing, require_space, write_files
 
 __all__ = [
     "CREDITS",
@@ -53,6 +52,7 @@ __all__ = [
     "Terms",
     "Trigger",
     "UNET",
+    "Written",
     "attention_projections",
     "bias_key",
     "embeddings_by_name",

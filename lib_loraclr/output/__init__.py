@@ -11,7 +11,7 @@ from .baking import require_copyable, require_places
 from .merged import Merge, Target
 from .preview import PreviewOptions, plan_preview, preview_grid
 from .report import ConceptReport, MergeReport, figure, percent
-from .saving import check_destination, file_size, read_recipe, save_merge
+from .saving import check_destination, file_size, read_recipe, save_merge, write_merge
 
 __all__ = [
     "ConceptReport",
@@ -29,4 +29,5 @@ __all__ = [
     "require_copyable",
     "require_places",
     "save_merge",
+    "write_merge",
 ]

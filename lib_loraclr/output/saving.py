@@ -17,6 +17,7 @@ from ..errors import LoraclrError
 from ..files import (
     CREDITS,
     Terms,
+    Written,
     credit,
     credit_lines,
     refuse_existing,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _RECIPE = "loraclr.request"
+#: what stands beside a merge, and belongs to it
+BESIDE = (".json", ".png", ".report.json")
 
 
 def lora_metadata(merge: Merge, name: str) -> dict[str, str]:
@@ -178,7 +181,7 @@ def check_destination(path: Path, save_as: str, checkpoint: Path | None, *, over
             too little room for it
     """
     config = (".yaml",) if save_as == "checkpoint" else ()
-    for suffix in (".safetensors", ".json", ".png", ".report.json", *config):
+    for suffix in (".safetensors", *BESIDE, *config):
         refuse_existing(path.with_suffix(suffix), overwrite=overwrite)
     if checkpoint is None or not checkpoint.exists():
         return
@@ -197,11 +200,37 @@ def save_merge(
     with_report: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the file, its card, and what else was asked for: all of them or none.
+    """Write the file, its card, and what else was asked for: all of them or none. What they replace is gone.
 
     Raises:
         LoraclrError: one of the files exists and may not be overwritten, it is the checkpoint itself, there is no room, or it
             cannot be written
+    """
+    written = write_merge(merge, path, preview=preview, with_report=with_report, overwrite=overwrite)
+    written.forget()
+    return list(written.paths)
+
+
+def write_merge(
+    merge: Merge,
+    path: Path,
+    *,
+    preview: Image | None = None,
+    with_report: bool = False,
+    overwrite: bool = False,
+    stale: Sequence[Path] = (),
+) -> Written:
+    """The same, with what was replaced set aside: it can be put back, or let go of.
+
+    Args:
+        stale: pictures and the like of what is replaced, which would belong to nothing after it; those that a merge writes
+            beside itself are known
+
+    Returns:
+        what was written, the file itself first, and what it replaced
+
+    Raises:
+        LoraclrError: as `save_merge`
     """
     check_destination(path, merge.request.save_as, merge.target.path, overwrite=overwrite)
     card = json.dumps(user_card(merge), indent=4, ensure_ascii=False).encode()
@@ -214,8 +243,8 @@ def save_merge(
     if with_report:
         text = merge.report.to_json().encode()
         writers[path.with_suffix(".report.json")] = lambda stream: stream.write(text)
-    write_files(writers, overwrite=overwrite)
-    return list(writers)
+    beside = (path.with_suffix(suffix) for suffix in BESIDE)
+    return write_files(writers, overwrite=overwrite, stale=(*beside, *stale))
 
 
 def _writer(merge: Merge, path: Path) -> Callable[[BinaryIO], object]:

@@ -2,7 +2,7 @@
 
     python -m tests.fuzz.run header -max_total_time=600 tests/fuzz/corpus/header
 
-What ends it is written as crash-… where it is run. Once that is mended it belongs into the corpus, which every test run asks again.
+What ends it is written as crash-… where it is run. Once that is mended it belongs into the corpus, which every test run asks.
 """
 
 from __future__ import annotations

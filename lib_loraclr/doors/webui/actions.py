@@ -147,12 +147,12 @@ class Actions:
 
         Args:
             job_id: of the result that is shown
-            task: that the page was waiting for when it was loaded anew; empty for none
+            task: that the page was waiting for when it was loaded anew; also where it is none, it tells whose page it is
 
         Returns:
             view, picture, decision row, use row, message, job
         """
-        waiting, shown, lost = jobs.waiting(), jobs.find(job_id), jobs.of_task(task)
+        waiting, shown, lost = jobs.waiting(jobs.owner_of(task)), jobs.find(job_id), jobs.of_task(task)
         if waiting and not (shown and shown.state == "finished"):
             return [*_result(waiting), "", waiting.id]
         if lost and lost.state == "failed":

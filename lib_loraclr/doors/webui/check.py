@@ -15,7 +15,7 @@ from ...model import MEGABYTE, Host, free_on_card
 from ...progress import Stage
 from ...recording import InputLora, example_prompts, load_input, served_layers
 from ...request import MergeRequest
-from . import estimate, pace
+from . import estimate, pace, wording
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def check(
     findings += [Finding(name, "", "", 0, 0, reason) for name, reason in (refused or {}).items()]
     examination = examine(request, inputs, host, _serves(host) if inputs else None)
     problems = [_in_the_tabs_words(problem, request, names, host) for problem in examination.problems]
-    warnings = list(examination.warnings)
+    warnings = [_in_the_tabs_words(warning, request, names, host) for warning in examination.warnings]
     if len(findings) == 1:
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
     seconds = estimate.seconds(estimate.stages(request, host, draw=draw), pace.key_of(request, host))
@@ -117,7 +117,7 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
     try:
         given = load_input(concept, host, shapes_only=True)
     except LoraclrError as error:
-        text = str(error).replace(concept.lora, name)
+        text = wording.plain(str(error), {concept.lora: name})
         return (Finding(name, concept.trigger, concept.kind, 0, 0, text),)
     rank = max((factors.rank for factors in given.deltas.values()), default=0)
     found, lora, warnings = given.concept, running.find_lora(name), given.warnings
@@ -152,12 +152,10 @@ def _serves(host: Host) -> dict[str, str] | None:
     return _served.get(host.checkpoint)
 
 
-def _in_the_tabs_words(problem: str, request: MergeRequest, names: Sequence[str], host: Host) -> str:
+def _in_the_tabs_words(said: str, request: MergeRequest, names: Sequence[str], host: Host) -> str:
     """A message of the core with the WebUI's names in place of paths, and the tab's fields in place of flags."""
-    for concept, name in zip(request.concepts, names, strict=True):
-        problem = problem.replace(concept.lora, name)
-    problem = problem.replace(str(host.checkpoint_path), host.checkpoint)
-    return problem.replace(" (trigger=…)", "").replace(" (kind=style)", " (its kind)")
+    known = {concept.lora: name for concept, name in zip(request.concepts, names, strict=True)}
+    return wording.plain(said, {**known, str(host.checkpoint_path): host.checkpoint})
 
 
 def _shortage(needed_mb: float, host: Host, *, refining: bool) -> str | None:
