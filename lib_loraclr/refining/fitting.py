@@ -108,7 +108,7 @@ def saved_bytes(run: Callable[[], object], there: Collection[int] = ()) -> int:
     def count(tensor: Tensor) -> Tensor:
         if (address := _address(tensor)) not in there:
             storages[address] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # a layer's output itself would hold its graph, and that the output: for good
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
