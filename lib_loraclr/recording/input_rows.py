@@ -37,7 +37,7 @@ class Reservoir:
         tags = torch.cat([self._tags, drawn[better]])
         best = tags.argsort(descending=True, stable=True)[: self.capacity]
         chosen = best[best >= self.capacity]
-        rows = gather(better[chosen - self.capacity]).detach().to("cpu", torch.float16)
+        rows = in_half(gather(better[chosen - self.capacity]).detach())
         if self._rows is None:
             self._rows = torch.empty(self.capacity, rows.shape[1], dtype=torch.float16)
         # In place: a new tensor for every call would leave the heap in pieces that add up to more than the budget.
@@ -52,6 +52,19 @@ class Reservoir:
             return torch.empty(0, 0, dtype=torch.float16)
         order = self._tags.argsort(descending=True, stable=True)
         return self._rows[order[: int((self._tags >= 0).sum())]]
+
+
+def in_half(rows: Tensor) -> Tensor:
+    """Rows `[m, d_in]` as fp16 on the CPU; a row that is too large for it keeps its direction and counts for less.
+
+    A model in fp32 or bf16 may well have activations above 65504, and one of them is no reason to end a merge. Infinity and NaN
+    stay what they are: the model overflowed.
+    """
+    most = torch.finfo(torch.float16).max
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    if (largest > most).any():
+        rows = rows * (most / largest).clamp(max=1)
+    return rows.to("cpu", torch.float16)
 
 
 def input_rows(module: nn.Module, x: Tensor) -> tuple[int, Callable[[Tensor], Tensor]]:

@@ -312,3 +312,12 @@ def test_a_real_model_shares_what_it_should(host: Host) -> None:
         assert served[query] == served[query[:-1] + "k"] == served[query[:-1] + "v"]
         assert served[query] not in cross
     assert len(set(served.values())) < 0.8 * len(served)
+
+
+def test_a_row_too_large_for_half_precision_keeps_its_direction_and_one_that_is_none_is_seen() -> None:
+    rows = torch.tensor([[1.0, -2.0, 3.0], [1e5, -2e5, 4e5], [float("inf"), 1.0, 1.0], [float("nan"), 1.0, 1.0]])
+    kept = Reservoir(4, seed=0)
+    kept.update(4, lambda chosen: rows[chosen])
+    found = {tuple(row.tolist()) for row in kept.result()[kept.result().isfinite().all(dim=1)]}
+    assert (1.0, -2.0, 3.0) in found and (16376.0, -32752.0, 65504.0) in found and len(found) == 2
+    assert int((~kept.result().isfinite()).any(dim=1).sum()) == 2, "the model overflowed, and that is said later"
