@@ -39,11 +39,11 @@ def parts() -> dict[str, nn.Module]:
 
 
 def weights() -> str:
-    """A hash of every bit of every parameter, and of whether it is the very parameter that Forge made."""
+    """A hash of every bit of every parameter, and of whether it was made as Forge makes them."""
     digest = hashlib.sha256()
     for name, part in parts().items():
         for path, parameter in part.named_parameters():
-            digest.update(f"{name} {path} {parameter.dtype} {parameter.is_inference()} {id(parameter)}".encode())
+            digest.update(f"{name} {path} {parameter.dtype} {parameter.is_inference()}".encode())
             digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
