@@ -197,7 +197,8 @@ def _branch_is_better(module: nn.Module, x: Tensor, weight: Tensor, deltas: list
 def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tensor:
     """`weight` plus the deltas of its parts, added in fp32 and rounded once to the precision that it is used in."""
     with _without_autocast():
-        changed = weight.float()
+        # Forge keeps weights that a card has no room for in the computer's memory
+        changed = weight.to(parts[0][1].up.device, torch.float32)
         for layer, factors in parts:
             if layer.channels is not None:
                 halves = (_added(changed[:, : layer.channels], factors), changed[:, layer.channels :])

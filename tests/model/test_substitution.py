@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lib_loraclr.model import substitution
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors, concatenate
 from lib_loraclr.model.substitution import Layer, substituted
@@ -350,3 +351,11 @@ def test_whoever_observes_a_call_sees_the_changed_weight(model: Model, picture: 
     finally:
         handle.remove()
     assert distance(seen[0], expected) < ADDED
+
+
+def test_a_weight_that_is_kept_elsewhere_comes_to_its_factors():
+    """As where Forge keeps weights off the card; the device without memory stands for the card."""
+    layer = Layer.of(torch.nn.Linear(3, 2, bias=False))
+    factors = Factors(torch.ones(2, 1, device="meta"), torch.ones(1, 3, device="meta"))
+    changed = substitution._changed_weight(layer.weight, [(layer, factors)])
+    assert changed.device.type == "meta" and layer.weight.device.type == "cpu"
