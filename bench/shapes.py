@@ -170,7 +170,7 @@ class ShapesHost:
         return self._layers
 
     def apply(self, deltas: Mapping[str, Factors]):
-        return substituted(self._layers, deltas) if self._substitute else nullcontext()
+        return substituted(self._layers, deltas, self.device) if self._substitute else nullcontext()
 
     def encode(self, prompts: Sequence[str]) -> model.Conditioning:
         for shapes, same in self._texts:

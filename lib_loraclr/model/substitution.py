@@ -111,13 +111,14 @@ def adaptable_layers(module: nn.Module) -> dict[str, Layer]:
 
 
 @contextmanager
-def substituted(layers: Mapping[str, Layer], deltas: Deltas) -> Iterator[None]:
+def substituted(layers: Mapping[str, Layer], deltas: Deltas, device: torch.device) -> Iterator[None]:
     """Run the model with `W + up @ down` in every layer named in `deltas`.
 
     Args:
         layers: layer key -> layer of the model
-        deltas: layer key -> factors, up `[d_out, r]`, down `[r, d_in]`; or several, all added. Those that are on another device
-            than their layer are copied to it, and are there for as long as the context is open
+        deltas: layer key -> factors, up `[d_out, r]`, down `[r, d_in]`; or several, all added. They may lie anywhere
+        device: that the model runs on, to which they are copied for as long as the context is open. Not that of its weights: a
+            host may keep those elsewhere while they are not in use
 
     Raises:
         KeyError: a delta names a layer that the model does not have
@@ -127,7 +128,7 @@ def substituted(layers: Mapping[str, Layer], deltas: Deltas) -> Iterator[None]:
         layer = layers[key]
         parts = by_parameter.setdefault((layer.module, layer.owner, layer.parameter), [])
         several = delta if isinstance(delta, tuple) else (delta,)
-        parts += [(layer, factors.to(layer.weight.device)) for factors in several]
+        parts += [(layer, factors.to(device)) for factors in several]
     with ExitStack() as stack:
         for (module, owner, name), parts in by_parameter.items():
             stack.enter_context(_substituted_parameter(module, owner, name, parts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from lib_loraclr.model import substitution
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors, concatenate
-from lib_loraclr.model.substitution import Layer, substituted
+from lib_loraclr.model.substitution import Layer
+from lib_loraclr.model.substitution import substituted as substituted_on
 from lib_loraclr.progress import Progress
 from lib_loraclr.recording.examples import Examples
 from lib_loraclr.recording.predictor import Predictor
@@ -23,6 +25,8 @@ from lib_loraclr.refining.refinement import refine
 from lib_loraclr.request.merge_request import RecordingOptions
 from lib_loraclr.request.phrases import Part, Phrase
 from lib_loraclr.solving.objective import RefinementOptions, Terms
+
+substituted = partial(substituted_on, device=torch.device("cpu"))
 
 #: relative; `W + up @ down` is added in fp32 whatever the model's precision, so that float64 models round there too
 ADDED = 1e-6

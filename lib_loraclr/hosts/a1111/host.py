@@ -77,7 +77,7 @@ class A1111Host:
 
         Those change nothing as long as `networks.loaded_networks` is empty, whatever `lora_functional` says.
         """
-        return substituted(self._layers, deltas)
+        return substituted(self._layers, deltas, self.device)
 
     def knowing(self, embeddings: Mapping[str, Tensor]) -> AbstractContextManager[tuple[str, ...]]:
         return known(self.model, embeddings, self.checkpoint)

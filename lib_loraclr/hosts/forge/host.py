@@ -70,7 +70,7 @@ class ForgeHost:
         return self._layers
 
     def apply(self, deltas: Deltas) -> AbstractContextManager[None]:
-        return substituted(self._layers, deltas)
+        return substituted(self._layers, deltas, self.device)
 
     def knowing(self, embeddings: Mapping[str, Tensor]) -> AbstractContextManager[tuple[str, ...]]:
         return known(self.model, embeddings, self.checkpoint)
