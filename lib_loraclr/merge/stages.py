@@ -215,12 +215,17 @@ class Stages:
         self.progress.start(stage, len(keys))
         merged = {}
         for key in keys:
-            merged[key] = merge_layer(self._problem(key, recorded), procedure.method, procedure.options, cut)
+            problem = self._problem(key, recorded, weight=procedure.method.weight)
+            merged[key] = merge_layer(problem, procedure.method, procedure.options, cut)
             self.progress.advance(1, key)
         return merged
 
-    def _problem(self, key: str, recorded: Sequence[_Recorded]) -> LayerProblem:
-        """One layer, on the model's device in fp32."""
+    def _problem(self, key: str, recorded: Sequence[_Recorded], *, weight: bool = False) -> LayerProblem:
+        """One layer, on the model's device in fp32.
+
+        Args:
+            weight: whether the layer's own weight is asked for
+        """
         deltas = [lora.deltas.get(key) for lora in self.inputs]
         recordings = tuple(
             Recording(
@@ -232,9 +237,9 @@ class Stages:
             )
             for teacher, inputs in recorded
         )
-        return LayerProblem(
-            key, tuple(delta and delta.to(self.host.device, torch.float32) for delta in deltas), recordings
-        )
+        to = (self.host.device, torch.float32)
+        own = self.host.layers()[key].weight.detach().flatten(1).to(*to) if weight else None
+        return LayerProblem(key, tuple(delta and delta.to(*to) for delta in deltas), recordings, own)
 
     def refine(
         self, layers: Mapping[str, MergedLayer], examples: Sequence[Examples], options: RefinementOptions

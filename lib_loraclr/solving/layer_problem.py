@@ -47,11 +47,13 @@ class LayerProblem:
         deltas: one per concept, its weight inside: up `[d_out, r_i]`, down `[r_i, d_in]`; None where a concept does not
             change this layer
         recordings: of its inputs; empty for methods that need none
+        weight: the layer's own, `[d_out, d_in]`; for methods that ask for it
     """
 
     key: str
     deltas: tuple[Factors | None, ...]
     recordings: tuple[Recording, ...] = ()
+    weight: Tensor | None = None
 
     @property
     def present(self) -> list[Factors]:

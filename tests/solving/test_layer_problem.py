@@ -50,7 +50,7 @@ def random_problem(
         Recording(shared + draw(rows + k, d_in), own, 1.0 + 0.5 * k, others)
         for k, (own, others) in enumerate(zip(active, rivals, strict=True))
     )
-    return LayerProblem("lora_unet_layer", deltas, recordings)
+    return LayerProblem("lora_unet_layer", deltas, recordings, draw(d_out, d_in))
 
 
 def dense_target(problem: LayerProblem, active: tuple[int, ...]) -> Tensor:

@@ -17,7 +17,7 @@ from lib_loraclr.solving import methods
 from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 from lib_loraclr.solving.methods import METHODS, LayerResult, Method, find_method, merge_method
 from lib_loraclr.solving.methods.contrastive import STEPS, ContrastiveOptions, refinement_options
-from lib_loraclr.solving.methods.paper import PaperOptions, paper_loss
+from lib_loraclr.solving.methods.paper import PaperObjective, PaperOptions
 from tests.solving.test_layer_problem import dense_gram, dense_target, random_problem, slow_units
 
 #: relative, by method: float64 rounding through one factorisation, where nothing else is said
@@ -47,7 +47,7 @@ PROBLEMS = {
     "one rank each": random_problem(ranks=(1, 1)),
     "one concept missing": random_problem(ranks=(2, None, 3)),
     "all but one missing": random_problem(ranks=(None, 2, None)),
-    "LoRA-sized deltas": random_problem(scale=1e-5),
+    "LoRA-sized deltas": random_problem(scale=1e-3),
 }
 
 
@@ -214,8 +214,9 @@ OPTIONS = [(method, item) for method in METHODS.values() for item in schema(meth
 
 @pytest.mark.parametrize("method, item", OPTIONS, ids=[f"{method.name}-{item.name}" for method, item in OPTIONS])
 def test_every_option_is_in_force_by_default(method: Method, item) -> None:
-    """Deltas so small that the paper's absolute margin acts too."""
+    """Outputs so small that the paper's absolute margin acts too."""
     problem = random_problem(scale=1e-3)
+    problem = replace(problem, weight=1e-3 * problem.weight)
     other = item.choices[-1] if item.choices else item.type(item.default * 2 or 7)
     changed = method.options(**{item.name: other})
     if method.name == "contrastive" and item.name in AT_THE_OUTPUT:
@@ -340,7 +341,7 @@ def test_it_does_not_matter_which_factor_holds_the_scale(method: Method, toleran
 
     deltas = (Factors(draw(180, 128) / 128, draw(128, 170)), Factors(draw(180, 32), draw(32, 170)))
     recordings = tuple(Recording(draw(40, 170), (i,), 1.0, ((1 - i,),)) for i in range(2))
-    problem = LayerProblem("lora_unet_layer", deltas, recordings)
+    problem = LayerProblem("lora_unet_layer", deltas, recordings, draw(180, 170))
     moved = Factors(deltas[0].up * scale, deltas[0].down / scale)
     first, second = merge(method, problem), merge(method, replace(problem, deltas=(moved, deltas[1])))
     assert distance(second.factors.dense(), first.factors.dense()) < max(tolerance, 1e-8)
@@ -417,24 +418,61 @@ def test_efforts_say_what_is_done_at_the_output() -> None:
     )
 
 
-def test_the_papers_loss_is_the_published_formula() -> None:
-    problem = random_problem(scale=0.05, rows=4)
-    problem = replace(
-        problem, recordings=tuple(replace(recording, inputs=recording.inputs[:4]) for recording in problem.recordings)
-    )
-    options = PaperOptions(margin=0.6, lambda_delta=0.01, mse=0.1)
-    targets = [recording.inputs @ dense_target(problem, recording.active).mT for recording in problem.recordings]
-    delta = dense_target(problem, (0,)) * 0.5
-    outputs = [recording.inputs @ delta.mT for recording in problem.recordings]
-    expected, hinges = options.lambda_delta * float(delta.norm()), []
-    for i, target in enumerate(targets):
-        positive = float((target - outputs[i]).norm())
-        nearest = min(float((target - output).norm()) for j, output in enumerate(outputs) if j != i)
+def published_loss(problem: LayerProblem, delta: Tensor, options: PaperOptions) -> tuple[float, list[float]]:
+    """The second way: eq. 3 to 6 as they stand, with the whole outputs `Y`; and the hinges."""
+    concepts = [recording for recording in problem.recordings if recording.active]
+    wanted = [r.inputs @ (problem.weight + dense_target(problem, r.active)).mT for r in concepts]
+    merged = [r.inputs @ (problem.weight + delta).mT for r in concepts]
+    total, hinges = 0.0, []
+    for i, own in enumerate(wanted):
+        positive = float((own - merged[i]).norm())
+        nearest = min(float((own - other).norm()) for j, other in enumerate(merged) if j != i)
         hinges.append(max(0.0, options.margin - nearest))
-        mse = options.mse * positive**2 / target.numel()
-        expected += (positive**2 + mse + hinges[-1] ** 2) / len(targets)
+        total += positive**2 + options.mse * positive**2 / own.numel() + hinges[-1] ** 2
+    return total / len(concepts) + options.lambda_delta * float(delta.norm()), hinges
+
+
+def few_rows(problem: LayerProblem) -> LayerProblem:
+    """As many in each recording."""
+    return replace(problem, recordings=tuple(replace(r, inputs=r.inputs[:4]) for r in problem.recordings))
+
+
+def test_the_papers_loss_is_the_published_formula() -> None:
+    problem = few_rows(random_problem(scale=0.05, rows=4))
+    delta = dense_target(problem, (0,)) * 0.5
+    far, _ = published_loss(problem, delta, PaperOptions(margin=0.0))
+    # a margin between the nearest others: some hinges act, some do not
+    _, hinges = published_loss(problem, delta, PaperOptions(margin=1e6))
+    margin = 1e6 - sorted(hinges)[len(hinges) // 2]
+    options = PaperOptions(margin=margin + 1e-3, lambda_delta=0.01, mse=0.1)
+    expected, hinges = published_loss(problem, delta, options)
     assert min(hinges) == 0 < max(hinges)
-    assert float(paper_loss(delta, problem, targets, options)) == pytest.approx(expected, rel=CLOSE)
+    loss, acting = PaperObjective(problem, options)(delta)
+    assert float(loss) == pytest.approx(expected, rel=CLOSE)
+    assert acting == sum(h > 0 for h in hinges) / len(hinges)
+    assert expected != pytest.approx(far, rel=CLOSE), "control: the hinges are in it"
+    without = PaperObjective(replace(problem, weight=torch.zeros_like(problem.weight)), options)(delta)[0]
+    assert float(without) != pytest.approx(expected, rel=CLOSE), "control: so are the base outputs"
+
+
+def test_the_papers_result_is_the_best_iterate_by_adamw() -> None:
+    """Steps far too long: the last iterate is worse than the first."""
+    problem = few_rows(random_problem(scale=0.05, rows=4))
+    options = PaperOptions(iterations=6, learning_rate=0.5)
+    delta = torch.zeros_like(problem.weight, requires_grad=True)
+    optimizer = torch.optim.AdamW([delta], lr=0.5, weight_decay=1e-4)
+    losses, points = [], []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss, _ = PaperObjective(problem, options)(delta)
+        losses.append(float(loss.detach()))
+        points.append(delta.detach().clone())
+        loss.backward()
+        optimizer.step()
+    best = losses.index(min(losses))
+    assert best < 5, "control"
+    found = dense("paper", problem, iterations=6, learning_rate=0.5)
+    assert torch.allclose(found, points[best], rtol=1e-6, atol=1e-9)
 
 
 def test_the_papers_method_reaches_a_lora_if_it_is_given_the_steps() -> None:

@@ -24,7 +24,7 @@ def single(problem: LayerProblem, deltas: float = 1.0, inputs: float = 1.0) -> L
     """In fp32, as merges are, in other units."""
     scaled = tuple(d and Factors((d.up * deltas).float(), d.down.float()) for d in problem.deltas)
     recorded = tuple(replace(r, inputs=(r.inputs * inputs).float()) for r in problem.recordings)
-    return replace(problem, deltas=scaled, recordings=recorded)
+    return replace(problem, deltas=scaled, recordings=recorded, weight=problem.weight.float())
 
 
 def identical(problem: LayerProblem) -> LayerProblem:

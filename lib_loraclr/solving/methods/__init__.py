@@ -47,6 +47,7 @@ class Method:
         function: the method
         options: its option dataclass
         records: whether it needs recorded inputs
+        weight: whether it needs the layer's own weight
         refinement: (options, number of concepts) -> what to do at the model's output afterwards, or None for nothing
     """
 
@@ -57,6 +58,7 @@ class Method:
     function: MethodFunction
     options: type
     records: bool
+    weight: bool
     refinement: Callable[[Any, int], RefinementOptions | None]
 
     @property
@@ -82,6 +84,7 @@ def merge_method(
     source: str,
     options: type = NoOptions,
     records: bool = True,
+    weight: bool = False,
     refinement: Callable[[Any, int], RefinementOptions | None] = lambda options, concepts: None,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Register a merge method.
@@ -94,7 +97,7 @@ def merge_method(
         if name in METHODS:
             raise ValueError(f"the merge method {name!r} is registered twice")
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        METHODS[name] = Method(name, label, source, summary, function, options, records, refinement)
+        METHODS[name] = Method(name, label, source, summary, function, options, records, weight, refinement)
         return function
 
     return register
