@@ -44,6 +44,10 @@ _NO_MEMORY = (
     "The graphics memory ran out, and nothing was kept: choose effort Layers, merge fewer LoRAs at a time, or record smaller "
     "pictures (width and height under Advanced)."
 )
+_NO_RAM = (
+    "The computer's memory ran out, and nothing was kept: close other programs, lower the memory budget under Advanced, or merge "
+    "fewer LoRAs at a time."
+)
 
 
 @dataclass
@@ -194,13 +198,21 @@ def run(job: Job, *, lock_held: bool) -> None:
         _end(job, "failed", shown(error, job))
         raise LoraclrError(job.error) from error
     except BaseException as error:
-        text = _NO_MEMORY if is_out_of_memory(error) else wording.plain(f"{type(error).__name__}: {error}")
-        _end(job, "failed", text)
-        if is_out_of_memory(error):
-            raise LoraclrError(text) from error
+        ran_out = _ran_out(error)
+        _end(job, "failed", ran_out or wording.plain(f"{type(error).__name__}: {error}"))
+        if ran_out:
+            raise LoraclrError(ran_out) from error
         raise
     finally:
         _let_go()
+
+
+def _ran_out(error: BaseException) -> str:
+    """What to say where memory ran out; empty where something else went wrong."""
+    if is_out_of_memory(error):
+        return _NO_MEMORY
+    ram = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    return _NO_RAM if ram else ""
 
 
 def _end(job: Job, state: str, error: str = "") -> None:

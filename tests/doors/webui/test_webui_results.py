@@ -175,6 +175,21 @@ def test_where_the_cards_memory_runs_out_the_remedy_is_said(
 
 
 @pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_where_the_computers_memory_runs_out_the_remedy_is_said(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    bound, values = tab(doors)
+    let_fail(doors, monkeypatch, "jobs", "merge_loras", error)
+    view, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
+    assert "The computer&#x27;s memory ran out" in view and "memory budget" in view and "alloc" not in view
+    assert doors.reported == []
+
+
+@pytest.mark.parametrize(
     "error", [LoraclrError("NaNs in VAE"), Interrupted(), torch.cuda.OutOfMemoryError("out"), OSError("font")]
 )
 def test_a_finished_merge_is_not_thrown_away_for_its_picture(
