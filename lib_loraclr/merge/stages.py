@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import LoraclrError
 from ..files import DTYPES, is_text_encoder
-from ..model import LEAST_ROWS, Factors, Host
+from ..model import LEAST_ROWS, Factors, Host, free_cached, is_out_of_memory
 from ..progress import PlannedStage, Progress, Stage
 from ..recording import (
     Attempt,
@@ -55,6 +55,8 @@ from .stage_plan import (
     stopping_paths,
     subjects_beside,
 )
+
+_SOLVED_ON_CPU = "The graphics memory was too small for some layers: they were merged on the CPU, which takes longer."
 
 #: what a run of the model recorded: on whose prompts, and layer key -> `[n, d_in]`
 _Recorded = tuple[Teacher, Mapping[str, Tensor]]
@@ -215,13 +217,34 @@ class Stages:
         self.progress.start(stage, len(keys))
         merged = {}
         for key in keys:
-            problem = self._problem(key, recorded, weight=procedure.method.weight)
-            merged[key] = merge_layer(problem, procedure.method, procedure.options, cut)
+            merged[key] = self._merge_layer(key, procedure, cut, recorded)
             self.progress.advance(1, key)
         return merged
 
-    def _problem(self, key: str, recorded: Sequence[_Recorded], *, weight: bool = False) -> LayerProblem:
-        """One layer, on the model's device in fp32.
+    def _merge_layer(self, key: str, procedure: Procedure, cut: Cut, recorded: Sequence[_Recorded]) -> MergedLayer:
+        """One layer, on the CPU where the graphics card has no room for it."""
+
+        def merged(device: torch.device) -> MergedLayer:
+            problem = self._problem(key, recorded, device, weight=procedure.method.weight)
+            return merge_layer(problem, procedure.method, procedure.options, cut)
+
+        device = self.host.device
+        try:
+            return merged(device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # here, where the error and all that it holds on the card are gone
+        free_cached(device)
+        if _SOLVED_ON_CPU not in self.warnings:
+            self.warnings += (_SOLVED_ON_CPU,)
+        layer = merged(torch.device("cpu"))
+        return replace(layer, factors=layer.factors.to(device))
+
+    def _problem(
+        self, key: str, recorded: Sequence[_Recorded], device: torch.device, *, weight: bool = False
+    ) -> LayerProblem:
+        """One layer in fp32.
 
         Args:
             weight: whether the layer's own weight is asked for
@@ -229,7 +252,7 @@ class Stages:
         deltas = [lora.deltas.get(key) for lora in self.inputs]
         recordings = tuple(
             Recording(
-                inputs[self.serves[key]].to(self.host.device, torch.float32),
+                inputs[self.serves[key]].to(device, torch.float32),
                 teacher.active,
                 teacher.importance,
                 tuple(teacher.rivals(self.subjects)),
@@ -237,7 +260,7 @@ class Stages:
             )
             for teacher, inputs in recorded
         )
-        to = (self.host.device, torch.float32)
+        to = (device, torch.float32)
         own = self.host.layers()[key].weight.detach().flatten(1).to(*to) if weight else None
         return LayerProblem(key, tuple(delta and delta.to(*to) for delta in deltas), recordings, own)
 
@@ -266,7 +289,7 @@ class Stages:
         ]
         cut = {}
         for key, layer in layers.items():
-            problem = self._problem(key, recorded)
+            problem = self._problem(key, recorded, self.host.device)
             truncated = self.cut(here[key].to(torch.float32), problem.called_inputs() or None)
             cut[key] = replace(layer, factors=truncated.factors.to("cpu"), kept=truncated.kept)
             self.progress.advance(0, key)

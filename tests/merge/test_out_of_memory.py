@@ -1,0 +1,57 @@
+"""A graphics card that runs out of memory while layers are merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_loraclr.merge import stages
+from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
+from tests import tiny_checkpoints as tiny
+from tests.small import PROMPTS, measure_on_little
+from tests.tiny_hosts import Open, random_lora
+
+
+def test_layers_that_do_not_fit_are_merged_on_the_cpu_and_the_report_says_so(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure_on_little(monkeypatch, paths=1, steps=2)
+    host = opened(tiny.SD1)
+    concepts = tuple(Concept(str(random_lora(tmp_path / f"{n}.safetensors", host, seed=n))) for n in (1, 2))
+    recording = RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64)
+    asked = MergeRequest(concepts, method="ridge", prompts=PROMPTS, recording=recording)
+    usual, full = merge_loras(asked, host), 0
+    merge_layer = stages.merge_layer
+
+    def small_card(problem: Any, *rest: Any) -> Any:
+        nonlocal full
+        if not full % 3:  # the first of them, and then some
+            full += 1
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        full += 1
+        return merge_layer(problem, *rest)
+
+    monkeypatch.setattr(stages, "merge_layer", small_card)
+    spared: Merge = merge_loras(asked, host)
+    told = [warning for warning in spared.report.warnings if "merged on the CPU, which takes longer" in warning]
+    assert len(told) == 1 and full > 10, "once, however many layers there were"
+    assert not any("on the CPU" in warning for warning in usual.report.warnings), "control"
+    for key, factors in usual.factors.items():
+        assert torch.equal(spared.factors[key].up, factors.up) and torch.equal(spared.factors[key].down, factors.down)
+
+
+def test_another_error_ends_the_merge(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = opened(tiny.SD1)
+    concept = Concept(str(random_lora(tmp_path / "1.safetensors", host, seed=1)))
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(stages, "merge_layer", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        merge_loras(MergeRequest((concept,), method="weighted_sum", prompts=PROMPTS), host)
