@@ -15,7 +15,7 @@ REQUEST = {
     "concepts": [{"lora": "fox-face", "trigger": "sks animal"}, {"lora": "penguin", "trigger": "ohwx bird"}],
     "method": "contrastive",
     "options": {"effort": "fast"},
-    "recording": {"height": 128, "width": 128},
+    "recording": {"height": 128, "width": 128, "paths": 2, "steps": 4},
 }
 
 
