@@ -23,7 +23,7 @@ from lib_loraclr.request.output_names import output_path
 
 def untouched(prompt: str, work: str, names: Sequence[str], functional: bool = False, **changes: Any) -> dict[str, Any]:
     """The same picture before and after a piece of work; and whether anything of ours is left on the model."""
-    with settings(lora_functional=functional):
+    with settings(**({"lora_functional": True} if functional else {})):  # Forge Neo has no such setting
         before = picture(prompt, **changes)
         flags = _traces()
         outcome = _WORKS[work](list(names))
