@@ -278,6 +278,7 @@ def embeddings_like_forge(name: str, prompt: str) -> dict[str, Any]:
             file = Path(folder) / f"{key.split('.')[1]}.pt"
             torch.save({"string_to_param": {"*": vectors}, "name": file.stem}, file)
             for database in databases:
+                database.expected_shape = -1  # the tests' text encoders are narrower than any that Forge knows
                 database.load_from_file(str(file), file.name)
             theirs = host.encode([prompt]).tensors["context"]
             for database in databases:

@@ -29,10 +29,10 @@ def encode(model: Any, family: Family, prompts: Sequence[str]) -> Conditioning:
         tensors = _read(engines, texts)
         tensors["length"] = torch.full((len(texts),), tensors["context"].shape[1])
         if family.compvis_unet:  # SDXL and its refiner
-            negative = texts == [""]
-            if negative:
+            options, negative = webui.module("shared").opts, texts == [""]
+            # a setting in Forge Neo
+            if negative and getattr(options, "sdxl_zero_neg", True):
                 tensors["context"], tensors["pooled"] = (torch.zeros_like(tensors[n]) for n in ("context", "pooled"))
-            options = webui.module("shared").opts
             score = options.sdxl_refiner_low_aesthetic_score if negative else options.sdxl_refiner_high_aesthetic_score
             tensors["score"] = torch.full((len(texts),), float(score))
         else:

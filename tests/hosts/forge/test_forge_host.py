@@ -72,6 +72,15 @@ def test_xl_is_told_the_size_of_the_picture_and_an_empty_prompt_is_zeros(forge_x
     assert forge_xl.encode([""]).tensors["context"].abs().max() == 0
 
 
+def test_an_empty_prompt_is_read_where_the_setting_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Forge Neo's `sdxl_zero_neg`."""
+    webui = ForgeStandIn(folder, "SDXL").install(monkeypatch)
+    webui.shared.opts.sdxl_zero_neg = False
+    with forge.session() as host:
+        found = host.encode([""]).tensors
+        assert found["context"].abs().max() > 0 and found["pooled"].abs().max() > 0 and found["score"].item() == 2.5
+
+
 def test_prompts_are_encoded_together_but_for_those_that_would_change_others(forge_host: forge.ForgeHost):
     calls = forge_host.model.text_processing_engine.calls
     calls.clear()
