@@ -41,7 +41,6 @@ def whole(way: Way) -> dict[str, Any]:
     way.pick("style-mono")
     seen["edited"] = way.field("penguin", "te_weight").input_value()
     seen["kind"] = way.field("style-mono", "kind").input_value()
-    seen["name"] = page.locator("#loraclr_name input").input_value()
     page.locator("[data-all='unet_weight']").fill("0.8")
     seen["bulk"] = [field.input_value() for field in page.locator(".loraclr-concept [data-field='unet_weight']").all()]
     return {**seen, **_merge(way), **_use(way)}
@@ -57,6 +56,8 @@ def _merge(way: Way) -> dict[str, Any]:
     way.shot("3-running")
     seen["result"] = way.wait_for_the_result()
     way.shot("4-result")
+    way.drop("style-mono")  # what is chosen next is another merge
+    seen["name"] = way.page.locator("#loraclr_name input").input_value()
     return seen
 
 
@@ -91,9 +92,14 @@ def overwrite(way: Way) -> dict[str, Any]:
         way.pick(*(["pizza"] if first else []), partner)
         if first:
             way.quick(picture=False)
-        page.locator("#loraclr_name input").fill("again")
         page.click("#loraclr_generate")
         way.wait_for_the_result(picture=False)
+        page.locator("#loraclr_name input").fill("../again")
+        page.locator("#loraclr_name input").blur()
+        page.wait_for_selector("#loraclr_name_note .loraclr-error", timeout=MINUTES)
+        page.locator("#loraclr_name input").fill("again")
+        page.locator("#loraclr_name input").blur()
+        page.wait_for_selector("#loraclr_name_note .loraclr-error", state="detached", timeout=MINUTES)
         if first:
             seen["replace offered at once"] = page.locator("#loraclr_replace").is_visible()
             way.keep()
@@ -207,7 +213,6 @@ def hasty(way: Way) -> dict[str, Any]:
     tokens = page.locator("#loraclr_loras .token")
     seen: dict[str, Any] = {"chosen": tokens.count()}
     page.wait_for_function("document.querySelectorAll('.loraclr-concept').length === 3", timeout=MINUTES)
-    seen["name"] = page.locator("#loraclr_name input").input_value()
     box.blur()
     way.quick(picture=False)
     box.click()
@@ -221,6 +226,7 @@ def hasty(way: Way) -> dict[str, Any]:
     page.wait_for_selector("#loraclr_loras ul.options", state="detached", timeout=MINUTES)
     seen["interrupted"] = page.locator("#loraclr_interrupting").is_visible()
     way.wait_for_the_result(picture=False)
+    seen["name"] = page.locator("#loraclr_name input").input_value()
     way.keep()
     page.click("#loraclr_send")
     page.wait_for_selector("#txt2img_generate", state="visible", timeout=MINUTES)

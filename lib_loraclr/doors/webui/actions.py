@@ -12,10 +12,9 @@ import gradio as gr
 from modules import errors, util
 
 from ...errors import Interrupted, LoraclrError
-from ...hosts.a1111 import free_name
 from ...request import PromptOptions
 from ...solving import METHODS
-from . import catalogue, estimate, form, jobs, notes, pace, rows, settings, views
+from . import catalogue, estimate, form, jobs, naming, notes, pace, panel, rows, settings, views
 from .check import check as checked
 from .rows import Table
 
@@ -61,23 +60,15 @@ class Actions:
         chosen = catalogue.still_there([c.lora for c in concepts], listed)
         return [gr.update(choices=listed, value=chosen), table.dump(), message, templates, plain]
 
-    def select(self, shown: str, taken: str, chosen: list[str] | None, name: str, sub_folder: str) -> list[Any]:
-        """The selection changed: rows for it, and a free name unless the person wrote one.
+    def select(self, shown: str, taken: str, chosen: list[str] | None) -> list[Any]:
+        """The selection changed: rows for it.
 
         Returns:
-            rows, name, and for which selection they are: gradio drops what changes while it waits for an answer
+            rows, and for which selection they are: gradio drops what changes while it waits for an answer
         """
-        before = Table.parse(shown)
         names = [catalogue.name_of(item) for item in chosen or ()]
-        table = rows.selected(names, before, Table.parse(taken))
-        html = rows.render(table, rows.found(table.rows))
-        own = bool(name) and not (before.rows and form.is_proposed(name, before))
-        return [html, name if own else _free(table, sub_folder), json.dumps(chosen or [])]
-
-    def another(self, shown: str, name: str, sub_folder: str) -> str:
-        """A merge ended: a free name again, where the one that was proposed has been used."""
-        table = Table.parse(shown)
-        return _free(table, sub_folder) if form.is_proposed(name, table) else name
+        table = rows.selected(names, Table.parse(shown), Table.parse(taken))
+        return [rows.render(table, rows.found(table.rows)), json.dumps(chosen or [])]
 
     def times(self, chosen: list[str] | None, *values: Any) -> list[Any]:
         """The expected time beside each effort, once something is chosen and the model is not busy.
@@ -130,14 +121,13 @@ class Actions:
             job = jobs.Job(request, names, draw, task)
             jobs.run(job, lock_held=True)
         except LoraclrError as error:
-            return [notes.error(str(error)), *_nothing(), ""]
+            return panel.error(str(error))
         except Interrupted:
-            return [_INTERRUPTED, *_nothing(), ""]
+            return panel.message(_INTERRUPTED)
         except Exception as error:  # noqa: BLE001  (what was shown before is gone, and the tab must say so)
             errors.report("LoRACLR: the merge failed", exc_info=True)
-            text = f"{type(error).__name__}: {error}. Nothing was kept; the WebUI's log has the details."
-            return [notes.error(text), *_nothing(), ""]
-        return [*_result(job), gr.update(visible=False), job.id, ""]
+            return panel.error(f"{type(error).__name__}: {error}. Nothing was kept; the WebUI's log has the details.")
+        return panel.result(job)
 
     def interrupt(self, task: str) -> None:
         jobs.interrupt_task(task)
@@ -150,23 +140,17 @@ class Actions:
             task: that the page was waiting for when it was loaded anew; empty for none
 
         Returns:
-            view, picture, decision row, use row, message, job
+            as `notes.SHOWN`
         """
         waiting, shown, lost = jobs.waiting(), jobs.find(job_id), jobs.of_task(task)
-        if waiting and not (shown and shown.state == "finished"):
-            return [*_result(waiting), "", waiting.id]
-        if lost and lost.state == "failed":
-            return [notes.error(lost.error), *_nothing()[:3], "", ""]
-        if lost and lost.state == "interrupted":
-            return [_INTERRUPTED, *_nothing()[:3], "", ""]
         undecided = shown is not None and shown.state == "finished"
-        return [
-            gr.update(),
-            gr.update(),
-            gr.update() if undecided else gr.update(visible=False),
-            *[gr.update()] * 2,
-            job_id,
-        ]
+        if waiting and not undecided:
+            return panel.result(waiting)
+        if lost and lost.state == "failed":
+            return panel.error(lost.error)
+        if lost and lost.state == "interrupted":
+            return panel.message(_INTERRUPTED)
+        return panel.unchanged(job_id, decided=not undecided)
 
     # -- keeping
 
@@ -180,20 +164,25 @@ class Actions:
         """Another name was written: nobody has been asked whether that may be replaced."""
         return gr.update(visible=False)
 
+    def named(self, job_id: str, name: str, sub_folder: str) -> str:
+        """A name was written: what is wrong with it, beside it."""
+        job = jobs.find(job_id)
+        wrong = naming.obstacle(name, sub_folder, job.request.save_as) if job else ""
+        return notes.error(wrong) if wrong else ""
+
     def _keep(self, job_id: str, name: str, sub_folder: str, *, overwrite: bool) -> list[Any]:
         """Write the file.
 
         Returns:
-            message, decision row, use row, replace button, what the browser needs to know, name
+            message, decision, use row, replace button, what the browser needs to know
         """
         try:
             job = _job(job_id)
-            wanted = name.strip() or free_name(form.short_name(job.names))
-            jobs.keep(job, form.whole_name(wanted, sub_folder), overwrite=overwrite)
-        except jobs.NameTaken as error:
-            return [notes.error(str(error)), gr.update(), gr.update(), gr.update(visible=True), "", gr.update()]
+            wanted = name.strip() or naming.proposed(job.names, job.request.save_as)
+            jobs.keep(job, naming.whole_name(wanted, sub_folder), overwrite=overwrite)
         except LoraclrError as error:
-            return [notes.error(str(error)), gr.update(), gr.update(), gr.update(visible=False), "", gr.update()]
+            taken = gr.update(visible=isinstance(error, jobs.NameTaken))
+            return [notes.error(str(error)), gr.update(), gr.update(), taken, ""]
         known = json.dumps(
             {
                 "tag": views.tag(job),
@@ -203,14 +192,14 @@ class Actions:
             }
         )
         hidden, visible = gr.update(visible=False), gr.update(visible=True)
-        return [views.kept_view(job), hidden, visible, hidden, known, job.kept.name]
+        return [views.kept_view(job), hidden, visible, hidden, known]
 
     def discard(self, job_id: str) -> list[Any]:
         try:
             jobs.discard(_job(job_id))
         except LoraclrError as error:
-            return [notes.error(str(error)), *_nothing()[:-1], "", ""]
-        return [notes.note("Discarded. Nothing was written."), *_nothing()[:-1], "", ""]
+            return panel.error(str(error))
+        return panel.message(notes.note("Discarded. Nothing was written."))
 
     def open_folder(self, job_id: str) -> None:
         job = jobs.find(job_id)
@@ -224,15 +213,6 @@ class Actions:
 def _complete(table: str, chosen: list[str] | None) -> Table:
     """The rows, and one for every LoRA that was chosen so quickly that the browser has not drawn its row yet."""
     return rows.selected([catalogue.name_of(item) for item in chosen or ()], Table.parse(table), Table())
-
-
-def _free(table: Table, sub_folder: str) -> str:
-    """A name for what is chosen that no LoRA has yet."""
-    proposed = form.proposed_name(table)
-    try:
-        return free_name(proposed, sub_folder.strip()).rsplit("/", 1)[-1] if proposed else ""
-    except LoraclrError:
-        return proposed
 
 
 def _listing(chosen: list[str] | None, *, rescan: bool) -> list[Any]:
@@ -256,18 +236,6 @@ def _instead(before: str, words: str, lines: str, prefix: str = "") -> str:
 def _efforts(seconds: dict[str, float]) -> Any:
     choices = [(f"{name.capitalize()} (est. {notes.duration(taken)})", name) for name, taken in seconds.items()]
     return gr.update(choices=choices) if choices else gr.update()
-
-
-def _result(job: jobs.Job) -> list[Any]:
-    picture = job.result.preview
-    image = gr.update(value=picture, visible=picture is not None)
-    return [views.result_view(job), image, gr.update(visible=True), gr.update(visible=False)]
-
-
-def _nothing() -> list[Any]:
-    """No picture, no decision, no use, nothing to replace, no job."""
-    hidden = gr.update(visible=False)
-    return [gr.update(value=None, visible=False), hidden, hidden, hidden, ""]
 
 
 def _job(job_id: str) -> jobs.Job:

@@ -23,7 +23,6 @@ class Fields:
 
     Attributes:
         fields: what becomes the request (`form.settings`), by name
-        name, sub_folder: of the new LoRA
         preset: the radio that fills the templates
         draw: whether a picture is drawn
         method_boxes: method -> the column with its options
@@ -43,24 +42,6 @@ class Fields:
             tooltip="Layers merges layer by layer and needs no gradients; the others then refine what the model draws. "
             "Times are estimates: Check measures this computer anew, and every merge makes them better",
         )
-        with FormRow(elem_id="loraclr_name_row"):
-            self.name = gr.Textbox(
-                label="Name of the new LoRA",
-                placeholder="a free name is proposed",
-                elem_id="loraclr_name",
-                max_lines=1,
-                tooltip="Used when you keep the result; you can still change it then",
-            )
-            self.sub_folder = gr.Textbox(
-                value=settings.value("loraclr_sub_folder"),
-                label="Sub-folder",
-                placeholder="none",
-                elem_id="loraclr_sub_folder",
-                max_lines=1,
-                tooltip="Inside the LoRA folder",
-                scale=0,
-                min_width=140,
-            )
 
     def _advanced(self) -> None:
         with gr.Accordion("Prompts that are recorded", open=False, elem_id="loraclr_prompts"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import html
 
+#: the components of the result column, in the order of the events' outputs; to the last the WebUI adds the time taken
+SHOWN = ("view", "picture", "decide", "use", "replace", "name", "copy", "job", "log")
+
 WELCOME = (
     "<div class='loraclr-welcome'><p>The result appears here, before anything is written.</p>"
     "<ol><li>Choose LoRAs above; \u2199\ufe0f takes those of txt2img's prompt.</li>"

@@ -21,17 +21,14 @@ from ...hosts.a1111 import (
     InstalledCheckpoint,
     InstalledLora,
     find_lora,
-    free_checkpoint_name,
-    free_name,
     installed_loras,
     loaded_family,
 )
 from ...request import MergeRequest, schema
 from ...solving import METHODS, Procedure
 from . import check as checking
-from . import jobs, settings
+from . import jobs, naming, settings
 from .catalogue import obstacle, require_fitting
-from .form import short_name
 
 _EXAMPLE = {
     "concepts": [
@@ -217,11 +214,8 @@ def result(job_id: str, preview: bool = True) -> dict[str, Any]:
 
 def _free_name(job: jobs.Job) -> str | None:
     """A name that is free; None where the sub-folder of the settings is none that a file may be in."""
-    wanted = short_name(job.names)
     try:
-        if job.request.save_as == "checkpoint":
-            return free_checkpoint_name(wanted)
-        return free_name(wanted, settings.value("loraclr_sub_folder"))
+        return naming.free_whole_name(job.names, job.request.save_as)
     except LoraclrError:
         return None
 

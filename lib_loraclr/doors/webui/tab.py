@@ -15,6 +15,7 @@ from ...hosts import a1111
 from ...solving import EFFORT
 from . import notes, settings, start
 from .fields import Fields
+from .notes import SHOWN
 from .rows import Table, render
 
 
@@ -134,23 +135,8 @@ class _Tab:
                 elem_id="loraclr_picture",
                 show_download_button=False,
             )
-            with gr.Row(visible=False, elem_id="loraclr_decide") as self.decide:
-                self.keep = gr.Button(
-                    "Keep",
-                    variant="primary",
-                    elem_id="loraclr_keep",
-                    tooltip="Write the file, its card and its picture",
-                )
-                self.replace = gr.Button(
-                    "Replace existing",
-                    visible=False,
-                    variant="stop",
-                    elem_id="loraclr_replace",
-                    tooltip="Write over the LoRA of this name, with its card and its picture",
-                )
-                self.discard = gr.Button(
-                    "Discard", elem_id="loraclr_discard", tooltip="Nothing was written, nothing stays"
-                )
+            with gr.Column(visible=False, elem_id="loraclr_decide") as self.decide:
+                self._decision()
             with gr.Row(visible=False, elem_id="loraclr_use") as self.use:
                 self.send = gr.Button(
                     "Send to txt2img",
@@ -167,15 +153,53 @@ class _Tab:
                 )
             self.log = gr.HTML("", elem_id="loraclr_log")
 
+    def _decision(self) -> None:
+        """What a result is called, and what becomes of it."""
+        with FormRow(elem_id="loraclr_name_row"):
+            self.name = gr.Textbox(
+                label="Name of the new LoRA",
+                placeholder="a free name is proposed",
+                elem_id="loraclr_name",
+                max_lines=1,
+                tooltip="Of this result; prompts call it by that",
+            )
+            self.sub_folder = gr.Textbox(
+                value=settings.value("loraclr_sub_folder"),
+                label="Sub-folder",
+                placeholder="none",
+                elem_id="loraclr_sub_folder",
+                max_lines=1,
+                tooltip="Inside the LoRA folder",
+                scale=0,
+                min_width=140,
+            )
+        self.name_note = gr.HTML("", elem_id="loraclr_name_note")
+        with gr.Row(elem_id="loraclr_decide_buttons"):
+            self.keep = gr.Button(
+                "Keep",
+                variant="primary",
+                elem_id="loraclr_keep",
+                tooltip="Write the file, its card and its picture",
+            )
+            self.replace = gr.Button(
+                "Replace existing",
+                visible=False,
+                variant="stop",
+                elem_id="loraclr_replace",
+                tooltip="Write over the LoRA of this name, with its card and its picture",
+            )
+            self.discard = gr.Button("Discard", elem_id="loraclr_discard", tooltip="Nothing was written, nothing stays")
+
     def _connect(self) -> None:
         """The events; functions of javascript/loraclr.js put the task id and the table into the first inputs."""
         left, fields = self.left, list(self.left.fields.values())
+        self.shown = [getattr(self, name) for name in SHOWN]
         bound = _Actions(list(left.fields))
         listing = {"outputs": [self.picker, self.message], "show_progress": False}
         opened = self.opened.click(bound.open, [self.picker], **listing).then(
             bound.restore,
             [self.job, self.lost],
-            [self.view, self.picture, self.decide, self.use, self.log, self.job],
+            self.shown,
             _js="loraclrLost",
             show_progress=False,
         )
@@ -201,21 +225,14 @@ class _Tab:
             show_progress=False,
         )
         whole = [self.task, self.table, self.picker, self.job, self.left.draw, *fields]
-        shown = [self.view, self.picture, self.decide, self.use, self.replace, self.job]
         self.check.click(
             bound.check, whole, [self.view, left.fields[EFFORT]], _js="loraclrCollect", show_progress="minimal"
         )
         self.merge.click(
-            wrap_gradio_gpu_call(bound.merge, extra_outputs=[gr.update() for _ in shown]),
+            wrap_gradio_gpu_call(bound.merge, extra_outputs=[gr.update() for _ in SHOWN[1:]]),
             whole,
-            [*shown, self.log],
+            self.shown,
             _js="loraclrSubmit",
-            show_progress=False,
-        ).then(
-            bound.another,
-            [self.table, self.left.name, self.left.sub_folder],
-            [self.left.name],
-            _js="loraclrTable",
             show_progress=False,
         )
         for button in (self.interrupt, self.interrupting):
@@ -223,7 +240,7 @@ class _Tab:
         self._connect_result(bound)
 
     def _connect_selection(self, bound: _Actions, select: Callable[..., Any]) -> None:
-        """Rows, name and times for what is chosen.
+        """Rows and times for what is chosen.
 
         gradio drops an event while the answer to the one before is awaited, as when LoRAs are chosen quickly; so every answer
         says which selection it is for, and the browser asks again where that is not the one it has (`loraclrSettle`).
@@ -233,8 +250,8 @@ class _Tab:
         """
         chosen = select(
             bound.select,
-            [self.table, self.taken, self.picker, self.left.name, self.left.sub_folder],
-            [self.rows, self.left.name, self.answered],
+            [self.table, self.taken, self.picker],
+            [self.rows, self.answered],
             _js="loraclrTable",
             show_progress=False,
         )
@@ -246,15 +263,15 @@ class _Tab:
         timed.success(None, [self.picker, self.timed], _js="loraclrSettle")
 
     def _connect_result(self, bound: _Actions) -> None:
-        where = [self.job, self.left.name, self.left.sub_folder]
-        kept = [self.log, self.decide, self.use, self.replace, self.kept, self.left.name]
+        where = [self.job, self.name, self.sub_folder]
+        kept = [self.log, self.decide, self.use, self.replace, self.kept]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):
             button.click(write, where, kept, show_progress="minimal").then(None, [self.kept], _js="loraclrKept")
         for field in where[1:]:
             # what may be replaced is the name that was refused, not one that is written after it
             field.input(bound.another_name, outputs=[self.replace], show_progress=False)
-        gone = [self.view, self.picture, self.decide, self.use, self.replace, self.log, self.job]
-        self.discard.click(bound.discard, [self.job], gone, show_progress=False)
+            field.blur(bound.named, where, [self.name_note], show_progress=False)
+        self.discard.click(bound.discard, [self.job], self.shown, show_progress=False)
         self.send.click(None, [self.kept], _js="loraclrSend")
         self.copy.click(None, [self.kept], _js="loraclrCopy")
         self.folder.click(bound.open_folder, [self.job], show_progress=False)

@@ -7,17 +7,29 @@ import json
 import pytest
 import torch
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
-from webui_tab import CHOSEN, TABLE, let_fail, tab
+from webui_tab import CHOSEN, TABLE, let_fail, merged, shown, tab
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 
 
-def test_after_a_merge_the_name_is_free_again(doors: Doors) -> None:  # noqa: F811
+def test_a_result_has_a_name_of_its_own_whatever_is_chosen_next(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
-    job_id = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[5]
-    name = bound.keep(job_id, "fox-penguin", "")[-1]
-    assert name == "fox-penguin" and bound.another(json.dumps(TABLE), name, "") == "fox-penguin-2"
-    assert bound.another(json.dumps(TABLE), "my own", "") == "my own"
+    seen = merged(doors, bound, values)
+    assert seen["name"]["value"] == "fox-penguin" and seen["name"]["label"] == "Name of the new LoRA"
+    # another page, and the next LoRAs are chosen in this one
+    assert shown(doors, bound.restore("", ""))["name"]["value"] == "fox-penguin"
+    assert "fox-penguin" not in str(bound.select(json.dumps(TABLE), "{}", ["fox"]))
+    assert "Kept as fox-penguin" in bound.keep(seen["job"], "", "")[0], "and so where the field is emptied"
+    assert merged(doors, bound, values)["name"]["value"] == "fox-penguin-2"
+
+
+@pytest.mark.parametrize("name", ["../x", "a:b", "con", "x" * 300])
+def test_a_name_that_may_not_be_is_refused_where_it_is_written(doors: Doors, name: str) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    job_id = merged(doors, bound, values)["job"]
+    assert "The output name" in bound.named(job_id, name, "") and bound.named(job_id, "fine", "") == ""
+    assert "The output name" in bound.named(job_id, "fine", "../up"), "a sub-folder too"
+    assert bound.named(job_id, "", "made") == "", "the proposed one is right"
 
 
 @pytest.mark.parametrize(("error", "told"), [(LoraclrError("too big"), "too big"), (Interrupted(), "Interrupted")])
@@ -30,30 +42,32 @@ def test_a_merge_that_ended_while_the_page_was_loaded_anew_is_told_of(
     bound, values = tab(doors)
     let_fail(doors, monkeypatch, "jobs", "merge_loras", error)
     bound.merge("task(1)", json.dumps(TABLE), CHOSEN, "", False, *values)
-    view, picture, decide, use, _, job_id = bound.restore("", "task(1)")
-    assert told in view and job_id == "" and not (picture["visible"] or decide["visible"] or use["visible"])
+    seen = shown(doors, bound.restore("", "task(1)"))
+    assert told in seen["view"] and seen["job"] == ""
+    assert not any(seen[name]["visible"] for name in ("picture", "decide", "use"))
     assert "value" not in bound.restore("", "")[0], "once, and only to the page that waited for it"
 
 
 def test_what_was_decided_on_in_another_page_is_not_asked_for_any_more(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
-    job_id = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[5]
-    assert "visible" not in bound.restore(job_id, "")[2], "control: it is still to be decided"
+    job_id = merged(doors, bound, values)["job"]
+    assert "visible" not in shown(doors, bound.restore(job_id, ""))["decide"], "control: it is still to be decided"
     bound.keep(job_id, "pair", "")
-    assert bound.restore(job_id, "")[2]["visible"] is False
+    assert shown(doors, bound.restore(job_id, ""))["decide"]["visible"] is False
 
 
 def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
-    view, picture, decide, use, replaced, job_id, log = bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)
-    assert "Retention" in view and "Base drift" in view and "fox" in view and log == ""
-    assert picture["visible"] and picture["value"].width > 100
-    assert decide["visible"] and not use["visible"] and not replaced["visible"]
-    assert bound.restore("", "")[-1] == job_id  # the page was loaded anew
-    message, decide, use, replaced, known, name = bound.keep(job_id, "fox", "")
+    seen = merged(doors, bound, values, draw=True)
+    view, job_id = seen["view"], seen["job"]
+    assert "Retention" in view and "Base drift" in view and "fox" in view and seen["log"] == ""
+    assert seen["picture"]["visible"] and seen["picture"]["value"].width > 100
+    assert seen["decide"]["visible"] and not seen["use"]["visible"] and not seen["replace"]["visible"]
+    assert shown(doors, bound.restore("", ""))["job"] == job_id  # the page was loaded anew
+    message, decide, use, replaced, known = bound.keep(job_id, "fox", "")
     assert "exists already" in message and replaced["visible"] and known == ""
-    message, decide, use, replaced, known, name = bound.keep(job_id, "pair", "made")
-    assert "&lt;lora:pair:1&gt;" in message and not decide["visible"] and use["visible"] and name == "pair"
+    message, decide, use, replaced, known = bound.keep(job_id, "pair", "made")
+    assert "&lt;lora:pair:1&gt;" in message and not decide["visible"] and use["visible"]
     assert {k: v for k, v in json.loads(known).items() if k != "fresh"} == {
         "tag": "<lora:pair:1>",
         "triggers": ["sks animal", "bird"],
@@ -61,13 +75,13 @@ def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
     }
     bound.open_folder(job_id)
     assert doors.reported == [str(doors.folder / "made")]
-    assert bound.restore("", "")[-1] == ""
+    assert shown(doors, bound.restore("", ""))["job"] == ""
 
 
 @pytest.mark.parametrize("flag", ["hide_ui_dir_config", "webui_is_non_local"])
 def test_the_folder_is_opened_only_where_the_webui_allows_it(doors: Doors, flag: str) -> None:  # noqa: F811
     bound, values = tab(doors)
-    job_id = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[5]
+    job_id = merged(doors, bound, values)["job"]
     bound.keep(job_id, "pair", "")
     setattr(doors.webui.shared.cmd_opts, flag, True)
     bound.open_folder(job_id)
@@ -80,8 +94,8 @@ def test_the_folder_is_opened_only_where_the_webui_allows_it(doors: Doors, flag:
 def test_merging_again_lets_go_of_the_result_that_was_shown(doors: Doors) -> None:  # noqa: F811
     jobs = doors.module("jobs")
     bound, values = tab(doors)
-    first = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[5]
-    assert "choose at least one" in bound.merge("", "{}", [], first, False, *values)[0]
+    first = merged(doors, bound, values)["job"]
+    assert "choose two or more" in bound.merge("", "{}", [], first, False, *values)[0]
     assert jobs.find(first).state == "finished"
     bound.merge("", json.dumps(TABLE), CHOSEN, first, False, *values)
     assert jobs.find(first).state == "discarded"
@@ -170,11 +184,11 @@ def test_a_finished_merge_is_not_thrown_away_for_the_next_ones_estimate(
 def test_replacing_without_a_picture_leaves_no_old_one(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
     for picture in (True, False):
-        job_id = bound.merge("", json.dumps(TABLE), CHOSEN, "", picture, *values)[5]
+        job_id = merged(doors, bound, values, draw=picture)["job"]
         write = bound.keep if picture else bound.replace
         assert "Kept as pair" in write(job_id, "pair", "")[0]
         assert (doors.folder / "pair.png").is_file() == picture
         # what the WebUI itself saves as a card's picture
         (doors.folder / "pair.preview.jpg").write_bytes(b"")
-    bound.replace(bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)[5], "pair", "")
+    bound.replace(merged(doors, bound, values, draw=True)["job"], "pair", "")
     assert [path.name for path in doors.folder.glob("pair.*g")] == ["pair.png"]

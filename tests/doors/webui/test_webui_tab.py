@@ -210,10 +210,10 @@ def test_an_answer_says_which_selection_it_is_for(doors: Doors) -> None:  # noqa
     """gradio drops what changes while it waits; the browser asks again where they differ."""
     bound, values = tab(doors, method="contrastive")
     chosen = ["fox", "animals/penguin  ·  pingu"]
-    assert json.loads(bound.select("{}", "{}", chosen, "", "")[2]) == chosen
+    assert json.loads(bound.select("{}", "{}", chosen)[1]) == chosen
     efforts, timed = bound.times(chosen, *values)
     assert json.loads(timed) == chosen and len(efforts["choices"]) == 4
-    assert [json.loads(answer) for answer in (bound.select("{}", "{}", None, "", "")[2], bound.times([])[1])] == [
+    assert [json.loads(answer) for answer in (bound.select("{}", "{}", None)[1], bound.times([])[1])] == [
         [],
         [],
     ]
@@ -229,15 +229,6 @@ def test_a_list_made_anew_leaves_what_is_chosen_meanwhile(doors: Doors) -> None:
     assert bound.refresh(["fox", "gone"])[0]["value"] == ["fox"]
 
 
-def test_a_name_is_proposed_and_a_persons_own_stays(doors: Doors) -> None:  # noqa: F811
-    bound, _ = tab(doors)
-    assert bound.select("{}", "{}", ["fox", "animals/penguin  ·  pingu"], "", "")[1] == "fox-penguin"
-    assert bound.select("{}", "{}", ["fox"], "", "")[1] == "fox-2"
-    assert bound.select("{}", "{}", ["fox"], "my own", "")[1] == "my own"
-    before = json.dumps({"rows": [{"lora": "fox"}]})
-    assert bound.select(before, "{}", ["fox", "animals/penguin  ·  pingu"], "fox-2", "")[1] == "fox-penguin"
-
-
 def test_a_lora_chosen_faster_than_its_row_is_drawn_is_merged_too(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
     late = {"rows": [row for row in TABLE["rows"] if row["lora"] == "fox"]}
@@ -247,10 +238,8 @@ def test_a_lora_chosen_faster_than_its_row_is_drawn_is_merged_too(doors: Doors) 
     assert "<td>fox</td>" in view and "<td>penguin</td>" not in view, "and one that was taken out is not"
 
 
-def test_names_are_proposed_that_files_may_have_and_a_persons_own_stays(doors: Doors) -> None:  # noqa: F811
-    bound, _ = tab(doors)
-    doors.lora("what? a fox")
-    assert bound.select("", "", ["what? a fox"], "", "")[1] == "what_ a fox"
-    shown = json.dumps({"rows": [{"lora": "fox"}]})
-    assert bound.select(shown, "", ["fox", "penguin"], "fox-2", "")[1] == "fox-penguin"
-    assert bound.select(shown, "", ["fox", "penguin"], "fox-and-friends", "")[1] == "fox-and-friends"
+def test_names_are_proposed_that_files_may_have(doors: Doors) -> None:  # noqa: F811
+    naming = doors.module("naming")
+    assert naming.proposed(["what? a fox"], "lora") == "what_ a fox"
+    assert naming.proposed(["fox"], "lora") == "fox-2", "a free one"
+    assert naming.proposed(list("abcd"), "lora") == "a-b-and-2-more"
