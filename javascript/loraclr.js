@@ -60,11 +60,24 @@ function loraclrTask() {
     return [loraclrWatched || ""];
 }
 
+// What is said beside the bar: the WebUI writes into the bar itself, which is as narrow as little has been done.
+function loraclrSay(bar, text) {
+    let line = bar.querySelector(".loraclr-doing");
+    if (!line) {
+        line = document.createElement("div");
+        line.className = "loraclr-doing";
+        line.setAttribute("role", "status");
+        bar.appendChild(line);
+    }
+    line.textContent = text;
+}
+
 // The bar, and Interrupt in place of Merge, until the task is over.
 function loraclrWatch(id, patience) {
+    const anchor = gradioApp().getElementById("loraclr_bar_anchor");
     loraclrWatched = id;
     loraclrShow("interrupt");
-    requestProgress(id, gradioApp().getElementById("loraclr_bar_anchor"), null, () => {
+    requestProgress(id, anchor, null, () => {
         if (loraclrWatched !== id) return;
         loraclrShow(null);
         localRemove("loraclr_task_id");
@@ -72,7 +85,14 @@ function loraclrWatch(id, patience) {
         if (patience) return;
         loraclrOver = id;
         gradioApp().getElementById("loraclr_opened").click();
-    }, null, patience);
+    }, (answer) => {
+        const bar = anchor.parentNode.querySelector(".progressDiv");
+        if (!bar) return;
+        const percent = answer.progress > 0 ? ` · ${(100 * answer.progress).toFixed(0)} %` : "";
+        bar.querySelector(".progress").textContent = "";
+        loraclrSay(bar, (answer.textinfo || "Getting ready") + percent);
+    }, patience);
+    loraclrSay(anchor.parentNode.querySelector(".progressDiv"), "Getting ready");
 }
 
 // Second input: the task whose end this page has not been told.

@@ -66,7 +66,8 @@ class RecordingOptions:
         steps: of each path
         renoised: points per concept besides, on finished pictures with fresh noise
         guidance: classifier-free guidance on these paths
-        height, width: of the picture in pixels; 0 for the checkpoint's own size
+        height, width: of the picture in pixels; 0 for the smallest sensible size that the LoRAs were trained at, or the
+            checkpoint's own
         clip_skip: which layer of the text encoder prompts are read from, counted from the last, 1; 0 for what the LoRAs were
             trained with, where they say so
     """

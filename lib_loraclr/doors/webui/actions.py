@@ -70,20 +70,21 @@ class Actions:
         table = rows.selected(names, Table.parse(shown), Table.parse(taken))
         return [rows.render(table, rows.found(table.rows)), json.dumps(chosen or [])]
 
-    def times(self, chosen: list[str] | None, *values: Any) -> list[Any]:
+    def times(self, chosen: list[str] | None, draw: bool, *values: Any) -> list[Any]:
         """The expected time beside each effort, once something is chosen and the model is not busy.
 
         Returns:
             the efforts, and for which selection they are
         """
-        return [self._times(len(chosen), values) if chosen else gr.update(), json.dumps(chosen or [])]
+        names = [catalogue.name_of(item) for item in chosen or ()]
+        return [self._times(names, draw, values) if names else gr.update(), json.dumps(chosen or [])]
 
-    def _times(self, number: int, values: Sequence[Any]) -> Any:
+    def _times(self, names: Sequence[str], draw: bool, values: Sequence[Any]) -> Any:
         try:
-            request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(number))
+            request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(names))
             request.recording.check()
             host = pace.probe(request, wait=False)
-            return _efforts(estimate.efforts(request, host, draw=True)) if host else gr.update()
+            return _efforts(estimate.efforts(request, host, draw=draw)) if host else gr.update()
         except LoraclrError:
             return gr.update()
 
@@ -233,8 +234,8 @@ def _instead(before: str, words: str, lines: str, prefix: str = "") -> str:
     return "\n".join([prefix + words, *others] if words else others)
 
 
-def _efforts(seconds: dict[str, float]) -> Any:
-    choices = [(f"{name.capitalize()} (est. {notes.duration(taken)})", name) for name, taken in seconds.items()]
+def _efforts(seconds: dict[str, tuple[float, float]]) -> Any:
+    choices = [(f"{name.capitalize()} ({notes.span(*taken)})", name) for name, taken in seconds.items()]
     return gr.update(choices=choices) if choices else gr.update()
 
 

@@ -45,7 +45,9 @@ class Check:
         warnings: what a person should know
         licences: found in the inputs' metadata, with the LoRAs that name them
         seconds: expected, per stage
-        efforts: expected seconds per effort
+        span: the least and the most seconds expected of the whole
+        efforts: the same per effort
+        size: of the pictures that are recorded, width and height
         ram_mb, device_mb, file_mb: expected, the file's at most
         checkpoint: on which it would run
         examples: some of the prompts that would be asked, by teacher; of two in one picture under an empty name
@@ -56,7 +58,9 @@ class Check:
     warnings: tuple[str, ...]
     licences: dict[str, tuple[str, ...]]
     seconds: dict[Stage, float]
-    efforts: dict[str, float]
+    span: tuple[float, float]
+    efforts: dict[str, tuple[float, float]]
+    size: tuple[int, int]
     ram_mb: float
     device_mb: float
     file_mb: float
@@ -83,6 +87,7 @@ def check(
         LoraclrError: nothing can be said, as no checkpoint is loaded or its kind cannot be merged
     """
     host = pace.probe(request, wait=True)
+    request, key = pace.sized(request, host), pace.key_of(request, host)
     findings, inputs = [], []
     for concept, name in zip(request.concepts, names, strict=True):
         found = _finding(concept, name, host)
@@ -94,7 +99,7 @@ def check(
     warnings = list(examination.warnings)
     if len(findings) == 1:
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
-    seconds = estimate.seconds(estimate.stages(request, host, draw=draw), pace.key_of(request, host))
+    seconds = estimate.seconds(estimate.stages(request, host, draw=draw), key)
     refining = Stage.REFINING in seconds
     ram, device, file = _sizes(request, inputs, host, refining=refining)
     shortage = _shortage(device, host, refining=refining)
@@ -107,7 +112,9 @@ def check(
         tuple(warnings),
         _licences(names),
         seconds,
+        estimate.span(sum(seconds.values()), key),
         estimate.efforts(request, host, draw=draw),
+        (request.recording.width, request.recording.height),
         ram,
         device,
         file,

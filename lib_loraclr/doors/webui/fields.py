@@ -16,6 +16,8 @@ from .form import option_field
 
 _SAVED = {"lora": "LoRA", "full": "Full", "checkpoint": "Checkpoint"}
 _DEFAULTS = MergeRequest(())
+#: options of methods that a merge takes longer or shorter by
+_TIMED_OPTIONS = (".steps", ".batch_size", ".scenes", ".layer_steps")
 
 
 class Fields:
@@ -32,6 +34,13 @@ class Fields:
         self.fields: dict[str, Any] = {}
         self._main_fields()
         self._advanced()
+
+    @property
+    def timed(self) -> list[Any]:
+        """The fields, besides the effort, that a merge takes longer or shorter by."""
+        ours = ("width", "height", "paths", "steps", "renoised", "method")
+        options = [name for name in self.fields if name.startswith("option.") and name.endswith(_TIMED_OPTIONS)]
+        return [*(self.fields[name] for name in (*ours, *options)), self.draw]
 
     def _main_fields(self) -> None:
         self.fields[EFFORT] = gr.Radio(
@@ -152,7 +161,7 @@ class Fields:
             self._number("renoised", "Renoised points", recording.renoised, tip=tip, precision=0)
             self._number("guidance", "CFG scale", recording.guidance, tip="Of the recorded paths", step=0.5)
         with FormRow():
-            size_tip = "Of the recorded pictures; 0 for the checkpoint's own size"
+            size_tip = "Of the recorded pictures; 0 for the smallest sensible size that the LoRAs were trained at"
             self._number("width", "Width", recording.width, tip=size_tip, precision=0, step=64)
             self._number("height", "Height", recording.height, tip=size_tip, precision=0, step=64)
             self._number("seed", "Seed", _DEFAULTS.seed, tip="The same seed gives the same file", precision=0)

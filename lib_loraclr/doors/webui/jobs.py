@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ...output import Merge, PreviewOptions, file_size, preview_grid, save_merge
 from ...progress import PlannedStage, Stage
 from ...request import MergeRequest, output_path
 from . import estimate, pace
+from .clock import TimedProgress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,7 +75,7 @@ class Job:
     result: Result | None = None
     kept: a1111.InstalledLora | a1111.InstalledCheckpoint | None = None
     stop: bool = False
-    progress: TimedProgress | None = None
+    progress: _Progress | None = None
 
     def fraction(self) -> float:
         """How much of it is done, 0..1."""
@@ -88,33 +88,16 @@ class Job:
         return shared.state.textinfo or "" if self.state == "running" else ""
 
 
-class TimedProgress(a1111.StateProgress):
-    """The WebUI's bar; notes how long each stage took, for later estimates, and hears a job's own interrupt."""
+class _Progress(TimedProgress):
+    """The progress of a job, whose own interrupt it hears, and whose picture is drawn in it after the merge."""
 
-    def __init__(self, job: Job, key: pace.Key, expected: Sequence[PlannedStage]) -> None:
-        super().__init__(estimate.seconds(expected, key))
-        self.planned = expected
-        self.seconds: dict[Stage, float] = {}
-        self._job, self._key = job, key
-        self._since, self._current = time.monotonic(), None
+    def __init__(self, job: Job, key: pace.Key, host: Host) -> None:
+        expected = estimate.stages(job.request, host, draw=job.draw)
+        super().__init__(expected, pace.seconds_per_unit(key), timed=pace.timed(key))
+        self._job = job
 
     def plan(self, stages: Sequence[PlannedStage]) -> None:
-        """The inputs have been read, and the merge itself says what it will do."""
-        self.planned = [*stages, *estimate.drawing(self._job.request, draw=self._job.draw)]
-        self.divide(estimate.seconds(self.planned, self._key))
-
-    def start(self, stage: Stage, total: int) -> None:
-        self.finish()
-        self._current = stage
-        super().start(stage, total)
-        if self.interrupted():
-            raise Interrupted
-
-    def finish(self) -> None:
-        now = time.monotonic()
-        if self._current:
-            self.seconds[self._current] = now - self._since
-        self._since, self._current = now, None
+        super().plan([*stages, *estimate.drawing(self._job.request, draw=self._job.draw)])
 
     def interrupted(self) -> bool:
         return self._job.stop or super().interrupted()
@@ -297,8 +280,9 @@ def shown(error: Exception, job: Job) -> str:
 
 def _merge(job: Job, host: Host) -> Result:
     key = pace.key_of(job.request, host)
+    shared.state.textinfo = "Looking how fast this computer is"
     pace.measure(host, key)
-    job.progress = TimedProgress(job, key, estimate.stages(job.request, host, draw=job.draw))
+    job.progress = _Progress(job, key, host)
     merge = merge_loras(job.request, host, job.progress)
     preview, warnings = _preview(job, merge, host) if job.draw else (None, ())
     job.progress.finish()

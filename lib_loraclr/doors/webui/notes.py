@@ -34,6 +34,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def span(least: float, most: float) -> str:
+    """From one time to another in words; one time where both are said alike."""
+    low, high = duration(least), duration(most)
+    if low == high:
+        return low
+    number, _, unit = low.partition(" ")
+    return f"{number} to {high}" if high.endswith(f" {unit}") else f"{low} to {high}"
+
+
 def safe(value: object) -> str:
     """A text as HTML shows it."""
     return html.escape(str(value), quote=True)

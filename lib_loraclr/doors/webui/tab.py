@@ -34,6 +34,11 @@ def create() -> list[tuple[gr.Blocks, str, str]]:
     return [(tab, "LoRACLR", "loraclr")]
 
 
+def by_script(function: str) -> dict[str, str]:
+    """A function of javascript/loraclr.js for an event, as this gradio wants it named: 3 calls it `_js`, and 4 `js`."""
+    return {"_js" if gr.__version__.startswith("3.") else "js": function}
+
+
 class _Actions:
     """`actions.Actions`, imported when the first is wanted: the engine behind them takes longer to import than the WebUI's start
     may take for a tab that nobody has opened."""
@@ -200,7 +205,7 @@ class _Tab:
             bound.restore,
             [self.job, self.lost],
             self.shown,
-            _js="loraclrLost",
+            **by_script("loraclrLost"),
             show_progress=False,
         )
         self.refresh.click(bound.refresh, [self.picker], **listing)
@@ -208,7 +213,7 @@ class _Tab:
             bound.take,
             [self.prompt, self.taken, left.fields["templates"], left.fields["plain"]],
             [self.picker, self.taken, self.message, left.fields["templates"], left.fields["plain"]],
-            _js="loraclrPrompt",
+            **by_script("loraclrPrompt"),
             show_progress=False,
         )
         # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
@@ -226,17 +231,20 @@ class _Tab:
         )
         whole = [self.task, self.table, self.picker, self.job, self.left.draw, *fields]
         self.check.click(
-            bound.check, whole, [self.view, left.fields[EFFORT]], _js="loraclrCollect", show_progress="minimal"
+            bound.check, whole, [self.view, left.fields[EFFORT]], **by_script("loraclrCollect"), show_progress="minimal"
         )
-        self.merge.click(
+        merged = self.merge.click(
             wrap_gradio_gpu_call(bound.merge, extra_outputs=[gr.update() for _ in SHOWN[1:]]),
             whole,
             self.shown,
-            _js="loraclrSubmit",
+            **by_script("loraclrSubmit"),
             show_progress=False,
         )
+        self._connect_times(bound, merged.then)
+        for field in self.left.timed:
+            self._connect_times(bound, field.blur if isinstance(field, gr.Number) else field.change)
         for button in (self.interrupt, self.interrupting):
-            button.click(bound.interrupt, [self.task], _js="loraclrTask", show_progress=False)
+            button.click(bound.interrupt, [self.task], **by_script("loraclrTask"), show_progress=False)
         self._connect_result(bound)
 
     def _connect_selection(self, bound: _Actions, select: Callable[..., Any]) -> None:
@@ -252,26 +260,39 @@ class _Tab:
             bound.select,
             [self.table, self.taken, self.picker],
             [self.rows, self.answered],
-            _js="loraclrTable",
+            **by_script("loraclrTable"),
             show_progress=False,
         )
-        chosen.success(None, [self.picker, self.answered], _js="loraclrSettle")
+        chosen.success(None, [self.picker, self.answered], **by_script("loraclrSettle"))
+        self._connect_times(bound, chosen.then)
+
+    def _connect_times(self, bound: _Actions, after: Callable[..., Any]) -> None:
+        """The time that each effort takes.
+
+        Args:
+            after: the event that changes it
+        """
         fields = self.left.fields
-        timed = chosen.then(
-            bound.times, [self.picker, *fields.values()], [fields[EFFORT], self.timed], show_progress=False
+        timed = after(
+            bound.times,
+            [self.picker, self.left.draw, *fields.values()],
+            [fields[EFFORT], self.timed],
+            show_progress=False,
         )
-        timed.success(None, [self.picker, self.timed], _js="loraclrSettle")
+        timed.success(None, [self.picker, self.timed], **by_script("loraclrSettle"))
 
     def _connect_result(self, bound: _Actions) -> None:
         where = [self.job, self.name, self.sub_folder]
         kept = [self.log, self.decide, self.use, self.replace, self.kept]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):
-            button.click(write, where, kept, show_progress="minimal").then(None, [self.kept], _js="loraclrKept")
+            button.click(write, where, kept, show_progress="minimal").then(
+                None, [self.kept], **by_script("loraclrKept")
+            )
         for field in where[1:]:
             # what may be replaced is the name that was refused, not one that is written after it
             field.input(bound.another_name, outputs=[self.replace], show_progress=False)
             field.blur(bound.named, where, [self.name_note], show_progress=False)
         self.discard.click(bound.discard, [self.job], self.shown, show_progress=False)
-        self.send.click(None, [self.kept], _js="loraclrSend")
-        self.copy.click(None, [self.kept], _js="loraclrCopy")
+        self.send.click(None, [self.kept], **by_script("loraclrSend"))
+        self.copy.click(None, [self.kept], **by_script("loraclrCopy"))
         self.folder.click(bound.open_folder, [self.job], show_progress=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...hosts.a1111 import InstalledCheckpoint
 from ...output import ConceptReport, MergeReport, figure, percent
 from ...solving import METHODS
-from .notes import duration, error, note, safe
+from .notes import error, note, safe, span
 
 if TYPE_CHECKING:
     from .check import Check, Finding
@@ -65,9 +65,18 @@ def _examples(asked: Mapping[str, Sequence[str]]) -> str:
 
 
 def _needs(check: Check) -> str:
-    seconds = sum(check.seconds.values())
+    width, height = check.size
     facts = [
-        ("Time (estimate)", duration(seconds), "From a measurement made just now, and what merges took before"),
+        (
+            "Time",
+            span(*check.span),
+            "From a measurement made just now, and from merges before; it is set right by each",
+        ),
+        (
+            "Pictures",
+            f"{width}×{height}",
+            "Of this size the model is asked for: as the LoRAs were trained, unless you say another under Advanced",
+        ),
         ("RAM", _megabytes(check.ram_mb), "Beside the WebUI's own; the memory budget is under Advanced"),
     ]
     if check.device_mb:

@@ -191,13 +191,13 @@ def test_old_results_are_let_go(doors: Doors) -> None:  # noqa: F811
 def test_an_estimate_is_set_right_by_a_merge(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """On a computer that takes a second a sample when it is measured, and three in a merge."""
     estimate, jobs, pace = doors.module("estimate"), doors.module("jobs"), doors.module("pace")
-    clock = SimpleNamespace(now=0.0, sample=1.0)
+    timing, clock = doors.module("clock"), SimpleNamespace(now=0.0, sample=1.0)
 
     def passed(seconds: float) -> float:
         clock.now += seconds
         return clock.now
 
-    for module in (jobs, pace):
+    for module in (timing, pace):
         # each look takes a moment, so that no stage takes none
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: passed(0.01)))
     unet = doors.webui.model.model.diffusion_model
@@ -214,7 +214,8 @@ def test_an_estimate_is_set_right_by_a_merge(doors: Doors, monkeypatch: pytest.M
     assert [item.stage for item in planned] == list(merge.progress.seconds)
     taken = sum(merge.progress.seconds.values())
     assert sum(before.values()) == pytest.approx(taken / 3, rel=0.02), "control: it was wrong"
-    assert sum(estimate.seconds(planned, key).values()) == pytest.approx(taken, rel=0.02)
+    after = sum(estimate.seconds(planned, key).values())
+    assert taken / 1.25 < after < taken * 1.02
 
 
 def test_no_estimate_while_the_model_is_busy(doors: Doors) -> None:  # noqa: F811

@@ -114,6 +114,17 @@ def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
     assert "choices" not in efforts, "a method without efforts leaves them as they are"
 
 
+def test_check_and_the_times_go_by_the_size_that_the_loras_were_trained_at(doors: Doors) -> None:  # noqa: F811
+    doors.lora("small", ss_resolution="(64, 64)", **{"modelspec.trigger_phrase": "tiny"})
+    rows, pace = json.dumps({"rows": [{"lora": "small", "trigger": "tiny"}]}), doors.module("pace")
+    for typed, size in ((0.0, 64), (192.0, 192)):  # the checkpoint's own is 128
+        bound, values = tab(doors, method="contrastive", width=typed, height=typed)
+        assert f"{size}×{size}" in bound.check("", rows, ["small"], "", False, *values)[0]
+        pace._measured.clear()
+        bound.times(["small"], False, *values)
+        assert [key[1:] for key in pace._measured] == [(size, size)], "the time is that of the same pictures"
+
+
 def test_check_finds_the_same_trigger_and_the_same_file(doors: Doors) -> None:  # noqa: F811
     (doors.folder / "copy.safetensors").write_bytes((doors.folder / "fox.safetensors").read_bytes())
     doors.webui.networks.list_available_networks()
@@ -211,15 +222,15 @@ def test_an_answer_says_which_selection_it_is_for(doors: Doors) -> None:  # noqa
     bound, values = tab(doors, method="contrastive")
     chosen = ["fox", "animals/penguin  ·  pingu"]
     assert json.loads(bound.select("{}", "{}", chosen)[1]) == chosen
-    efforts, timed = bound.times(chosen, *values)
+    efforts, timed = bound.times(chosen, True, *values)
     assert json.loads(timed) == chosen and len(efforts["choices"]) == 4
-    assert [json.loads(answer) for answer in (bound.select("{}", "{}", None)[1], bound.times([])[1])] == [
+    assert [json.loads(answer) for answer in (bound.select("{}", "{}", None)[1], bound.times([], True)[1])] == [
         [],
         [],
     ]
     doors.webui.shared.state.job = "txt2img"
     doors.module("pace")._measured.clear()
-    efforts, timed = bound.times(chosen, *values)
+    efforts, timed = bound.times(chosen, True, *values)
     assert json.loads(timed) == chosen and "choices" not in efforts, "nothing to say is an answer, too"
 
 
