@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 def check_view(check: Check) -> str:
     """What a merge would do."""
-    verdict = "Ready to merge." if check.possible else "This cannot be merged as it is."
-    style = "" if check.possible else " loraclr-error"
+    warnings = [*check.warnings, *(w for finding in check.findings for w in finding.warnings)]
+    style = " loraclr-doubt" if check.possible and warnings else "" if check.possible else " loraclr-error"
     parts = [
-        f"<div class='loraclr-note{style}' role='status'><b>{verdict}</b> Checkpoint: {safe(check.checkpoint)}.</div>"
+        f"<div class='loraclr-note{style}' role='status'><b>{_verdict_of(check, len(warnings))}</b> "
+        f"Checkpoint: {safe(check.checkpoint)}.</div>"
     ]
     parts += [error(problem) for problem in check.problems]
+    if warnings:
+        parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{safe(w)}</li>' for w in warnings)}</ul>")
     rows = "".join(_finding(finding) for finding in check.findings)
     head = "<tr><th>Concept</th><th>Trigger words</th><th>Kind</th><th>Rank</th><th>Layers</th></tr>"
     parts.append(f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>")
     parts.append(_needs(check))
-    warnings = [*check.warnings, *(w for finding in check.findings for w in finding.warnings)]
-    if warnings:
-        parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{safe(w)}</li>' for w in warnings)}</ul>")
     parts.append(_examples(check.examples))
     licences = [f"{licence} ({', '.join(names)})" for licence, names in check.licences.items()]
     told = (
@@ -41,6 +41,12 @@ def check_view(check: Check) -> str:
     )
     parts.append(f"<p class='loraclr-small'>Licences: {safe(told)}.</p>")
     return f"<div class='loraclr-result'>{''.join(parts)}</div>"
+
+
+def _verdict_of(check: Check, doubts: int) -> str:
+    if not check.possible:
+        return "This cannot be merged as it is."
+    return f"Ready to merge, but look at {'these' if doubts > 1 else 'this'} first:" if doubts else "Ready to merge."
 
 
 def _finding(finding: Finding) -> str:

@@ -114,6 +114,41 @@ def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
     assert "choices" not in efforts, "a method without efforts leaves them as they are"
 
 
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (
+            {"te_weight": "0", "unet_weight": "0"},
+            "All that fox changes has the weight 0, so nothing of it would be merged",
+        ),
+        ({"trigger": "ohwx"}, "have the same prompts"),
+    ],
+)
+def test_check_refuses_what_makes_no_sense(doors: Doors, first: dict[str, str], told: str) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    rows = json.dumps({"rows": [{**TABLE["rows"][0], **first}, {"lora": "penguin", "trigger": "ohwx"}]})
+    for action in (bound.check, bound.merge):
+        view = action("", rows, CHOSEN, "", False, *values)[0]
+        assert told in view and "loraclr-error" in view and "Ready" not in view
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        ({"te_weight": "5", "unet_weight": "-1"}, "The UNet weight of fox is -1: below 0"),
+        ({"trigger": "sks animal, ohwx"}, "The trigger words of fox (sks animal, ohwx) have those of penguin (ohwx)"),
+    ],
+)
+def test_check_doubts_what_is_hardly_meant(doors: Doors, first: dict[str, str], told: str) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    rows = json.dumps({"rows": [{**TABLE["rows"][0], **first}, {"lora": "penguin", "trigger": "ohwx"}]})
+    view = bound.check("", rows, CHOSEN, "", False, *values)[0]
+    assert told in view and "Ready to merge, but look at" in view
+    assert view.index(told) < view.index("<table"), "above everything else"
+    sane = json.dumps({"rows": [TABLE["rows"][0], {"lora": "penguin", "trigger": "ohwx"}]})
+    assert "Ready to merge.<" in bound.check("", sane, CHOSEN, "", False, *values)[0], "control"
+
+
 def test_check_and_the_times_go_by_the_size_that_the_loras_were_trained_at(doors: Doors) -> None:  # noqa: F811
     doors.lora("small", ss_resolution="(64, 64)", **{"modelspec.trigger_phrase": "tiny"})
     rows, pace = json.dumps({"rows": [{"lora": "small", "trigger": "tiny"}]}), doors.module("pace")
