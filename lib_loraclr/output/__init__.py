@@ -9,7 +9,7 @@ report             what it did
 
 from .baking import require_copyable, require_places
 from .merged import Merge, Target
-from .preview import PreviewOptions, plan_preview, preview_grid
+from .preview import Pictures, PreviewOptions, draw_pictures, plan_preview
 from .report import ConceptReport, MergeReport, figure, percent
 from .saving import check_destination, file_size, read_recipe, save_merge
 
@@ -17,14 +17,15 @@ __all__ = [
     "ConceptReport",
     "Merge",
     "MergeReport",
+    "Pictures",
     "PreviewOptions",
+    "draw_pictures",
     "Target",
     "check_destination",
     "figure",
     "percent",
     "file_size",
     "plan_preview",
-    "preview_grid",
     "read_recipe",
     "require_copyable",
     "require_places",

@@ -148,7 +148,7 @@ def check_destination(path: Path, save_as: str, checkpoint: Path | None, *, over
             too little room for it
     """
     config = (".yaml",) if save_as == "checkpoint" else ()
-    for suffix in (".safetensors", ".json", ".png", ".report.json", *config):
+    for suffix in (".safetensors", ".json", ".png", ".report.json", ".report.png", *config):
         refuse_existing(path.with_suffix(suffix), overwrite=overwrite)
     if checkpoint is None or not checkpoint.exists():
         return
@@ -164,10 +164,16 @@ def save_merge(
     path: Path,
     *,
     preview: Image | None = None,
+    sheet: Image | None = None,
     with_report: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write the file, its card, and what else was asked for: all of them or none.
+
+    Args:
+        preview: the card's picture
+        sheet: a picture to judge the merge by, as `NAME.report.png`
+        with_report: whether what is known of the merge is written as `NAME.report.json`
 
     Raises:
         LoraclrError: one of the files exists and may not be overwritten, it is the checkpoint itself, there is no room, or it
@@ -181,6 +187,8 @@ def save_merge(
         writers[path.with_suffix(".yaml")] = lambda stream: stream.write(config.read_bytes())
     if preview is not None:
         writers[path.with_suffix(".png")] = lambda stream: preview.save(stream, format="PNG")
+    if sheet is not None:
+        writers[path.with_suffix(".report.png")] = lambda stream: sheet.save(stream, format="PNG")
     if with_report:
         text = merge.report.to_json().encode()
         writers[path.with_suffix(".report.json")] = lambda stream: stream.write(text)

@@ -180,7 +180,8 @@ class Actions:
         try:
             job = _job(job_id)
             wanted = name.strip() or naming.proposed(job.names, job.request.save_as)
-            jobs.keep(job, naming.whole_name(wanted, sub_folder), overwrite=overwrite)
+            with_sheet = bool(settings.value("loraclr_sheet"))
+            jobs.keep(job, naming.whole_name(wanted, sub_folder), overwrite=overwrite, with_sheet=with_sheet)
         except LoraclrError as error:
             taken = gr.update(visible=isinstance(error, jobs.NameTaken))
             return [notes.error(str(error)), gr.update(), gr.update(), taken, ""]

@@ -169,9 +169,9 @@ class Fields:
             self._number("memory_mb", "Memory (MB)", budget, tip="In RAM, for what is recorded", precision=0)
         self.draw = gr.Checkbox(
             bool(settings.value("loraclr_preview")),
-            label="Draw the picture",
+            label="Draw pictures",
             elem_id="loraclr_draw",
-            tooltip="Each concept as base, alone, all tags, merged; it also becomes the card's picture",
+            tooltip="To judge the merge by: each concept as base, alone, all tags, merged; and for the card",
         )
 
     def _number(self, name: str, label: str, value: float, *, tip: str = "", **arguments: Any) -> None:

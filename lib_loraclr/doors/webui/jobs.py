@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modules import errors, progress, shared
 
@@ -15,14 +14,11 @@ from ...errors import Interrupted, LoraclrError
 from ...hosts import a1111
 from ...merge import merge_loras
 from ...model import Host, is_out_of_memory
-from ...output import Merge, PreviewOptions, file_size, preview_grid, save_merge
+from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size, save_merge
 from ...progress import PlannedStage, Stage
 from ...request import MergeRequest, output_path
 from . import estimate, pace
 from .clock import TimedProgress
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 #: states a job does not leave any more; "finished" waits for keep or discard
 OVER = ("finished", "failed", "interrupted", "kept", "discarded")
@@ -40,12 +36,12 @@ class Result:
 
     Attributes:
         merge: on the CPU, without the inputs' tensors
-        preview: the picture, or None
+        pictures: to judge it by, and for its card; or None
         size: of the file in bytes
     """
 
     merge: Merge
-    preview: Image | None
+    pictures: Pictures | None
     size: int
 
 
@@ -199,36 +195,43 @@ def interrupt(job: Job) -> None:
         job.state = "interrupted"
 
 
-def keep(job: Job, name: str, *, overwrite: bool = False) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
+def keep(
+    job: Job, name: str, *, overwrite: bool = False, with_sheet: bool = False
+) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
     """Write the file and make the WebUI list it.
 
     Args:
         name: inside the LoRA folder, sub-folders separated by "/"; a checkpoint goes into the folder of checkpoints, under
             the next free name if this one is taken
         overwrite: replace a LoRA of that name; a checkpoint is never replaced
+        with_sheet: write the picture to judge it by as well, as `NAME.report.png`
 
     Raises:
         LoraclrError: nothing to keep, a name that may not be or is taken, or it cannot be written
     """
     with _keeping:  # a second click waits, and finds nothing left to keep
-        return _keep(job, name, overwrite=overwrite)
+        return _keep(job, name, overwrite=overwrite, with_sheet=with_sheet)
 
 
-def _keep(job: Job, name: str, *, overwrite: bool) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
+def _keep(job: Job, name: str, *, overwrite: bool, with_sheet: bool) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
     if job.result is None:
         raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
     held, wanted = job.result, name.strip().replace("\\", "/")
+    card, sheet = (held.pictures.card, held.pictures.sheet) if held.pictures else (None, None)
+    drawn = {"preview": card, "sheet": sheet if with_sheet else None}
     if job.request.save_as == "checkpoint":
         path = output_path(a1111.checkpoint_dir(), a1111.free_checkpoint_name(wanted))
-        save_merge(held.merge, path, preview=held.preview)
+        save_merge(held.merge, path, **drawn)
         job.kept = a1111.announce_checkpoint(path)
     else:
         path = _lora_path(wanted, overwrite=overwrite)
-        save_merge(held.merge, path, preview=held.preview, overwrite=overwrite)
+        save_merge(held.merge, path, **drawn, overwrite=overwrite)
         # pictures of what was replaced show another merge
         for picture in a1111.previews(path):
-            if held.preview is None or picture != path.with_suffix(".png"):
+            if card is None or picture != path.with_suffix(".png"):
                 picture.unlink(missing_ok=True)
+        if drawn["sheet"] is None:
+            path.with_suffix(".report.png").unlink(missing_ok=True)
         job.kept = a1111.announce(path)
     job.state, job.result = "kept", None
     return job.kept
@@ -241,7 +244,9 @@ def _lora_path(name: str, *, overwrite: bool) -> Path:
         raise LoraclrError(
             f"{path.stem} is the name of another LoRA, and prompts tell LoRAs apart by name only: rename."
         )
-    if not overwrite and any(path.with_suffix(suffix).exists() for suffix in (".safetensors", ".json", ".png")):
+    if not overwrite and any(
+        path.with_suffix(suffix).exists() for suffix in (".safetensors", ".json", ".png", ".report.png")
+    ):
         raise NameTaken(f"{name} exists already: choose another name, or replace it.")
     return path
 
@@ -284,14 +289,14 @@ def _merge(job: Job, host: Host) -> Result:
     pace.measure(host, key)
     job.progress = _Progress(job, key, host)
     merge = merge_loras(job.request, host, job.progress)
-    preview, warnings = _preview(job, merge, host) if job.draw else (None, ())
+    pictures, warnings = _draw(job, merge, host) if job.draw else (None, ())
     job.progress.finish()
     try:
-        pace.learn(key, _done(job.progress.planned, merge, drawn=preview is not None), job.progress.seconds)
+        pace.learn(key, _done(job.progress.planned, merge, drawn=pictures is not None), job.progress.seconds)
     except Exception:  # noqa: BLE001  (the merge is complete, whatever became of the next one's estimate)
         errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
     report = replace(merge.report, warnings=(*merge.report.warnings, *warnings))
-    return Result(replace(merge, report=report).light(), preview, file_size(merge))
+    return Result(replace(merge, report=report).light(), pictures, file_size(merge))
 
 
 def _done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list[PlannedStage]:
@@ -307,11 +312,11 @@ def _done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list
     return done
 
 
-def _preview(job: Job, merge: Merge, host: Host) -> tuple[Image | None, tuple[str, ...]]:
-    """The picture, or why there is none: a merge that is finished is not thrown away for it."""
+def _draw(job: Job, merge: Merge, host: Host) -> tuple[Pictures | None, tuple[str, ...]]:
+    """The pictures, or why there is none: a merge that is finished is not thrown away for it."""
     drawing = PreviewOptions(guidance=job.request.recording.guidance, font=a1111.caption_font())
     try:
-        return preview_grid(merge, host, drawing, job.progress), ()
+        return draw_pictures(merge, host, drawing, job.progress), ()
     except Interrupted:
         return None, ("The picture was interrupted; the merge is complete.",)
     except LoraclrError as error:

@@ -12,11 +12,11 @@ from .notes import SHOWN
 
 def result(job: jobs.Job) -> list[Any]:
     """A finished merge, to be kept or discarded, under a name of its own."""
-    picture, save_as = job.result.preview, job.request.save_as
+    pictures, save_as = job.result.pictures, job.request.save_as
     what = "checkpoint" if save_as == "checkpoint" else "LoRA"
     return _shown(
         view=views.result_view(job),
-        picture=gr.update(value=picture, visible=picture is not None),
+        picture=gr.update(value=pictures.sheet if pictures else None, visible=pictures is not None),
         decide=gr.update(visible=True),
         name=gr.update(value=naming.proposed(job.names, save_as), label=f"Name of the new {what}"),
         copy=gr.update(value="Copy trigger words" if save_as == "checkpoint" else "Copy tag"),

@@ -52,6 +52,10 @@ class KeepBody(BaseModel):
 
     name: str = Field(description="Name inside the LoRA (or checkpoint) folder; sub-folders separated by /.")
     overwrite: bool = Field(False, description="Replace a LoRA of that name; a checkpoint takes the next free name.")
+    sheet: bool | None = Field(
+        None,
+        description="Whether the picture to judge it by is written too, as NAME.report.png; as in the settings if left out.",
+    )
 
 
 def add(app: FastAPI) -> None:
@@ -202,13 +206,13 @@ def result(job_id: str, preview: bool = True) -> dict[str, Any]:
     job = _find(job_id)
     if job.result is None:
         raise LoraclrError(f"There is no result: the merge is {job.state}.")
-    picture = job.result.preview if preview else None
+    pictures = job.result.pictures if preview else None
     return {
         "id": job.id,
         "report": asdict(job.result.merge.report),
         "size": job.result.size,
         "free_name": _free_name(job),
-        "preview": _encoded(picture) if picture else None,
+        "preview": _encoded(pictures.sheet) if pictures else None,
     }
 
 
@@ -228,7 +232,8 @@ def _encoded(picture: Any) -> str:
 
 def keep(job_id: str, body: KeepBody) -> dict[str, Any]:
     """Write the file; the new LoRA is usable at once, a new checkpoint is listed."""
-    kept = jobs.keep(_find(job_id), body.name, overwrite=body.overwrite)
+    with_sheet = bool(settings.value("loraclr_sheet")) if body.sheet is None else body.sheet
+    kept = jobs.keep(_find(job_id), body.name, overwrite=body.overwrite, with_sheet=with_sheet)
     if isinstance(kept, InstalledCheckpoint):
         return {"name": kept.name, "title": kept.title}
     return {**_described(kept), "tag": f"<lora:{kept.alias}:1>"}

@@ -31,7 +31,14 @@ _OPTIONS = {
         "booru for checkpoints that are prompted with tags",
     ),
     "loraclr_sub_folder": ("", "Sub-folder for merged LoRAs", gr.Textbox, {}, "inside the LoRA folder; empty for none"),
-    "loraclr_preview": (True, "Draw the picture of a merge", gr.Checkbox, {}, "it also becomes the card's picture"),
+    "loraclr_preview": (True, "Draw pictures of a merge", gr.Checkbox, {}, "to judge it by, and for its card"),
+    "loraclr_sheet": (
+        False,
+        "Keep the picture to judge a merge by",
+        gr.Checkbox,
+        {},
+        "as NAME.report.png beside the file; the card's own picture shows merged pictures only",
+    ),
 }
 
 

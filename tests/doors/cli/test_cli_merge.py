@@ -16,6 +16,7 @@ import lib_loraclr.doors.cli.merge as merge_command
 from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.preview import Pictures
 from lib_loraclr.request.merge_request import Concept, MergeRequest
 
 
@@ -24,7 +25,8 @@ def merged(loaded: DiffusersHost, make_merge: MakeMerge, monkeypatch: pytest.Mon
     """`merge_loras` returns a merge made by hand."""
     merge = make_merge()
     monkeypatch.setattr(merge_command, "merge_loras", lambda *_: merge)
-    monkeypatch.setattr(merge_command, "preview_grid", lambda *_: Image.new("RGB", (8, 8)))
+    drawn = Pictures(sheet=Image.new("RGB", (16, 8)), card=Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(merge_command, "draw_pictures", lambda *_: drawn)
     return merge
 
 
@@ -35,7 +37,9 @@ def test_a_merge_prints_its_table_the_files_and_how_to_use_them(run: Run, folder
     assert "<lora:zoo:1>" in result.out
     assert "sks animal" in result.out
     written = sorted(path.name for path in (folder / "out").iterdir())
-    assert written == ["zoo.json", "zoo.png", "zoo.report.json", "zoo.safetensors"]
+    assert written == ["zoo.json", "zoo.png", "zoo.report.json", "zoo.report.png", "zoo.safetensors"]
+    sizes = [Image.open(folder / "out" / name).size for name in ("zoo.png", "zoo.report.png")]
+    assert sizes == [(8, 8), (16, 8)], "the card has its own picture"
     assert all(f"wrote {Path('out', name)}" in result.out for name in written)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 
@@ -43,6 +44,22 @@ def test_nothing_is_written_before_keep_and_everything_after(doors: Doors) -> No
     made = read_lora(doors.folder / "pair" / "both.safetensors")
     assert made.metadata["ss_output_name"] == "both"
     assert set(json.loads(made.metadata["loraclr.inputs"])) == {"fox", "penguin"}
+
+
+def test_the_sheet_is_kept_beside_the_card_only_where_it_is_asked_for(doors: Doors) -> None:  # noqa: F811
+    jobs, settings = doors.module("jobs"), doors.module("settings")
+    for asked in (True, False):
+        merge = job(doors, "fox", "penguin", draw=True)
+        jobs.run(merge, lock_held=False)
+        jobs.keep(merge, "both", overwrite=not asked, with_sheet=asked)
+        assert (doors.folder / "both.report.png").is_file() is asked, "and none of the merge before is left"
+        assert Image.open(doors.folder / "both.png").size == (384, 576)
+    assert settings.value("loraclr_sheet") is False
+    with pytest.raises(jobs.NameTaken):
+        (doors.folder / "new.report.png").write_bytes(b"")
+        merge = job(doors, "fox", "penguin")
+        jobs.run(merge, lock_held=False)
+        jobs.keep(merge, "new")
 
 
 def test_what_is_held_is_on_the_cpu_and_without_the_inputs_tensors(doors: Doors) -> None:  # noqa: F811

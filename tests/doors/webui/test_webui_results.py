@@ -165,7 +165,7 @@ def test_a_finished_merge_is_not_thrown_away_for_its_picture(
     error: Exception,
 ) -> None:
     bound, values = tab(doors)
-    let_fail(doors, monkeypatch, "jobs", "preview_grid", error)
+    let_fail(doors, monkeypatch, "jobs", "draw_pictures", error)
     view, picture, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)
     assert "the merge is complete" in view and "Retention" in view
     assert picture["visible"] is False and decide["visible"] is True
