@@ -10,7 +10,7 @@ report             what it did
 from .baking import require_copyable, require_places
 from .merged import Merge, Target
 from .preview import Pictures, PreviewOptions, draw_pictures, plan_preview
-from .report import ConceptReport, MergeReport, figure, percent
+from .report import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
 from .saving import check_destination, file_size, read_recipe, save_merge
 
 __all__ = [
@@ -21,7 +21,9 @@ __all__ = [
     "PreviewOptions",
     "draw_pictures",
     "Target",
+    "advice",
     "check_destination",
+    "drift_in_words",
     "figure",
     "percent",
     "file_size",

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import LoraclrError
 from ...merge import merge_loras
 from ...model import Host
-from ...output import PreviewOptions, check_destination, draw_pictures, save_merge
+from ...output import PreviewOptions, advice, check_destination, draw_pictures, save_merge
 from ...recording import example_prompts, load_inputs
 from ...request import MergeRequest, check_prompts, output_path
 from ...solving import Procedure
@@ -95,6 +95,8 @@ def run(arguments: argparse.Namespace) -> None:
     for warning in report.warnings:
         print(f"warning: {warning}")
     print(report.table())
+    if said := advice(report, merge.request):
+        print(said)
     smallest, mean, largest = report.rank
     print(
         f"\n{report.layers} layers, rank {smallest} to {largest} (mean {mean:.0f}), which keeps {report.kept[1]:.1%} of the"

@@ -14,7 +14,7 @@ from modules import errors, util
 from ...errors import Interrupted, LoraclrError
 from ...request import PromptOptions
 from ...solving import METHODS
-from . import catalogue, estimate, form, jobs, naming, notes, pace, panel, rows, settings, views
+from . import catalogue, estimate, form, jobs, labels, naming, notes, pace, panel, rows, settings, views
 from .check import check as checked
 from .rows import Table
 
@@ -48,14 +48,18 @@ class Actions:
         except LoraclrError as error:
             return [gr.update(), taken, notes.error(str(error)), templates, plain]
         if not concepts:
-            text = unknown[0] if unknown else "There are no <lora:…> tags in txt2img's prompt: write some there first."
-            return [gr.update(), taken, notes.error(text), templates, plain]
+            text = (
+                " ".join(unknown)
+                if unknown
+                else "There are no <lora:…> tags in txt2img's prompt: write some there first."
+            )
+            return [gr.update(), taken, notes.passing(text, "loraclr-error"), templates, plain]
         found = tuple(map(rows.of_prompt, concepts))
         rest = catalogue.without(words, [row["trigger"] for row in found if row["trigger"]])
         table, before = Table(found, secrets.token_hex(4), rest), Table.parse(taken).words
-        message = "".join(notes.error(text) for text in unknown)
+        message = "".join(notes.passing(text, "loraclr-error") for text in unknown)
         if rest:
-            message += notes.note(f"The other words ({rest}) were added to the prompts that are recorded.")
+            message += notes.passing(f"The other words ({rest}) were added to the prompts that are recorded.")
         templates, plain = _instead(before, rest, templates, "{trigger}, "), _instead(before, rest, plain)
         chosen = catalogue.still_there([c.lora for c in concepts], listed)
         return [gr.update(choices=listed, value=chosen), table.dump(), message, templates, plain]
@@ -89,7 +93,7 @@ class Actions:
             return gr.update()
 
     def preset(self, name: str) -> list[str]:
-        options = PromptOptions.preset(name)
+        options = PromptOptions.preset(labels.code_of(name, labels.BANKS))
         return ["\n".join(options.templates), "\n".join(options.plain)]
 
     def method(self, chosen: str) -> list[Any]:
@@ -236,7 +240,7 @@ def _instead(before: str, words: str, lines: str, prefix: str = "") -> str:
 
 
 def _efforts(seconds: dict[str, tuple[float, float]]) -> Any:
-    choices = [(f"{name.capitalize()} ({notes.span(*taken)})", name) for name, taken in seconds.items()]
+    choices = [(f"{name.capitalize()} ({notes.span(*taken)})", name.capitalize()) for name, taken in seconds.items()]
     return gr.update(choices=choices) if choices else gr.update()
 
 

@@ -24,7 +24,11 @@ _REFINED_COPIES = 6
 
 @dataclass(frozen=True)
 class Finding:
-    """One concept: what it is, and what stands in the way, if anything does."""
+    """One concept: what it is, and what stands in the way, if anything does.
+
+    Attributes:
+        guessed: whether nothing names the trigger words
+    """
 
     name: str
     trigger: str
@@ -33,6 +37,7 @@ class Finding:
     layers: int
     problem: str = ""
     warnings: tuple[str, ...] = ()
+    guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,12 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
     rank = max((factors.rank for factors in given.deltas.values()), default=0)
     found, lora, warnings = given.concept, a1111.find_lora(name), given.warnings
     # a guess that the table has filled in comes back as if a person had typed it
-    if lora.trigger_is_guess and found.trigger == lora.trigger and given.trigger is None and not found.prompts:
+    guessed = lora.trigger_is_guess and found.trigger == lora.trigger and not found.prompts
+    if guessed and given.trigger is None:
         warnings += (lora.found_trigger.warning(name),)
     light = replace(given, file=given.file.without_layers())
-    return Finding(name, found.trigger, found.kind, rank, len(given.deltas), warnings=warnings), light
+    told = (name, found.trigger, found.kind, rank, len(given.deltas))
+    return Finding(*told, warnings=warnings, guessed=guessed), light
 
 
 #: prompts that are shown of each concept

@@ -18,6 +18,7 @@ from ...request import (
 )
 from ...solving import EFFORT, METHODS, Procedure, find_method
 from .catalogue import require_fitting
+from .labels import BANKS, code_of
 from .rows import Table
 
 #: fields of the tab that are fields of the request or of a part of it
@@ -82,7 +83,8 @@ def settings(fields: Mapping[str, Any]) -> MergeRequest:
     options = {}
     for item in schema(find_method(method).options):
         name = EFFORT if item.name == EFFORT else option_field(method, item.name)
-        options[item.name] = _value(fields[name], item.type, item.name)
+        value = str(fields[name]).lower() if item.name == EFFORT else fields[name]
+        options[item.name] = _value(value, item.type, item.name)
     recording = {name: _value(fields[name], type(getattr(RecordingOptions(), name)), name) for name in RECORDING}
     prompts = PromptOptions(
         templates=_lines(fields["templates"]),
@@ -90,7 +92,7 @@ def settings(fields: Mapping[str, Any]) -> MergeRequest:
         quality=fields["quality"].strip(),
         negative=fields["negative"].strip(),
         pair=fields["pair"].strip() or PromptOptions().pair,
-        bank=fields["bank"],
+        bank=code_of(fields["bank"], BANKS),
         phrases=_lines(fields["phrases"]),
     )
     return MergeRequest(

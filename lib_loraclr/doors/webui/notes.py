@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 
 #: the components of the result column, in the order of the events' outputs; to the last the WebUI adds the time taken
-SHOWN = ("view", "picture", "decide", "use", "replace", "name", "copy", "job", "log")
+SHOWN = ("view", "picture", "advice", "decide", "use", "replace", "name", "copy", "job", "log")
 
 WELCOME = (
     "<div class='loraclr-welcome'><p>The result appears here, before anything is written.</p>"
@@ -21,6 +21,12 @@ def error(text: str) -> str:
 
 def note(text: str) -> str:
     return f"<div class='loraclr-note'>{safe(text)}</div>"
+
+
+def passing(text: str, kind: str = "") -> str:
+    """A note that can be sent away, for nothing else does."""
+    button = "<button type='button' class='loraclr-close' title='Close' aria-label='Close'>×</button>"
+    return f"<div class='loraclr-note {safe(kind)}' role='status'>{button}{safe(text)}</div>"
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ def result(job: jobs.Job) -> list[Any]:
     return _shown(
         view=views.result_view(job),
         picture=gr.update(value=pictures.sheet if pictures else None, visible=pictures is not None),
+        advice=views.advice_view(job),
         decide=gr.update(visible=True),
         name=gr.update(value=naming.proposed(job.names, save_as), label=f"Name of the new {what}"),
         copy=gr.update(value="Copy trigger words" if save_as == "checkpoint" else "Copy tag"),
@@ -49,5 +50,5 @@ def unchanged(job_id: str, *, decided: bool) -> list[Any]:
 def _shown(**given: Any) -> list[Any]:
     """The components' updates in their order; of what is not given nothing is seen."""
     hidden = gr.update(visible=False)
-    none = {"decide": hidden, "use": hidden, "replace": hidden, "name": gr.update(), "copy": gr.update()}
+    none = {"advice": "", "decide": hidden, "use": hidden, "replace": hidden, "name": gr.update(), "copy": gr.update()}
     return [{**none, "job": "", "log": "", **given}[name] for name in SHOWN]

@@ -22,15 +22,16 @@ from .rows import Table, render
 def create() -> list[tuple[gr.Blocks, str, str]]:
     """For `script_callbacks.on_ui_tabs`. Looks at no file: the list is filled when the tab is opened."""
     start.end_former()
+    own: list[Any] = []
     with gr.Blocks(analytics_enabled=False) as tab:
         try:
             a1111.refuse_forge()
-            _Tab()
+            own = _Tab().left.defaults
         except LoraclrError as error:
             gr.HTML(notes.error(str(error)))
     for block in tab.blocks.values():
         # what a person chose for one merge is no default for the next, nor may it outlive a change of defaults here
-        block.do_not_save_to_config = True
+        block.do_not_save_to_config = block not in own
     return [(tab, "LoRACLR", "loraclr")]
 
 
@@ -67,6 +68,7 @@ class _Tab:
                 self._picker()
             with gr.Column(scale=1, elem_id="loraclr_actions_column", min_width=320):
                 self._buttons()
+        self.message = gr.HTML("", elem_id="loraclr_message")
         with ResizeHandleRow(equal_height=False):
             with gr.Column(variant="compact", elem_id="loraclr_settings"):
                 self.rows = gr.HTML(render(Table(), {}), elem_id="loraclr_rows")
@@ -104,7 +106,6 @@ class _Tab:
                 elem_id="loraclr_from_prompt",
                 tooltip="Take the <lora:…> tags, their weights and the other words from txt2img's prompt",
             )
-        self.message = gr.HTML("", elem_id="loraclr_message")
 
     def _buttons(self) -> None:
         with gr.Row(elem_id="loraclr_actions"):
@@ -160,6 +161,7 @@ class _Tab:
 
     def _decision(self) -> None:
         """What a result is called, and what becomes of it."""
+        self.advice = gr.HTML("", elem_id="loraclr_advice")
         with FormRow(elem_id="loraclr_name_row"):
             self.name = gr.Textbox(
                 label="Name of the new LoRA",

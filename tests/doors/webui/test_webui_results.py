@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 from webui_tab import CHOSEN, TABLE, let_fail, merged, shown, tab
 
 from lib_loraclr.errors import Interrupted, LoraclrError
+from lib_loraclr.output.report import ConceptReport, MergeReport
+from lib_loraclr.request.merge_request import Concept, MergeRequest
 
 
 def test_a_result_has_a_name_of_its_own_whatever_is_chosen_next(doors: Doors) -> None:  # noqa: F811
@@ -60,7 +64,7 @@ def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
     seen = merged(doors, bound, values, draw=True)
     view, job_id = seen["view"], seen["job"]
-    assert "Retention" in view and "Base drift" in view and "fox" in view and seen["log"] == ""
+    assert "Retention" in view and "Pictures without a trigger" in view and "fox" in view and seen["log"] == ""
     assert seen["picture"]["visible"] and seen["picture"]["value"].width > 100
     assert seen["decide"]["visible"] and not seen["use"]["visible"] and not seen["replace"]["visible"]
     assert shown(doors, bound.restore("", ""))["job"] == job_id  # the page was loaded anew
@@ -101,18 +105,68 @@ def test_merging_again_lets_go_of_the_result_that_was_shown(doors: Doors) -> Non
     assert jobs.find(first).state == "discarded"
 
 
-def test_figures_below_zero_and_none_are_drawn(doors: Doors) -> None:  # noqa: F811
-    views = doors.module("views")
-    from lib_loraclr.output.report import ConceptReport, MergeReport
+def _told(concepts: tuple[ConceptReport, ...], **changes: Any) -> Any:
+    """A job with a report of these concepts."""
+    asked = tuple(Concept(f"{c.name}.safetensors", trigger=c.trigger, **changes) for c in concepts)
+    request = MergeRequest(asked, options={"effort": "balanced"})
+    report = MergeReport("contrastive", "s", concepts, 0.9, 0.3)
+    merge = SimpleNamespace(report=report, request=request)
+    return SimpleNamespace(result=SimpleNamespace(merge=merge, size=1 << 20), request=request)
 
-    concepts = (ConceptReport("<b>", "", -1.5, 0.5), ConceptReport("none", "t", None, None))
-    chart = views._chart(MergeReport("m", "s", concepts, None, None))
-    assert (
-        "&lt;b&gt;" in chart
-        and "left:50.0%;width:25.0%" in chart
-        and "left:0.0%;width:50.0%" in chart
-        and "-1.500" in chart
+
+def test_each_concept_has_a_verdict_and_the_share_at_which_it_is_recognised_once(doors: Doors) -> None:  # noqa: F811
+    views = doors.module("views")
+    concepts = (
+        ConceptReport("<b>", "", -1.5, 0.5, recognised=0.9, taken_for={"<b>": 0.9, "": 0.1}),
+        ConceptReport("mono", "t", None, None, recognised=0.1, taken_for={"mono": 0.1, "": 0.9}),
+        ConceptReport("unseen", "u", None, None),
     )
+    view = views.result_view(_told(concepts))
+    for text in ("&lt;b&gt;", "kept", "90%", "lost: nothing instead", "n/a", "width:10%", "-1.500", "change a little"):
+        assert text in view, text
+    assert view.count("90%") == 2 and "loraclr-chart" not in view, "the bar and its figure, and no second chart"
+
+
+@pytest.mark.parametrize(
+    ("taken", "kind", "told", "colour"),
+    [
+        ({"fox": 1.0}, "subject", "Every concept is kept.", "loraclr-kept"),
+        ({"fox": 0.5, "cat": 0.5}, "subject", "fox is weakened", "loraclr-weakened"),
+        (
+            {"cat": 0.9, "fox": 0.1},
+            "subject",
+            "trigger words for fox that have nothing in common with those of cat",
+            "lost",
+        ),
+        (
+            {"": 1.0},
+            "style",
+            "fox is lost: it is recognised in 0% of what was tried, and nothing is drawn",
+            "loraclr-lost",
+        ),
+        ({"": 1.0}, "style", "effort thorough or its importance at 2", "loraclr-lost"),
+        ({"": 1.0}, "subject", "its kind set to style, if it is one", "loraclr-lost"),
+    ],
+)
+def test_beside_keep_stands_what_to_do_about_the_worst(
+    doors: Doors,  # noqa: F811
+    taken: dict[str, float],
+    kind: str,
+    told: str,
+    colour: str,
+) -> None:
+    fine = ConceptReport("cat", "c", 0.1, 0.9, recognised=1.0, taken_for={"cat": 1.0})
+    fox = ConceptReport("fox", "f", 0.1, 0.9, recognised=taken.get("fox", 0.0), taken_for=taken)
+    view = doors.module("views").advice_view(_told((fine, fox), kind=kind))
+    assert told in view and colour in view
+
+
+def test_the_advice_is_part_of_the_result_and_goes_with_it(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    monkeypatch.setattr(doors.module("views"), "advice", lambda *_: "fox is lost: do this.")
+    seen = merged(doors, bound, values)
+    assert "fox is lost: do this." in seen["advice"]
+    assert shown(doors, bound.discard(seen["job"]))["advice"] == ""
 
 
 def test_interrupt_stops_the_merge_it_belongs_to_and_no_other_job(doors: Doors) -> None:  # noqa: F811
@@ -133,7 +187,7 @@ def test_an_error_nobody_foresaw_is_said_and_leaves_no_old_result_to_keep(
 ) -> None:
     bound, values = tab(doors)
     let_fail(doors, monkeypatch, "jobs", "merge_loras", RuntimeError("CUDA error: an illegal memory access"))
-    view, picture, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
+    view, picture, _, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
     assert "RuntimeError: CUDA error: an illegal memory access" in view and "Nothing was kept" in view
     assert picture["visible"] is False and decide["visible"] is False
     assert doors.reported == ["LoRACLR: the merge failed"]
@@ -166,7 +220,7 @@ def test_a_finished_merge_is_not_thrown_away_for_its_picture(
 ) -> None:
     bound, values = tab(doors)
     let_fail(doors, monkeypatch, "jobs", "draw_pictures", error)
-    view, picture, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)
+    view, picture, _, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)
     assert "the merge is complete" in view and "Retention" in view
     assert picture["visible"] is False and decide["visible"] is True
 
@@ -177,7 +231,7 @@ def test_a_finished_merge_is_not_thrown_away_for_the_next_ones_estimate(
 ) -> None:
     bound, values = tab(doors)
     let_fail(doors, monkeypatch, "pace", "learn", OSError("database is locked"))
-    view, _, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
+    view, _, _, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
     assert "Retention" in view and decide["visible"] is True and len(doors.reported) == 1
 
 

@@ -108,7 +108,7 @@ def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
     view, efforts = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)
     for text in ("Ready to merge", "fox", "sks animal", "MIT (fox)", "Time", "RAM", "up to", "tiny.safetensors"):
         assert text in view
-    assert [value for _, value in efforts["choices"]] == ["layers", "fast", "balanced", "thorough"]
+    assert [value for _, value in efforts["choices"]] == ["Layers", "Fast", "Balanced", "Thorough"]
     bound, values = tab(doors, method="average")
     efforts = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[1]
     assert "choices" not in efforts, "a method without efforts leaves them as they are"
