@@ -182,7 +182,8 @@ function loraclrWatch(id, patience) {
         if (!bar) return;
         const percent = answer.progress > 0 ? ` · ${(100 * answer.progress).toFixed(0)} %` : "";
         bar.querySelector(".progress").textContent = "";
-        loraclrSay(bar, (answer.textinfo || "Getting ready") + percent);
+        const begun = answer.active || answer.queued;
+        loraclrSay(bar, (begun && answer.textinfo || "Getting ready") + percent);
     }, patience);
     loraclrSay(anchor.parentNode.querySelector(".progressDiv"), "Getting ready");
 }

@@ -10,7 +10,17 @@ output_names       what a merged file may be called
 
 from .brackets import escaped, has_weights, words_of
 from .doubts import unusual_weights, words_within_words
-from .merge_request import KINDS, PRECISIONS, SAVE_AS, Concept, MergeRequest, RecordingOptions, parse_lora_argument
+from .merge_request import (
+    KINDS,
+    LARGEST_SEED,
+    PRECISIONS,
+    RECORDING_RANGES,
+    SAVE_AS,
+    Concept,
+    MergeRequest,
+    RecordingOptions,
+    parse_lora_argument,
+)
 from .options import Option, option, parse_number, parse_options, schema
 from .output_names import clean_name, output_path
 from .phrases import BANKS, Part, Phrase, Phrases, contains_words
@@ -28,6 +38,7 @@ __all__ = [
     "BANKS",
     "Concept",
     "KINDS",
+    "LARGEST_SEED",
     "MergeRequest",
     "NO_BANK",
     "Option",
@@ -36,6 +47,7 @@ __all__ = [
     "Phrase",
     "Phrases",
     "PromptOptions",
+    "RECORDING_RANGES",
     "RecordingOptions",
     "SAVE_AS",
     "TEMPLATES",

@@ -123,7 +123,7 @@ class Actions:
             request, names = form.build(_complete(table, chosen), self._fields(values))
             if before and before.result:  # the browser has asked
                 jobs.discard(before)
-            job = jobs.Job(request, names, draw, task)
+            job = jobs.Job(request, names, draw, task, form=(table, list(chosen or ()), draw, values))
             jobs.run(job, lock_held=True)
         except LoraclrError as error:
             return panel.error(str(error))
@@ -137,25 +137,47 @@ class Actions:
     def interrupt(self, task: str) -> None:
         jobs.interrupt_task(task)
 
-    def restore(self, job_id: str, task: str) -> list[Any]:
+    def restore(self, job_id: str, task: str, chosen: list[str] | None) -> list[Any]:
         """After the page was loaded anew, or the result was decided on in another one: what there is to show.
 
         Args:
             job_id: of the result that is shown
             task: that the page was waiting for when it was loaded anew; empty for none
+            chosen: in the picker; where nothing is, what was merged last stands there again
 
         Returns:
-            as `notes.SHOWN`
+            as `notes.SHOWN`; then picker, rows to take over, whether a picture is drawn, and the fields
         """
         waiting, shown, lost = jobs.waiting(), jobs.find(job_id), jobs.of_task(task)
+        running, unloaded = jobs.running(), jobs.unloaded()
         undecided = shown is not None and shown.state == "finished"
         if waiting and not undecided:
-            return panel.result(waiting)
-        if lost and lost.state == "failed":
-            return panel.error(lost.error)
-        if lost and lost.state == "interrupted":
-            return panel.message(_INTERRUPTED)
-        return panel.unchanged(job_id, decided=not undecided)
+            seen = panel.result(waiting)
+        elif lost and lost.state == "failed":
+            seen = panel.error(lost.error)
+        elif lost and lost.state == "interrupted":
+            seen = panel.message(_INTERRUPTED)
+        elif unloaded and not chosen:
+            seen = panel.message(views.unloaded_view(unloaded))
+        else:
+            seen = panel.unchanged(job_id, decided=not undecided)
+        asked = running or (waiting if not undecided else None) or lost or unloaded
+        return [*seen, *(self._again(asked.form) if asked and asked.form and not chosen else self._as_it_is())]
+
+    def _again(self, form_before: tuple[str, list[str], bool, tuple[Any, ...]]) -> list[Any]:
+        """What stood in the tab when a merge was begun there."""
+        table, chosen, draw, values = form_before
+        try:
+            listed = catalogue.choices()
+        except LoraclrError:
+            return self._as_it_is()
+        # the rows are taken over as those of a prompt are
+        taken = replace(Table.parse(table), taken=secrets.token_hex(4)).dump()
+        picked = catalogue.still_there(chosen, listed)
+        return [gr.update(choices=listed, value=picked), taken, draw, *(gr.update(value=value) for value in values)]
+
+    def _as_it_is(self) -> list[Any]:
+        return [gr.update() for _ in (*range(3), *self._names)]
 
     # -- keeping
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from modules import errors, progress, shared
 
@@ -59,6 +60,7 @@ class Job:
         error: what went wrong, for the person who asked
         result: held from "finished" until it is kept or discarded
         kept: the new LoRA or checkpoint
+        form: what stood in the tab when it was asked for there, as that hands it over; None for HTTP
     """
 
     request: MergeRequest
@@ -72,6 +74,7 @@ class Job:
     kept: a1111.InstalledLora | a1111.InstalledCheckpoint | None = None
     stop: bool = False
     progress: _Progress | None = None
+    form: Any = None
 
     def fraction(self) -> float:
         """How much of it is done, 0..1."""
@@ -103,6 +106,8 @@ _jobs: dict[str, Job] = {}
 _guard, _keeping = threading.Lock(), threading.Lock()
 #: tasks of the tab that were stopped, the latest ones
 _stopped: list[str] = []
+#: the merge that was stopped when the scripts were unloaded
+_unloaded: list[Job] = []
 
 
 def find(job_id: str) -> Job | None:
@@ -112,6 +117,16 @@ def find(job_id: str) -> Job | None:
 def waiting() -> Job | None:
     """The latest job whose result is neither kept nor discarded."""
     return next((job for job in reversed(list(_jobs.values())) if job.state == "finished"), None)
+
+
+def running() -> Job | None:
+    """The merge that is under way or waits for the model."""
+    return next((job for job in _jobs.values() if job.state in ("queued", "running")), None)
+
+
+def unloaded() -> Job | None:
+    """The merge that Reload UI stopped, until another is begun."""
+    return _unloaded[-1] if _unloaded else None
 
 
 def of_task(task: str) -> Job | None:
@@ -270,6 +285,8 @@ def unload() -> None:
     """Stop what runs; the scripts are unloaded. Results wait on: the tab that is made anew shows them."""
     for job in list(_jobs.values()):
         if job.state != "finished":
+            if job.state not in OVER:
+                _unloaded[:] = [job]
             job.stop = True
             del _jobs[job.id]
     _stopped.clear()
@@ -327,6 +344,7 @@ def _draw(job: Job, merge: Merge, host: Host) -> tuple[Pictures | None, tuple[st
 
 
 def _remember(job: Job) -> None:
+    _unloaded.clear()
     _jobs[job.id] = job
 
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
-from pydantic import BaseModel, Field
+from pydantic import VERSION, BaseModel, Field
 
 from ...errors import LoraclrError
 from ...hosts.a1111 import (
@@ -29,22 +29,22 @@ from ...solving import METHODS, Procedure
 from . import check as checking
 from . import jobs, naming, settings
 from .catalogue import obstacle, require_fitting
+from .openapi import EXAMPLE, request_schema
 
-_EXAMPLE = {
-    "concepts": [
-        {"lora": "fox-face", "trigger": "sks animal"},
-        {"lora": "penguin", "te_weight": 0.8, "unet_weight": 0.8, "trigger": "ohwx bird"},
-    ],
-    "method": "contrastive",
-    "options": {"effort": "fast"},
-}
+
+def _typed(schema_: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a `Field` whose schema says more than its Python type: pydantic 1 and 2 (Forge's) take it in two ways.
+
+    The fields are described and not parsed by pydantic, so that a mistake is answered with the text that every door shows.
+    """
+    return {"json_schema_extra": schema_} if VERSION.startswith("2") else schema_
 
 
 class MergeBody(BaseModel):
     """What to merge."""
 
-    request: dict[str, Any] = Field(description="A merge request; `lora` of each concept is an installed LoRA's name.")
-    preview: bool | None = Field(None, description="Whether to draw the picture; as in the settings if left out.")
+    request: dict[str, Any] = Field(..., **_typed(request_schema()))
+    preview: bool | None = Field(None, description="Whether to draw pictures; as in the settings if left out.")
 
 
 class KeepBody(BaseModel):
@@ -65,8 +65,8 @@ def add(app: FastAPI) -> None:
     router = APIRouter(prefix="/loraclr/v1", tags=["LoRACLR"], dependencies=guarded)
     router.add_api_route("/loras", _answer(loras), methods=["GET"])
     router.add_api_route("/methods", _answer(methods), methods=["GET"])
-    # in this way, for pydantic 1 and 2 disagree about the place of examples
-    example = {"requestBody": {"content": {"application/json": {"example": {"request": _EXAMPLE}}}}}
+    # pydantic 1 and 2 disagree about the place of examples, too
+    example = {"requestBody": {"content": {"application/json": {"example": {"request": EXAMPLE}}}}}
     router.add_api_route("/check", _answer(check), methods=["POST"], openapi_extra=example)
     router.add_api_route("/merge", _answer(merge), methods=["POST"], openapi_extra=example)
     router.add_api_route("/jobs/{job_id}", _answer(status), methods=["GET"])

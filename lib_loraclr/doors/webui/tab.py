@@ -205,8 +205,8 @@ class _Tab:
         listing = {"outputs": [self.picker, self.message], "show_progress": False}
         opened = self.opened.click(bound.open, [self.picker], **listing).then(
             bound.restore,
-            [self.job, self.lost],
-            self.shown,
+            [self.job, self.lost, self.picker],
+            [*self.shown, self.picker, self.taken, self.left.draw, *fields],
             **by_script("loraclrLost"),
             show_progress=False,
         )

@@ -191,6 +191,13 @@ def _together(report: MergeReport) -> str:
     )
 
 
+def unloaded_view(job: Job) -> str:
+    """After Reload UI stopped a merge."""
+    names = ", ".join(job.names)
+    again = " What it was asked for is filled in again: press Merge to begin anew." if job.form else ""
+    return note(f"The merge of {names} was stopped by Reload UI, and nothing was kept.{again}")
+
+
 def kept_view(job: Job) -> str:
     """After Keep."""
     if isinstance(job.kept, InstalledCheckpoint):

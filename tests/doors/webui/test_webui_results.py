@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
-from webui_tab import CHOSEN, TABLE, let_fail, merged, shown, tab
+from webui_tab import CHOSEN, TABLE, let_fail, merged, restored, shown, tab
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.output.report import ConceptReport, MergeReport
@@ -21,7 +21,7 @@ def test_a_result_has_a_name_of_its_own_whatever_is_chosen_next(doors: Doors) ->
     seen = merged(doors, bound, values)
     assert seen["name"]["value"] == "fox-penguin" and seen["name"]["label"] == "Name of the new LoRA"
     # another page, and the next LoRAs are chosen in this one
-    assert shown(doors, bound.restore("", ""))["name"]["value"] == "fox-penguin"
+    assert restored(doors, bound, "", "")["name"]["value"] == "fox-penguin"
     assert "fox-penguin" not in str(bound.select(json.dumps(TABLE), "{}", ["fox"]))
     assert "Kept as fox-penguin" in bound.keep(seen["job"], "", "")[0], "and so where the field is emptied"
     assert merged(doors, bound, values)["name"]["value"] == "fox-penguin-2"
@@ -46,18 +46,18 @@ def test_a_merge_that_ended_while_the_page_was_loaded_anew_is_told_of(
     bound, values = tab(doors)
     let_fail(doors, monkeypatch, "jobs", "merge_loras", error)
     bound.merge("task(1)", json.dumps(TABLE), CHOSEN, "", False, *values)
-    seen = shown(doors, bound.restore("", "task(1)"))
+    seen = restored(doors, bound, "", "task(1)")
     assert told in seen["view"] and seen["job"] == ""
     assert not any(seen[name]["visible"] for name in ("picture", "decide", "use"))
-    assert "value" not in bound.restore("", "")[0], "once, and only to the page that waited for it"
+    assert "value" not in bound.restore("", "", [])[0], "once, and only to the page that waited for it"
 
 
 def test_what_was_decided_on_in_another_page_is_not_asked_for_any_more(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
     job_id = merged(doors, bound, values)["job"]
-    assert "visible" not in shown(doors, bound.restore(job_id, ""))["decide"], "control: it is still to be decided"
+    assert "visible" not in restored(doors, bound, job_id, "")["decide"], "control: it is still to be decided"
     bound.keep(job_id, "pair", "")
-    assert shown(doors, bound.restore(job_id, ""))["decide"]["visible"] is False
+    assert restored(doors, bound, job_id, "")["decide"]["visible"] is False
 
 
 def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
@@ -67,7 +67,7 @@ def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
     assert "Retention" in view and "Pictures without a trigger" in view and "fox" in view and seen["log"] == ""
     assert seen["picture"]["visible"] and seen["picture"]["value"].width > 100
     assert seen["decide"]["visible"] and not seen["use"]["visible"] and not seen["replace"]["visible"]
-    assert shown(doors, bound.restore("", ""))["job"] == job_id  # the page was loaded anew
+    assert restored(doors, bound, "", "")["job"] == job_id  # the page was loaded anew
     message, decide, use, replaced, known = bound.keep(job_id, "fox", "")
     assert "exists already" in message and replaced["visible"] and known == ""
     message, decide, use, replaced, known = bound.keep(job_id, "pair", "made")
@@ -79,7 +79,7 @@ def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
     }
     bound.open_folder(job_id)
     assert doors.reported == [str(doors.folder / "made")]
-    assert shown(doors, bound.restore("", ""))["job"] == ""
+    assert restored(doors, bound, "", "")["job"] == ""
 
 
 @pytest.mark.parametrize("flag", ["hide_ui_dir_config", "webui_is_non_local"])
@@ -246,3 +246,42 @@ def test_replacing_without_a_picture_leaves_no_old_one(doors: Doors) -> None:  #
         (doors.folder / "pair.preview.jpg").write_bytes(b"")
     bound.replace(merged(doors, bound, values, draw=True)["job"], "pair", "")
     assert [path.name for path in doors.folder.glob("pair.*g")] == ["pair.png"]
+
+
+def test_a_page_that_is_loaded_anew_has_the_rows_and_fields_of_what_was_asked_for(doors: Doors) -> None:  # noqa: F811
+    rows = doors.module("rows")
+    bound, values = tab(doors, effort="Fast", quality="masterpiece")
+    merged(doors, bound, values)
+    picker, taken, draw, *fields = bound.restore("", "", [])[len(doors.module("notes").SHOWN) :]
+    assert picker["value"] == ["fox", "animals/penguin  ·  pingu"] and draw is False
+    assert [field["value"] for field in fields] == values
+    again = rows.selected(["fox", "penguin"], rows.Table(), rows.Table.parse(taken)).rows
+    assert [(row["te_weight"], row["trigger"]) for row in again] == [("0.5", " sks animal "), ("1", "bird")]
+    kept = bound.restore("", "", ["fox"])[len(doors.module("notes").SHOWN) :]
+    assert not any("value" in update for update in kept), "what is chosen meanwhile stays"
+
+
+def test_a_merge_that_reload_ui_stopped_is_told_of_and_offered_again(doors: Doors) -> None:  # noqa: F811
+    start, jobs = doors.module("start"), doors.module("jobs")
+    bound, values = tab(doors)
+    table = json.dumps(TABLE)
+    request, names = doors.module("form").build(doors.module("rows").Table.parse(table), bound._fields(values))
+    running = jobs.Job(request, names, False, "task(1)", form=(table, CHOSEN, False, values))
+    with doors.webui.call_queue.queue_lock:  # a picture is being made
+        jobs.start(running)
+        start.end_former()
+    seen = restored(doors, bound, "", "")
+    assert "The merge of fox, penguin was stopped by Reload UI, and nothing was kept" in seen["view"]
+    assert "press Merge" in seen["view"]
+    assert bound.restore("", "", [])[len(doors.module("notes").SHOWN)]["value"] == ["fox", "animals/penguin  ·  pingu"]
+    merged(doors, bound, values)
+    jobs.discard(jobs.waiting())
+    assert "Reload UI" not in str(bound.restore("", "", [])), "once another has begun it is forgotten"
+
+
+def test_a_result_that_becomes_a_checkpoint_is_called_one(doors: Doors) -> None:  # noqa: F811
+    doors.webui.write_checkpoint()
+    for save_as, label, copy in (("checkpoint", "checkpoint", "Copy trigger words"), ("lora", "LoRA", "Copy tag")):
+        bound, values = tab(doors, save_as=save_as)
+        seen = merged(doors, bound, values)
+        assert seen["name"]["label"] == f"Name of the new {label}" and seen["copy"]["value"] == copy

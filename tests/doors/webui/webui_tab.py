@@ -68,3 +68,9 @@ def shown(doors: Doors, values: list[Any]) -> dict[str, Any]:  # noqa: F811
 def merged(doors: Doors, bound: Any, values: list[Any], before: str = "", *, draw: bool = False) -> dict[str, Any]:  # noqa: F811
     """What the column shows after a merge of the table."""
     return shown(doors, bound.merge("", json.dumps(TABLE), CHOSEN, before, draw, *values))
+
+
+def restored(doors: Doors, bound: Any, job_id: str, task: str) -> dict[str, Any]:  # noqa: F811
+    """What the column shows in a page that was loaded anew."""
+    values = bound.restore(job_id, task, [])
+    return shown(doors, values[: len(doors.module("notes").SHOWN)])
