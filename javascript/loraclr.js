@@ -93,15 +93,16 @@ function loraclrChoose(picker, key) {
 function loraclrOwnTips(tab) {
     if (typeof titles !== "object") return;
     for (const node of tab.querySelectorAll("span, button, p, input, li.item")) {
-        if (node.title || !(titles[node.textContent] || titles[node.value] || titles[node.dataset.value])) continue;
-        const told = node.closest("[title]:not([title=''])");
+        const theirs = titles[node.textContent] || titles[node.value] || titles[node.dataset.value];
+        if (!theirs || (node.title && node.title !== theirs)) continue;
+        const told = node.parentNode.closest("[title]:not([title=''])");
         node.title = told && tab.contains(told) ? told.title : node.textContent || node.value;
     }
 }
 
 onUiUpdate(function() {
     const tab = gradioApp().getElementById("tab_loraclr");
-    if (!tab || !loraclrHere() || tab.style.display === "none") return;
+    if (!tab || !loraclrHere()) return;
     loraclrOwnTips(tab);
     loraclrSort(gradioApp().getElementById("loraclr_loras"));
 });

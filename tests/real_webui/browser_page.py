@@ -52,6 +52,14 @@ class Way:
             width = self.page.viewport_size["width"]
             self.page.screenshot(path=self.shots / f"{name}-{self.theme}-{width}.png", full_page=whole)
 
+    def foreign_tips(self) -> list[str]:
+        """Texts of the tab that have a tooltip of another tab's field."""
+        return self.page.evaluate(
+            """() => Array.from(document.querySelectorAll("#tab_loraclr span, #tab_loraclr button, #tab_loraclr p"))
+                .filter((node) => titles[node.textContent] && node.title === titles[node.textContent])
+                .map((node) => node.textContent)"""
+        )
+
     def overflow(self) -> int:
         """Pixels by which the page is wider than the window."""
         return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
@@ -72,6 +80,15 @@ class Way:
         time.sleep(0.5)
         return self.page.eval_on_selector_all(
             "#loraclr_loras li", "items => items.filter(i => i.offsetParent).map(i => i.dataset.value)"
+        )
+
+    def seen_first(self, typed: str) -> list[str]:
+        """What the picker offers, from top to bottom."""
+        self.listed(typed)
+        return self.page.eval_on_selector_all(
+            "#loraclr_loras li",
+            """items => items.filter(i => i.offsetParent)
+                .sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top).map(i => i.dataset.value)""",
         )
 
     def pick(self, *names: str) -> None:
@@ -115,9 +132,9 @@ class Way:
 
     def wait_for_the_bar(self) -> str:
         self.page.wait_for_function(
-            "document.querySelector('#tab_loraclr .progress')?.innerText.includes('%')", timeout=2 * MINUTES
+            "document.querySelector('#tab_loraclr .loraclr-doing')?.innerText.includes('%')", timeout=2 * MINUTES
         )
-        return self.text("#tab_loraclr .progress")
+        return self.text("#tab_loraclr .loraclr-doing")
 
     def wait_for_the_result(self, *, picture: bool = True) -> str:
         self.page.wait_for_selector("#loraclr_keep", state="visible", timeout=20 * MINUTES)

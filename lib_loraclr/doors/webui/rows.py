@@ -170,12 +170,12 @@ def _row(row: Row, lora: InstalledLora | None) -> str:
         f"{_picture(lora)}"
         f"<span class='loraclr-name' title='{safe(folder + row.lora)}'>"
         f"<small>{safe(folder)}</small>{safe(row.lora)}{badge}</span>"
-        f"{_weights(row)}{_trigger(row, lora)}{_cell('Kind', _kind(row))}"
+        f"{_weights(row)}{_trigger(row, lora)}{_cell('Kind', _kind(row), 'loraclr-kind')}"
         f"<details class='loraclr-more'{more}><summary title='Importance and own prompts'>…</summary></details>"
         f"<div class='loraclr-extra'><label>Importance {_number_input(row, 'importance')}</label>"
-        f"<textarea data-field='prompts' rows='2' placeholder='Own prompts in place of the templates, one per line' "
+        f"<label>Own prompts <textarea data-field='prompts' rows='2' placeholder='in place of the templates, one per line' "
         f"aria-label='Own prompts of {safe(row.lora)}' title='{safe(_TIPS['prompts'])}'>"
-        f"{safe(row['prompts'])}</textarea>{_alone(row)}</div>"
+        f"{safe(row['prompts'])}</textarea></label>{_alone(row)}</div>"
         f"{refused}</div>"
     )
 
@@ -197,7 +197,9 @@ def _weights(row: Row) -> str:
     """One weight, as most prompts have it; or one for the text encoder and one for the UNet."""
     apart = " loraclr-apart" if _number(row["te_weight"]) != _number(row["unet_weight"]) else ""
     tip = "One weight for the text encoder and another for the UNet, or one for both"
-    split = f"<button type='button' class='loraclr-split' title='{tip}' aria-label='{tip}: {safe(row.lora)}'>⑂</button>"
+    split = (
+        f"<button type='button' class='loraclr-split' title='{tip}' aria-label='{tip}: {safe(row.lora)}'>split</button>"
+    )
     both = _number_input(row, "te_weight") + _number_input(row, "unet_weight")
     return f"<div class='loraclr-cell loraclr-weights{apart}'><small>Weight</small><span>{both}{split}</span></div>"
 
