@@ -47,7 +47,7 @@ function loraclrSplit(weights) {
 // The names that begin with what is typed come before those that have it inside, and the very name before all: gradio keeps the
 // order of the list. What it looks at for that is folder, name and alias in one text.
 function loraclrRank(item, typed) {
-    const text = item.dataset.value.toLowerCase();
+    const text = (item.dataset.value || item.getAttribute("aria-label") || item.textContent).trim().toLowerCase();
     const name = text.split("  ·  ")[0].split("/").pop();
     return name === typed ? 0 : name.startsWith(typed) ? 1 : text.startsWith(typed) ? 2 : 3;
 }
@@ -101,10 +101,13 @@ function loraclrOwnTips(tab) {
 }
 
 onUiUpdate(function() {
+    const picker = gradioApp().getElementById("loraclr_loras");
+    if (picker) loraclrSort(picker);
+});
+
+onAfterUiUpdate(function() {
     const tab = gradioApp().getElementById("tab_loraclr");
-    if (!tab || !loraclrHere()) return;
-    loraclrOwnTips(tab);
-    loraclrSort(gradioApp().getElementById("loraclr_loras"));
+    if (tab && loraclrHere()) loraclrOwnTips(tab);
 });
 
 // First input: the table.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Locator, Page
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 MINUTES = 60_000
 #: so little is recorded that a merge takes seconds
@@ -94,11 +95,19 @@ class Way:
     def pick(self, *names: str) -> None:
         box = self.page.locator("#loraclr_loras input")
         for name in names:
-            box.click()
-            box.fill(name)
-            self.page.locator(f"#loraclr_loras li[data-value='{name}']").or_(
-                self.page.locator(f"#loraclr_loras li[data-value$='/{name}']")
-            ).or_(self.page.locator(f"#loraclr_loras li[data-value^='{name} ']")).click()
+            wanted = ", ".join(
+                f"#loraclr_loras li[data-value{how}]" for how in (f"='{name}'", f"$='/{name}'", f"^='{name} '")
+            )
+            for _ in range(12):  # what is typed before the list is there is not looked for once it is
+                box.click()
+                box.fill("")
+                box.fill(name)
+                try:
+                    self.page.wait_for_selector(wanted, timeout=MINUTES / 12)
+                    break
+                except PlaywrightTimeout:
+                    box.blur()
+            self.page.locator(wanted).first.click()
             self.page.wait_for_selector(f".loraclr-concept[data-lora='{name}']", timeout=MINUTES)
         box.blur()
 

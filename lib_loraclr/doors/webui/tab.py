@@ -244,7 +244,9 @@ class _Tab:
         )
         self._connect_times(bound, merged.then)
         for field in self.left.timed:
-            self._connect_times(bound, field.blur if isinstance(field, gr.Number) else field.change)
+            # gradio 3 tells when a number has been written; 4 knows only that it changes
+            written = getattr(field, "blur", field.change) if isinstance(field, gr.Number) else field.change
+            self._connect_times(bound, written)
         for button in (self.interrupt, self.interrupting):
             button.click(bound.interrupt, [self.task], **by_script("loraclrTask"), show_progress=False)
         self._connect_result(bound)
