@@ -139,3 +139,13 @@ def test_measure_prints_the_report(
     result = run("measure", "fox.safetensors:.5", "--merged", "cat.safetensors:0.8")
     assert (result.code, result.out) == (0, report.table() + "\n")
     assert asked == [((Concept("fox.safetensors", 0.5, 0.5),), loaded, "cat.safetensors:0.8")]
+
+
+def test_what_to_do_about_the_weakest_concept_is_printed(
+    run: Run, folder: Path, merged: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = [replace(c, recognised=0.1 if i else 1.0, taken_for={"": 0.9}) for i, c in enumerate(merged.report.concepts)]
+    weak = replace(merged, report=replace(merged.report, concepts=tuple(seen)))
+    monkeypatch.setattr(merge_command, "merge_loras", lambda *_: weak)
+    told = run("merge", "fox.safetensors", "cat.safetensors", "-o", "out/zoo", "--no-preview").out
+    assert f"{seen[1].name} is lost: it is recognised in 10% of what was tried" in told and "Merge again with" in told
