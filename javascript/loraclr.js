@@ -192,11 +192,17 @@ function loraclrWatch(id, patience) {
     loraclrSay(anchor.parentNode.querySelector(".progressDiv"), "Getting ready");
 }
 
-// Second input: the task whose end this page has not been told.
+// Second input: the task whose end this page has not been told, or that it waits for.
 function loraclrLost(...inputs) {
-    inputs[1] = loraclrOver;
+    inputs[1] = loraclrOver || localGet("loraclr_task_id") || "";
     loraclrOver = "";
     return inputs;
+}
+
+// First input: what a merge was asked for that this page has lost sight of. It stands in the page again unless something has been
+// chosen there.
+function loraclrAgain(asked, ...now) {
+    return asked && !(now[0] || []).length ? JSON.parse(asked) : now;
 }
 
 // Ask again where an answer is for another selection than the picker has by now.

@@ -137,47 +137,29 @@ class Actions:
     def interrupt(self, task: str) -> None:
         jobs.interrupt_task(task)
 
-    def restore(self, job_id: str, task: str, chosen: list[str] | None) -> list[Any]:
+    def restore(self, job_id: str, task: str) -> list[Any]:
         """After the page was loaded anew, or the result was decided on in another one: what there is to show.
 
         Args:
             job_id: of the result that is shown
-            task: that the page was waiting for when it was loaded anew; empty for none
-            chosen: in the picker; where nothing is, what was merged last stands there again
+            task: that the page waits for, or waited for when it was loaded anew; empty for none
 
         Returns:
-            as `notes.SHOWN`; then picker, rows to take over, whether a picture is drawn, and the fields
+            as `notes.SHOWN`; then what the page's own merge was asked for, as JSON for `loraclrAgain`
         """
-        waiting, shown, lost = jobs.waiting(), jobs.find(job_id), jobs.of_task(task)
-        running, unloaded = jobs.running(), jobs.unloaded()
+        waiting, shown, own, unloaded = jobs.waiting(), jobs.find(job_id), jobs.of_task(task), None
         undecided = shown is not None and shown.state == "finished"
         if waiting and not undecided:
             seen = panel.result(waiting)
-        elif lost and lost.state == "failed":
-            seen = panel.error(lost.error)
-        elif lost and lost.state == "interrupted":
+        elif own and own.state == "failed":
+            seen = panel.error(own.error)
+        elif own and own.state == "interrupted":
             seen = panel.message(_INTERRUPTED)
-        elif unloaded and not chosen:
+        elif not undecided and (unloaded := jobs.take_unloaded()):
             seen = panel.message(views.unloaded_view(unloaded))
         else:
             seen = panel.unchanged(job_id, decided=not undecided)
-        asked = running or (waiting if not undecided else None) or lost or unloaded
-        return [*seen, *(self._again(asked.form) if asked and asked.form and not chosen else self._as_it_is())]
-
-    def _again(self, form_before: tuple[str, list[str], bool, tuple[Any, ...]]) -> list[Any]:
-        """What stood in the tab when a merge was begun there."""
-        table, chosen, draw, values = form_before
-        try:
-            listed = catalogue.choices()
-        except LoraclrError:
-            return self._as_it_is()
-        # the rows are taken over as those of a prompt are
-        taken = replace(Table.parse(table), taken=secrets.token_hex(4)).dump()
-        picked = catalogue.still_there(chosen, listed)
-        return [gr.update(choices=listed, value=picked), taken, draw, *(gr.update(value=value) for value in values)]
-
-    def _as_it_is(self) -> list[Any]:
-        return [gr.update() for _ in (*range(3), *self._names)]
+        return [*seen, _again(own or unloaded)]
 
     # -- keeping
 
@@ -236,6 +218,20 @@ class Actions:
 
     def _fields(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self._names, values, strict=True))
+
+
+def _again(job: jobs.Job | None) -> str:
+    """What stood in the tab when a merge was begun there; empty for none."""
+    if job is None or job.form is None:
+        return ""
+    table, chosen, draw, values = job.form
+    try:
+        picked = catalogue.still_there(chosen, catalogue.choices())
+    except LoraclrError:
+        return ""
+    # the rows are taken over as those of a prompt are
+    taken = replace(Table.parse(table), taken=secrets.token_hex(4)).dump()
+    return json.dumps([picked, taken, draw, *values])
 
 
 def _complete(table: str, chosen: list[str] | None) -> Table:

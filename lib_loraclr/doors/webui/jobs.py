@@ -119,14 +119,9 @@ def waiting() -> Job | None:
     return next((job for job in reversed(list(_jobs.values())) if job.state == "finished"), None)
 
 
-def running() -> Job | None:
-    """The merge that is under way or waits for the model."""
-    return next((job for job in _jobs.values() if job.state in ("queued", "running")), None)
-
-
-def unloaded() -> Job | None:
-    """The merge that Reload UI stopped, until another is begun."""
-    return _unloaded[-1] if _unloaded else None
+def take_unloaded() -> Job | None:
+    """The merge that Reload UI stopped, once: who has been told of it wants to see other things next."""
+    return _unloaded.pop() if _unloaded else None
 
 
 def of_task(task: str) -> Job | None:

@@ -87,6 +87,7 @@ class _Tab:
         self.kept = gr.Textbox(visible=False, elem_id="loraclr_kept")
         self.opened = gr.Button(visible=False, elem_id="loraclr_opened")
         self.lost = gr.Textbox(visible=False, elem_id="loraclr_lost")
+        self.asked = gr.Textbox(visible=False, elem_id="loraclr_asked")
         self.again = gr.Button(visible=False, elem_id="loraclr_again")
         self.answered = gr.Textbox(visible=False, elem_id="loraclr_answered")
         self.timed = gr.Textbox(visible=False, elem_id="loraclr_timed")
@@ -203,13 +204,16 @@ class _Tab:
         self.shown = [getattr(self, name) for name in SHOWN]
         bound = _Actions(list(left.fields))
         listing = {"outputs": [self.picker, self.message], "show_progress": False}
+        again = [self.picker, self.taken, left.draw, *fields]
         opened = self.opened.click(bound.open, [self.picker], **listing).then(
             bound.restore,
-            [self.job, self.lost, self.picker],
-            [*self.shown, self.picker, self.taken, self.left.draw, *fields],
+            [self.job, self.lost],
+            [*self.shown, self.asked],
             **by_script("loraclrLost"),
             show_progress=False,
         )
+        # in the browser, which alone knows whether something has been chosen meanwhile
+        opened.then(None, [self.asked, *again], again, **by_script("loraclrAgain"))
         self.refresh.click(bound.refresh, [self.picker], **listing)
         taken = self.from_prompt.click(
             bound.take,

@@ -49,7 +49,7 @@ def test_a_merge_that_ended_while_the_page_was_loaded_anew_is_told_of(
     seen = restored(doors, bound, "", "task(1)")
     assert told in seen["view"] and seen["job"] == ""
     assert not any(seen[name]["visible"] for name in ("picture", "decide", "use"))
-    assert "value" not in bound.restore("", "", [])[0], "once, and only to the page that waited for it"
+    assert "value" not in bound.restore("", "")[0], "once, and only to the page that waited for it"
 
 
 def test_what_was_decided_on_in_another_page_is_not_asked_for_any_more(doors: Doors) -> None:  # noqa: F811
@@ -248,17 +248,17 @@ def test_replacing_without_a_picture_leaves_no_old_one(doors: Doors) -> None:  #
     assert [path.name for path in doors.folder.glob("pair.*g")] == ["pair.png"]
 
 
-def test_a_page_that_is_loaded_anew_has_the_rows_and_fields_of_what_was_asked_for(doors: Doors) -> None:  # noqa: F811
+def test_a_page_that_is_loaded_anew_has_the_rows_and_fields_of_its_own_merge(doors: Doors) -> None:  # noqa: F811
     rows = doors.module("rows")
     bound, values = tab(doors, effort="Fast", quality="masterpiece")
-    merged(doors, bound, values)
-    picker, taken, draw, *fields = bound.restore("", "", [])[len(doors.module("notes").SHOWN) :]
-    assert picker["value"] == ["fox", "animals/penguin  ·  pingu"] and draw is False
-    assert [field["value"] for field in fields] == values
+    bound.merge("task(1)", json.dumps(TABLE), CHOSEN, "", False, *values)
+    picked, taken, draw, *fields = json.loads(bound.restore("", "task(1)")[-1])
+    assert picked == ["fox", "animals/penguin  ·  pingu"] and draw is False and fields == values
     again = rows.selected(["fox", "penguin"], rows.Table(), rows.Table.parse(taken)).rows
     assert [(row["te_weight"], row["trigger"]) for row in again] == [("0.5", " sks animal "), ("1", "bird")]
-    kept = bound.restore("", "", ["fox"])[len(doors.module("notes").SHOWN) :]
-    assert not any("value" in update for update in kept), "what is chosen meanwhile stays"
+    assert bound.restore("", "")[-1] == bound.restore("", "task(2)")[-1] == "", (
+        "another page's merge is none of its business"
+    )
 
 
 def test_a_merge_that_reload_ui_stopped_is_told_of_and_offered_again(doors: Doors) -> None:  # noqa: F811
@@ -270,13 +270,11 @@ def test_a_merge_that_reload_ui_stopped_is_told_of_and_offered_again(doors: Door
     with doors.webui.call_queue.queue_lock:  # a picture is being made
         jobs.start(running)
         start.end_former()
-    seen = restored(doors, bound, "", "")
-    assert "The merge of fox, penguin was stopped by Reload UI, and nothing was kept" in seen["view"]
-    assert "press Merge" in seen["view"]
-    assert bound.restore("", "", [])[len(doors.module("notes").SHOWN)]["value"] == ["fox", "animals/penguin  ·  pingu"]
-    merged(doors, bound, values)
-    jobs.discard(jobs.waiting())
-    assert "Reload UI" not in str(bound.restore("", "", [])), "once another has begun it is forgotten"
+    *seen, asked = bound.restore("", "")
+    view = shown(doors, seen)["view"]
+    assert "The merge of fox, penguin was stopped by Reload UI, and nothing was kept" in view and "press Merge" in view
+    assert json.loads(asked)[0] == ["fox", "animals/penguin  ·  pingu"]
+    assert "value" not in restored(doors, bound, "", "")["view"], "once: what is looked at next stays"
 
 
 def test_a_result_that_becomes_a_checkpoint_is_called_one(doors: Doors) -> None:  # noqa: F811

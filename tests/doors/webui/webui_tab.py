@@ -72,5 +72,4 @@ def merged(doors: Doors, bound: Any, values: list[Any], before: str = "", *, dra
 
 def restored(doors: Doors, bound: Any, job_id: str, task: str) -> dict[str, Any]:  # noqa: F811
     """What the column shows in a page that was loaded anew."""
-    values = bound.restore(job_id, task, [])
-    return shown(doors, values[: len(doors.module("notes").SHOWN)])
+    return shown(doors, bound.restore(job_id, task)[:-1])
