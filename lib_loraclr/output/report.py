@@ -144,9 +144,9 @@ def _remedies(worst: ConceptReport, concept: Concept, request: MergeRequest) -> 
         remedies.append(
             f"trigger words for {worst.name} that have nothing in common with those of {worst.mistaken_for}"
         )
-    efforts = request.options.get("effort")
-    if request.method == "contrastive" and efforts != "thorough":
-        remedies.append("effort thorough")
+    effort = request.options.get("effort", "balanced")
+    if request.method == "contrastive" and effort != "thorough":
+        remedies.append("effort thorough" if effort == "balanced" else "effort balanced")
     elif request.method != "contrastive":
         remedies.append("method contrastive")
     remedies.append(f"its importance at {2 * concept.importance:g}")
