@@ -192,9 +192,19 @@ function loraclrWatch(id, patience) {
     loraclrSay(anchor.parentNode.querySelector(".progressDiv"), "Getting ready");
 }
 
-// Second input: the task whose end this page has not been told, or that it waits for.
+// Names this browser in the ids of its tasks, so that everybody is shown their own results.
+function loraclrPage() {
+    let page = localGet("loraclr_page");
+    if (!page) {
+        page = Math.random().toString(36).slice(2, 12);
+        localSet("loraclr_page", page);
+    }
+    return page;
+}
+
+// Second input: the task whose end this page has not been told, or that it waits for, or one that only says whose it is.
 function loraclrLost(...inputs) {
-    inputs[1] = loraclrOver || localGet("loraclr_task_id") || "";
+    inputs[1] = loraclrOver || localGet("loraclr_task_id") || "task(" + loraclrPage() + "-)";
     loraclrOver = "";
     return inputs;
 }
@@ -213,7 +223,7 @@ function loraclrSettle(chosen, answered) {
 }
 
 function loraclrSubmit(...inputs) {
-    const id = randomId();
+    const id = randomId().replace("(", "(" + loraclrPage() + "-");
     loraclrReveal();
     localSet("loraclr_task_id", id);
     loraclrWatch(id, 40);

@@ -7,9 +7,11 @@ lora_family        which family of models a file was made for; foreign_families 
 resolution         the size of the pictures that a LoRA was trained on
 training           what name and metadata tell of the training: clip skip, and LoRAs that are no concept
 deltas             what each kind of network stores, and the change of a weight it stands for
-adapter_config     alpha, where a file keeps it outside its tensors
+adapter_config     alpha, where a file keeps it outside its tensors; name_patterns for which of its layers
+licences           author and licence, and what the licence asks
 embeddings         embeddings that a file bundles
 triggers           the words that call a LoRA
+writing            files written whole or not at all, and what they replace
 """
 
 from .deltas import kind_name, kind_of, layer_delta, unused_parameters
@@ -25,37 +27,42 @@ from .layer_keys import (
     text_encoder_key,
     unet_key,
 )
+from .licences import CREDITS, Terms, conditions, credit, credit_lines
 from .lora_family import family_by_header, family_of
 from .lora_files import (
     LoraFile,
     read_lora,
     read_tensors,
-    refuse_existing,
     require_safetensors,
-    require_space,
     serialize,
     with_hashes,
-    write_files,
 )
 from .resolution import trained_size
 from .tensor_files import DTYPE_NAMES, DTYPES, NewTensor, StoredTensor, read_header, tensor_bytes, write_tensors
 from .training import clip_skip, few_steps, few_steps_warning
 from .triggers import Trigger, find_trigger, tag_frequency
 from .unet_names import compvis_names, diffusers_name
+from .writing import Written, refuse_existing, require_space, write_files
 
 __all__ = [
+    "CREDITS",
     "DTYPES",
     "DTYPE_NAMES",
     "LoraFile",
     "NewTensor",
     "StoredTensor",
+    "Terms",
     "Trigger",
     "UNET",
+    "Written",
     "attention_projections",
     "bias_key",
     "embeddings_by_name",
     "clip_skip",
     "compvis_names",
+    "conditions",
+    "credit",
+    "credit_lines",
     "diffusers_name",
     "family_by_header",
     "family_of",

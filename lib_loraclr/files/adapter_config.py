@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ from torch import Tensor
 from ..errors import LoraclrError
 from .deltas import kind_of, loha, lokr, lora
 from .layer_keys import TEXT_ENCODERS, is_text_encoder, module_path
+from .name_patterns import NamePatterns
 
 _METADATA = "lora_adapter_metadata"
 _CONFIG = "adapter_config.json"
+_NOTHING = object()
 
 
 def stated_alphas(
@@ -45,16 +46,17 @@ def stated_alphas(
     ranks = {key: _rank(parameters) for key, parameters in layers.items() if "alpha" not in parameters}
     ranks = {key: rank for key, rank in ranks.items() if rank}
     settings, where = _settings(metadata, path, peft=peft) if ranks else ({}, "")
-    found = {}
-    for key, rank in ranks.items():
-        own = {name[len(_model(key)) :]: value for name, value in settings.items() if name.startswith(_model(key))}
-        own = own or {name: value for name, value in settings.items() if "." not in name}
-        try:
-            alpha = _alpha(own, module_path(names[key]))
-        except (TypeError, ValueError, AttributeError, re.error) as error:
-            raise _unreadable(where, error) from error
-        if alpha is not None:
-            found[key] = torch.tensor(alpha * math.sqrt(rank) if own.get("use_rslora") else alpha)
+    found, models = {}, {}
+    try:
+        for key, rank in ranks.items():
+            model = _model(key)
+            if model not in models:
+                models[model] = _OfModel(settings, model)
+            alpha = models[model].alpha(module_path(names[key]))
+            if alpha is not None:
+                found[key] = torch.tensor(alpha * math.sqrt(rank) if models[model].use_rslora else alpha)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _unreadable(where, error) from error
     return found
 
 
@@ -91,7 +93,7 @@ def _settings(metadata: Mapping[str, str], path: Path, *, peft: bool) -> tuple[d
             return {}, where
         if not isinstance(settings, dict):
             raise TypeError(f"it is {type(settings).__name__}, not an object")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unreadable(where, error) from error
     return settings, where
 
@@ -106,17 +108,31 @@ def _model(key: str) -> str:
     return "text_encoder_2." if key.startswith(TEXT_ENCODERS[2]) else "text_encoder."
 
 
-def _alpha(settings: Mapping[str, Any], module: str | None) -> float | None:
-    """`lora_alpha` (of LoHa and LoKr `alpha`), unless `alpha_pattern` has one for the module; None where nothing is said.
+class _OfModel:
+    """The settings of one model: of a file's several those with its name before them, of PEFT's own file all."""
 
-    Args:
-        module: its dotted path in its model, None where the file does not tell
-    """
-    # a text encoder's path began with `text_model.` until transformers 5, whichever wrote the file
-    paths = () if module is None else (module, module.removeprefix("text_model."))
-    for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
-        # `peft.utils.other.get_pattern_key`: a regular expression for whole names at the end of the path
-        if any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):
-            return float(alpha)
-    name = next((name for name in ("lora_alpha", "alpha") if name in settings), None)
-    return None if name is None else float(settings[name])
+    def __init__(self, settings: Mapping[str, Any], model: str) -> None:
+        own = {name[len(model) :]: value for name, value in settings.items() if name.startswith(model)}
+        own = own or {name: value for name, value in settings.items() if "." not in name}
+        self.use_rslora = bool(own.get("use_rslora"))
+        self._patterns = NamePatterns(own.get("alpha_pattern") or {})
+        self._alpha = next((own[name] for name in ("lora_alpha", "alpha") if name in own), _NOTHING)
+
+    def alpha(self, module: str | None) -> float | None:
+        """`lora_alpha` (of LoHa and LoKr `alpha`), unless `alpha_pattern` has one for the module; None where nothing is said.
+
+        Args:
+            module: its dotted path in its model, None where the file does not tell
+
+        Raises:
+            TypeError, ValueError, OverflowError: it is no finite number
+        """
+        # a text encoder's path began with `text_model.` until transformers 5, whichever wrote the file
+        paths = () if module is None else (module, module.removeprefix("text_model."))
+        found = (self._patterns.find(path) for path in dict.fromkeys(paths))
+        said = next((alpha for alpha in found if alpha is not None), self._alpha)
+        if said is _NOTHING:
+            return None
+        if not math.isfinite(float(said)):
+            raise ValueError(f"alpha is {said}")
+        return float(said)

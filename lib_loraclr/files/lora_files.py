@@ -1,4 +1,4 @@
-"""LoRA files: read with suspicion, written whole or not at all.
+"""LoRA files, read with suspicion.
 
 Only `.safetensors` is read. `.pt`, `.ckpt` and `.bin` are pickles, and reading a pickle runs what its author put there.
 """
@@ -8,11 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -263,80 +260,6 @@ def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> d
     (length,) = HEADER_LENGTH.unpack(blob[:8])
     legacy = hashlib.sha256(blob[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
     return {**kept, "sshs_model_hash": hashlib.sha256(blob[8 + length :]).hexdigest(), "sshs_legacy_hash": legacy}
-
-
-def write_files(writers: Mapping[Path, Callable], *, overwrite: bool) -> None:
-    """Write several files that belong together: first all under temporary names, then all moved in place.
-
-    Args:
-        writers: path -> function that writes the file's content to the binary stream it is given
-
-    Raises:
-        LoraclrError: one of them exists and `overwrite` is False, or cannot be written (disk full, no permission)
-    """
-    for path in writers:
-        refuse_existing(path, overwrite=overwrite)
-    temporary: dict[Path, Path] = {}
-    moved: list[Path] = []
-    try:
-        for path, write in writers.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
-            temporary[path] = Path(name)
-            with os.fdopen(handle, "wb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            # mkstemp makes files only their owner can read; a LoRA gets the permissions a new file would have
-            temporary[path].chmod(0o666 & ~_umask())
-        for path in list(temporary):
-            refuse_existing(path, overwrite=overwrite)
-            new = not path.exists()
-            temporary[path].replace(path)
-            del temporary[path]
-            if new:
-                moved.append(path)
-        moved.clear()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise LoraclrError(f"{path} cannot be written ({reason}): free some space or choose another folder.") from error
-    finally:
-        for left in (*temporary.values(), *moved):
-            left.unlink(missing_ok=True)
-
-
-def require_space(path: Path, size: int) -> None:
-    """Refuse to begin a file that the disk has no room for.
-
-    Args:
-        size: in bytes
-
-    Raises:
-        LoraclrError: there is less left where `path` would be
-    """
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(nearest).free
-    if free < size:
-        raise LoraclrError(
-            f"{path} would take {size / 2**30:.2f} GB, and {nearest} has {free / 2**30:.2f} GB left: "
-            "free some space or choose another folder."
-        )
-
-
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Refuse to write over a file.
-
-    Raises:
-        LoraclrError: `path` exists and may not be overwritten
-    """
-    if path.exists() and not overwrite:
-        raise LoraclrError(f"{path} exists already: choose another name, or allow overwriting it (--overwrite).")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sha256(stream) -> str:

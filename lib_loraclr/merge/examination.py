@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import LoraclrError
-from ..files import is_text_encoder
+from ..files import conditions, is_text_encoder
 from ..model import Host, MemoryPlan, plan_memory
 from ..output import require_copyable, require_places
 from ..recording import (
@@ -69,6 +69,7 @@ def examine(
         *unusual_weights(concepts),
         *words_within_words(concepts),
         *base_model_warnings(inputs, host),
+        *(said for lora in inputs for said in conditions(lora.concept.label, lora.file.metadata)),
         *lost_embeddings(request, inputs),
         *plain_prompts_that_call(concepts, request.prompts),
         *recorded_clip_skip(request.recording.clip_skip, inputs, host)[1],

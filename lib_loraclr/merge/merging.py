@@ -152,7 +152,7 @@ def _concept_reports(
         taken = recognition.taken_for.get(k, {}) if recognition else {}
         names = {"" if j is None else stages.labels[j]: share for j, share in taken.items()}
         recognised = recognition.recognised(k) if recognition else None
-        reports.append(ConceptReport(*told, lora.loss, lora.left_out, recognised, names))
+        reports.append(ConceptReport(*told, lora.loss, lora.left_out, recognised, names, lora.trigger_is_guess))
     return tuple(reports)
 
 

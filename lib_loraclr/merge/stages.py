@@ -13,6 +13,7 @@ from ..files import DTYPES, is_text_encoder
 from ..model import LEAST_ROWS, Factors, Host
 from ..progress import PlannedStage, Progress, Stage
 from ..recording import (
+    Attempt,
     Examples,
     InputLora,
     PathPlan,
@@ -158,9 +159,7 @@ class Stages:
             # spread, as they are in the order of the alphabet, in which many have their form first and others their trigger
             prompts = [asked[k] for k in spread(len(asked), RECORDED_PROMPTS - 1)] + [self.request.prompts.negative]
             deltas = self._part(own.teacher, self.text_encoder_keys)
-            runs.append(
-                Run(own.teacher, deltas, len(prompts), lambda part, asked=prompts: self.host.encode(asked[part]))
-            )
+            runs.append(Run(own.teacher, deltas, len(prompts), self._encoding(prompts)))
         return runs
 
     def _unet_runs(self, examples: Sequence[Examples], merged: Mapping[str, Factors]) -> list[Run]:
@@ -173,13 +172,27 @@ class Stages:
             runs.append(Run(own.teacher, deltas, len(few), self._denoising(few.x, few.t, few.prompts)))
         return runs
 
-    def _denoising(self, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Callable[[slice], object]:
+    def _encoding(self, prompts: Sequence[str]) -> Callable[[slice, Attempt], None]:
+        """What runs some of these prompts through the text encoder(s), as they are then."""
+
+        def run(part: slice, attempt: Attempt) -> None:
+            with attempt(range(part.start, part.stop)):
+                self.host.encode(prompts[part])
+
+        return run
+
+    def _denoising(self, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Callable[[slice, Attempt], Tensor]:
         """What runs some of these points through the model, as it is then."""
         device = self.host.device
 
-        def run(part: slice) -> Tensor:
-            conditioning = self.host.encode(list(prompts[part]))
-            return evaluated(self.host, x[part].to(device).float(), t[part].to(device), conditioning)
+        def run(part: slice, attempt: Attempt) -> Tensor:
+            with attempt(
+                range(part.start, part.stop)
+            ):  # the text encoders are recorded here too where a refined merge is cut
+                conditioning = self.host.encode(list(prompts[part]))
+            return evaluated(
+                self.host, x[part].to(device).float(), t[part].to(device), conditioning, attempt, part.start
+            )
 
         return run
 
@@ -215,10 +228,13 @@ class Stages:
                 teacher.active,
                 teacher.importance,
                 tuple(teacher.rivals(self.subjects)),
+                teacher.absent,
             )
             for teacher, inputs in recorded
         )
-        return LayerProblem(key, tuple(delta and delta.to(torch.float32) for delta in deltas), recordings)
+        return LayerProblem(
+            key, tuple(delta and delta.to(self.host.device, torch.float32) for delta in deltas), recordings
+        )
 
     def refine(
         self, layers: Mapping[str, MergedLayer], examples: Sequence[Examples], options: RefinementOptions

@@ -55,6 +55,15 @@ class Factors:
 Deltas = Mapping[str, Factors | tuple[Factors, ...]]
 
 
+def together(networks: Sequence[Mapping[str, Factors]]) -> dict[str, tuple[Factors, ...]]:
+    """What several networks change, all of them at once."""
+    parts: dict[str, tuple[Factors, ...]] = {}
+    for deltas in networks:
+        for key, factors in deltas.items():
+            parts[key] = (*parts.get(key, ()), factors)
+    return parts
+
+
 def zero(d_out: int, d_in: int, like: Tensor) -> Factors:
     """The delta that does nothing, as rank 1 (files cannot hold rank 0)."""
     return Factors(like.new_zeros(d_out, 1), like.new_zeros(1, d_in))

@@ -2,7 +2,8 @@
 
 While a context is open, every layer with a delta computes with `W + delta`; the parameter itself is never written, so that
 it is restored bit for bit on success, error and interrupt alike. The sum is made when the layer runs and dropped
-right after: a second copy of the model never exists. Where the factors require gradients, they get them.
+right after: a second copy of the model never exists. Where the factors require gradients, they get them, and a layer computes
+`x W^T + (x down^T) up^T` wherever that is less work (`side_branch`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .low_rank import Deltas, Factors
+from .side_branch import branch, has_branches, is_cheaper
 
 #: channels that a UNet reads: latents; and for inpainting also a mask, and the latents of what it leaves
 LATENT_CHANNELS, INPAINTING_CHANNELS = 4, 9
@@ -109,12 +111,14 @@ def adaptable_layers(module: nn.Module) -> dict[str, Layer]:
 
 
 @contextmanager
-def substituted(layers: Mapping[str, Layer], deltas: Deltas) -> Iterator[None]:
+def substituted(layers: Mapping[str, Layer], deltas: Deltas, device: torch.device) -> Iterator[None]:
     """Run the model with `W + up @ down` in every layer named in `deltas`.
 
     Args:
         layers: layer key -> layer of the model
-        deltas: layer key -> factors, up `[d_out, r]`, down `[r, d_in]`, on the device of the layer; or several, all added
+        deltas: layer key -> factors, up `[d_out, r]`, down `[r, d_in]`; or several, all added. They may lie anywhere
+        device: that the model runs on, to which they are copied for as long as the context is open. Not that of its weights: a
+            host may keep those elsewhere while they are not in use
 
     Raises:
         KeyError: a delta names a layer that the model does not have
@@ -123,7 +127,8 @@ def substituted(layers: Mapping[str, Layer], deltas: Deltas) -> Iterator[None]:
     for key, delta in deltas.items():
         layer = layers[key]
         parts = by_parameter.setdefault((layer.module, layer.owner, layer.parameter), [])
-        parts += [(layer, factors) for factors in (delta if isinstance(delta, tuple) else (delta,))]
+        several = delta if isinstance(delta, tuple) else (delta,)
+        parts += [(layer, factors.to(device)) for factors in several]
     with ExitStack() as stack:
         for (module, owner, name), parts in by_parameter.items():
             stack.enter_context(_substituted_parameter(module, owner, name, parts))
@@ -134,20 +139,35 @@ def substituted(layers: Mapping[str, Layer], deltas: Deltas) -> Iterator[None]:
 def _substituted_parameter(
     module: nn.Module, owner: nn.Module, name: str, parts: list[tuple[Layer, Factors]]
 ) -> Iterator[None]:
+    beside: list[Tensor] = []  # the input of a call that has a branch beside it, until it ends
+    branches = _branches(module, owner, name, parts)
+
     # nn.Module keeps parameters in a dictionary of its own and finds them by __getattr__, which Python asks last:
     # an entry in the instance's __dict__ shadows the parameter, and the parameter stays where it is.
-    def put(*_: object) -> None:
+    def put(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         # a context opened inside this one has its hook before ours, and is what counts
-        if name not in owner.__dict__:
-            owner.__dict__[name] = _changed_weight(owner._parameters[name], parts)
+        if name in owner.__dict__:
+            return
+        weight = owner._parameters[name]
+        if branches and _branch_is_better(module, x := first_argument(module, arguments, named), weight, branches):
+            beside.append(x)
+            owner.__dict__[name] = weight  # says to contexts around this one that the call is taken care of
+        else:
+            owner.__dict__[name] = _changed_weight(weight, parts)
 
-    def take_back(*_: object) -> None:
+    def take_back(module: nn.Module, _: object, output: Tensor | None) -> Tensor | None:
         owner.__dict__.pop(name, None)
+        x = beside.pop() if beside else None
+        if x is None or output is None:  # no output: the call failed
+            return None
+        for delta in branches:
+            output = output + branch(module, x, delta, output.dtype)
+        return output
 
     # First in line, so that whoever observes the call sees the changed weight, whichever context was opened first;
     # and taken back after a call that failed too (recomputing a checkpointed block ends early by an exception).
     handles = [
-        module.register_forward_pre_hook(put, prepend=True),
+        module.register_forward_pre_hook(put, prepend=True, with_kwargs=True),
         module.register_forward_hook(take_back, always_call=True),
     ]
     try:
@@ -155,13 +175,31 @@ def _substituted_parameter(
     finally:
         for handle in handles:
             handle.remove()
-        take_back()
+        owner.__dict__.pop(name, None)
+        beside.clear()
+
+
+def _branches(module: nn.Module, owner: nn.Module, name: str, parts: list[tuple[Layer, Factors]]) -> list[Factors]:
+    """The deltas that could be branches beside the module: where gradients are wanted, and all of one weight is changed."""
+    whole = module is owner and name == "weight" and all(part.rows is part.channels is None for part, _ in parts)
+    deltas = [factors for _, factors in parts]
+    trained = any(factors.up.requires_grad or factors.down.requires_grad for factors in deltas)
+    return deltas if whole and trained and has_branches(module) else []
+
+
+def _branch_is_better(module: nn.Module, x: Tensor, weight: Tensor, deltas: list[Factors]) -> bool:
+    """Without gradients a weight is changed as whoever loads the file changes it, rounding included; and rounded to bf16, which
+    has eight bits, a small change would be gone."""
+    if not torch.is_grad_enabled():
+        return False
+    return weight.dtype == torch.bfloat16 or all(is_cheaper(module, x, delta) for delta in deltas)
 
 
 def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tensor:
     """`weight` plus the deltas of its parts, added in fp32 and rounded once to the precision that it is used in."""
     with _without_autocast():
-        changed = weight.float()
+        # Forge keeps weights that a card has no room for in the computer's memory
+        changed = weight.to(parts[0][1].up.device, torch.float32)
         for layer, factors in parts:
             if layer.channels is not None:
                 halves = (_added(changed[:, : layer.channels], factors), changed[:, layer.channels :])

@@ -11,7 +11,7 @@ from .baking import require_copyable, require_places
 from .merged import Merge, Target
 from .preview import Pictures, PreviewOptions, draw_pictures, plan_preview
 from .report import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
-from .saving import check_destination, file_size, read_recipe, save_merge
+from .saving import check_destination, file_size, read_recipe, save_merge, write_merge
 
 __all__ = [
     "ConceptReport",
@@ -32,4 +32,5 @@ __all__ = [
     "require_copyable",
     "require_places",
     "save_merge",
+    "write_merge",
 ]

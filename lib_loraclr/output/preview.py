@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ..model import Factors, Host, concatenate
+from ..model import Deltas, Host, together
 from ..progress import PlannedStage, Progress, Stage, Work
 from ..recording import BATCH, bundled_embeddings, recorded_clip_skip, sample
 from ..request import concept_prompts, is_background
@@ -85,10 +85,10 @@ def draw_pictures(merge: Merge, host: Host, options: PreviewOptions, progress: P
     prompts = [concept_prompts(concept, merge.request.prompts)[0] for concept in concepts]
     pair = merge.request.prompts.pair
     doubles = [pair.replace("{first}", concepts[a].trigger).replace("{second}", concepts[b].trigger) for a, b in pairs]
-    everyone = _sum([lora.deltas for lora in merge.inputs])
+    everyone = together([lora.deltas for lora in merge.inputs])
     progress.start(Stage.DRAWING, plan_preview(len(called), len(concepts), options).units)
 
-    def draw(deltas: Mapping[str, Factors], texts: Sequence[str], seed: int, wide: int = 1) -> list[Image.Image]:
+    def draw(deltas: Deltas, texts: Sequence[str], seed: int, wide: int = 1) -> list[Image.Image]:
         with host.apply(deltas):
             latents = sample(
                 host,
@@ -105,11 +105,11 @@ def draw_pictures(merge: Merge, host: Host, options: PreviewOptions, progress: P
     base = draw({}, prompts, options.seed)
     skip, _ = recorded_clip_skip(merge.request.recording.clip_skip, merge.inputs, host)
     with host.knowing(bundled_embeddings(merge.inputs)), host.skipping(skip):
-        together, merged = (draw(deltas, prompts, options.seed) for deltas in (everyone, merge.factors))
+        summed, merged = (draw(deltas, prompts, options.seed) for deltas in (everyone, merge.factors))
         alone = [draw(lora.deltas, [prompts[i]], options.seed + i)[0] for i, lora in enumerate(merge.inputs)]
         seed = options.seed + len(prompts)
         both = [draw(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors) if doubles]
-    rows = [([base[i], alone[i], together[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
+    rows = [([base[i], alone[i], summed[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
     for k, (a, b) in enumerate(pairs):
         rows.append(([both[0][k], both[1][k]], f"{concepts[a].label} + {concepts[b].label}"))
     return Pictures(_lay_out(rows, options.font), card_of(merged))
@@ -143,11 +143,6 @@ def _columns(number: int, shape: float) -> int:
         return abs(math.log(place / shape))
 
     return min(range(1, number + 1), key=cut)
-
-
-def _sum(deltas: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
-    keys = sorted(set().union(*deltas))
-    return {key: concatenate([d[key] for d in deltas if key in d]) for key in keys}
 
 
 def caption_height(cell_width: int) -> int:

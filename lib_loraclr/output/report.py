@@ -32,6 +32,7 @@ class ConceptReport:
         recognised: share of unseen points at which the merge's prediction is nearer to this concept's own than to any other
             concept's and to that without it
         taken_for: whom it is taken for -> share; itself among them, and "" for nobody
+        trigger_is_guess: whether nobody named the trigger words, and they may well be others
     """
 
     name: str
@@ -42,6 +43,12 @@ class ConceptReport:
     left_out: tuple[str, ...] = ()
     recognised: float | None = None
     taken_for: Mapping[str, float] = field(default_factory=dict)
+    trigger_is_guess: bool = False
+
+    @property
+    def called(self) -> str:
+        """Its trigger words for a person to read."""
+        return f"{self.trigger} (guessed)" if self.trigger_is_guess else self.trigger or "(none)"
 
     @property
     def verdict(self) -> str:
@@ -96,7 +103,7 @@ class MergeReport:
         """A table for a terminal."""
         rows = [("concept", "trigger", "all tags", "merged", "recognised", "verdict")]
         rows += [
-            (c.name, c.trigger or "(none)", figure(c.all_tags), figure(c.merged), percent(c.recognised), c.verdict)
+            (c.name, c.called, figure(c.all_tags), figure(c.merged), percent(c.recognised), c.verdict)
             for c in self.concepts
         ]
         if self.base_drift is not None or self.base_drift_all_tags is not None:

@@ -14,7 +14,20 @@ import torch
 
 from .. import __version__
 from ..errors import LoraclrError
-from ..files import refuse_existing, require_space, serialize, tag_frequency, with_hashes, write_files, write_tensors
+from ..files import (
+    CREDITS,
+    Terms,
+    Written,
+    credit,
+    credit_lines,
+    refuse_existing,
+    require_space,
+    serialize,
+    tag_frequency,
+    with_hashes,
+    write_files,
+    write_tensors,
+)
 from ..request import MergeRequest
 from .baking import BakedCheckpoint, require_copyable
 from .merged import Merge
@@ -24,6 +37,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _RECIPE = "loraclr.request"
+#: what stands beside a merge, and belongs to it
+BESIDE = (".json", ".png", ".report.json", ".report.png")
 
 
 def lora_metadata(merge: Merge, name: str) -> dict[str, str]:
@@ -85,23 +100,32 @@ def _told(merge: Merge, name: str, sources: Sequence[Mapping[str, str]]) -> dict
     """What every file says of itself.
 
     Args:
-        sources: metadata of all that it was made from, for their licences
+        sources: metadata of all that it was made from, for their authors and licences
     """
     request = merge.request
     concepts = request.concepts
-    licences = sorted({metadata.get("modelspec.license", "") or "not named" for metadata in sources})
+    terms = [Terms.of(metadata) for metadata in sources]
+    licences = sorted({known.licence or "not named" for known in terms})
+    authors = dict.fromkeys(known.author for known in terms if known.author)
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": name,
         "modelspec.trigger_phrase": ", ".join(concept.trigger for concept in concepts if concept.trigger),
         "modelspec.license": "" if licences == ["not named"] else " / ".join(licences),
+        "modelspec.author": ", ".join(authors),
         "modelspec.merged_from": ", ".join(concept.label for concept in concepts),
+        CREDITS: json.dumps(_credits(merge), ensure_ascii=False),
         _RECIPE: json.dumps(_recipe(request), ensure_ascii=False),
         "loraclr.inputs": json.dumps({c.label: lora.file.hash for c, lora in zip(concepts, merge.inputs, strict=True)}),
         "loraclr.checkpoint": PurePosixPath(merge.target.checkpoint.replace("\\", "/")).name,
         "loraclr.source": merge.report.source,
         "loraclr.versions": json.dumps({"loraclr": __version__, "torch": torch.__version__, "host": merge.target.host}),
     }
+
+
+def _credits(merge: Merge) -> dict[str, dict[str, object]]:
+    """Label -> author, licence and, of what is a merge itself, whom that was made from."""
+    return {lora.concept.label: credit(lora.file.metadata) for lora in merge.inputs}
 
 
 def _recipe(request: MergeRequest) -> dict:
@@ -114,18 +138,27 @@ def read_recipe(metadata: Mapping[str, str], source: str) -> tuple[MergeRequest,
     """The request a merged file was made from, and the hashes of its inputs by label.
 
     Raises:
-        LoraclrError: the file holds no recipe
+        LoraclrError: the file holds no recipe, or one that cannot be read
     """
     if _RECIPE not in metadata:
         raise LoraclrError(f"{source} holds no LoRACLR recipe: name a file that LoRACLR merged.")
-    return MergeRequest.from_json(metadata[_RECIPE]), json.loads(metadata.get("loraclr.inputs", "{}"))
+    try:
+        hashes = json.loads(metadata.get("loraclr.inputs", "{}"))
+        if not (isinstance(hashes, dict) and all(isinstance(digest, str) for digest in hashes.values())):
+            raise ValueError("loraclr.inputs is no list of hashes")
+        return MergeRequest.from_json(metadata[_RECIPE]), hashes
+    except (LoraclrError, ValueError, RecursionError) as error:
+        raise LoraclrError(
+            f"The recipe in {source} cannot be read ({str(error).rstrip('.')}): it was changed since, or is of a newer LoRACLR."
+        ) from None
 
 
 def user_card(merge: Merge) -> dict[str, object]:
     """`NAME.json` as the WebUI's metadata editors write it (`modules/ui_edit_user_metadata.py` and those that extend it)."""
     report = merge.report
     lines = [f"{c.name}: {c.trigger or 'no trigger'}" for c in report.concepts]
-    card = {"description": "Merged by LoRACLR: " + "; ".join(lines), "notes": report.table()}
+    made_from = "\n".join(["Made from:", *credit_lines(_credits(merge))])
+    card = {"description": "Merged by LoRACLR: " + "; ".join(lines), "notes": f"{report.table()}\n\n{made_from}"}
     if merge.request.save_as == "checkpoint":
         return card
     return {
@@ -148,7 +181,7 @@ def check_destination(path: Path, save_as: str, checkpoint: Path | None, *, over
             too little room for it
     """
     config = (".yaml",) if save_as == "checkpoint" else ()
-    for suffix in (".safetensors", ".json", ".png", ".report.json", ".report.png", *config):
+    for suffix in (".safetensors", *BESIDE, *config):
         refuse_existing(path.with_suffix(suffix), overwrite=overwrite)
     if checkpoint is None or not checkpoint.exists():
         return
@@ -168,7 +201,7 @@ def save_merge(
     with_report: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the file, its card, and what else was asked for: all of them or none.
+    """Write the file, its card, and what else was asked for: all of them or none. What they replace is gone.
 
     Args:
         preview: the card's picture
@@ -178,6 +211,34 @@ def save_merge(
     Raises:
         LoraclrError: one of the files exists and may not be overwritten, it is the checkpoint itself, there is no room, or it
             cannot be written
+    """
+    drawn = {"preview": preview, "sheet": sheet}
+    written = write_merge(merge, path, **drawn, with_report=with_report, overwrite=overwrite)
+    written.forget()
+    return list(written.paths)
+
+
+def write_merge(
+    merge: Merge,
+    path: Path,
+    *,
+    preview: Image | None = None,
+    sheet: Image | None = None,
+    with_report: bool = False,
+    overwrite: bool = False,
+    stale: Sequence[Path] = (),
+) -> Written:
+    """The same, with what was replaced set aside: it can be put back, or let go of.
+
+    Args:
+        stale: pictures and the like of what is replaced, which would belong to nothing after it; those that a merge writes
+            beside itself are known
+
+    Returns:
+        what was written, the file itself first, and what it replaced
+
+    Raises:
+        LoraclrError: as `save_merge`
     """
     check_destination(path, merge.request.save_as, merge.target.path, overwrite=overwrite)
     card = json.dumps(user_card(merge), indent=4, ensure_ascii=False).encode()
@@ -192,8 +253,8 @@ def save_merge(
     if with_report:
         text = merge.report.to_json().encode()
         writers[path.with_suffix(".report.json")] = lambda stream: stream.write(text)
-    write_files(writers, overwrite=overwrite)
-    return list(writers)
+    beside = (path.with_suffix(suffix) for suffix in BESIDE)
+    return write_files(writers, overwrite=overwrite, stale=(*beside, *stale))
 
 
 def _writer(merge: Merge, path: Path) -> Callable[[BinaryIO], object]:

@@ -14,7 +14,7 @@ from .asking import example_prompts, phrases_of
 from .base_models import base_model_warnings
 from .examples import Examples, PathPlan, draw_slots, record_examples, spread
 from .inputs import InputLora, bundled_embeddings, load_input, load_inputs, lost_embeddings
-from .layer_inputs import Run, record_run, served_layers
+from .layer_inputs import Attempt, Run, record_run, served_layers
 from .picture_size import with_size
 from .predictor import Predictor
 from .reading import recorded_clip_skip, unweighted_prompts
@@ -23,6 +23,7 @@ from .scenes import Scene, count_pairs, make_scenes
 from .teachers import Slot, Teacher, make_teachers
 
 __all__ = [
+    "Attempt",
     "BATCH",
     "Examples",
     "InputLora",

@@ -37,7 +37,7 @@ class Reservoir:
         tags = torch.cat([self._tags, drawn[better]])
         best = tags.argsort(descending=True, stable=True)[: self.capacity]
         chosen = best[best >= self.capacity]
-        rows = gather(better[chosen - self.capacity]).detach().to("cpu", torch.float16)
+        rows = in_half(gather(better[chosen - self.capacity]).detach())
         if self._rows is None:
             self._rows = torch.empty(self.capacity, rows.shape[1], dtype=torch.float16)
         # In place: a new tensor for every call would leave the heap in pieces that add up to more than the budget.
@@ -52,6 +52,19 @@ class Reservoir:
             return torch.empty(0, 0, dtype=torch.float16)
         order = self._tags.argsort(descending=True, stable=True)
         return self._rows[order[: int((self._tags >= 0).sum())]]
+
+
+def in_half(rows: Tensor) -> Tensor:
+    """Rows `[m, d_in]` as fp16 on the CPU; a row that is too large for it keeps its direction and counts for less.
+
+    A model in fp32 or bf16 may well have activations above 65504, and one of them is no reason to end a merge. Infinity and NaN
+    stay what they are: the model overflowed.
+    """
+    most = torch.finfo(torch.float16).max
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    if (largest > most).any():
+        rows = rows * (most / largest).clamp(max=1)
+    return rows.to("cpu", torch.float16)
 
 
 def input_rows(module: nn.Module, x: Tensor) -> tuple[int, Callable[[Tensor], Tensor]]:
@@ -95,35 +108,61 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x[tuple(places)] if places else x[None]
 
 
+class Recorder:
+    """What enters layers while the model runs, each sample once, however often it has to be tried."""
+
+    def __init__(self, layers: Mapping[str, Layer], capacity: Mapping[str, int], seed: int) -> None:
+        self._layers = layers
+        self._reservoirs = {key: Reservoir(rows, seed ^ zlib.crc32(key.encode())) for key, rows in capacity.items()}
+        self._recorded: set[str] = set()
+        self._had: dict[str, set[int]] = {}
+        self._samples = range(0)
+
+    @contextmanager
+    def attempt(self, samples: range) -> Iterator[None]:
+        """Inside, the model runs once, on samples of these numbers.
+
+        Where it fails in the middle (memory ran out), the layers before have had them, and leave them out when they are tried
+        again, all or some at a time.
+        """
+        self._samples, self._recorded = samples, set()
+        try:
+            yield
+        except BaseException:
+            for key in self._recorded:
+                self._had.setdefault(key, set()).update(samples)
+            raise
+
+    def hook(self, key: str) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]:
+        """What is to be called before a layer's module runs."""
+        reservoir, layer = self._reservoirs[key], self._layers[key]
+
+        def record(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            if self._had.get(key, set()).isdisjoint(self._samples):
+                reservoir.update(*input_rows(layer.owner, layer.observed(module, arguments, named).detach()))
+                self._recorded.add(key)
+
+        return record
+
+    def result(self) -> dict[str, Tensor]:
+        """Layer key -> `[n, d_in]`, fp16 on the CPU."""
+        return {key: reservoir.result() for key, reservoir in self._reservoirs.items()}
+
+
 @contextmanager
-def record_inputs(
-    layers: Mapping[str, Layer], capacity: Mapping[str, int], *, seed: int
-) -> Iterator[Callable[[], dict[str, Tensor]]]:
+def record_inputs(layers: Mapping[str, Layer], capacity: Mapping[str, int], *, seed: int) -> Iterator[Recorder]:
     """Record what enters layers while the context is open; the hooks are gone when it closes.
 
     Args:
         layers: layer key -> layer of the model
         capacity: layer key -> rows to keep at most; the layers to record
         seed: of the choice of rows; a layer's rows do not depend on which other layers are recorded
-
-    Yields:
-        a function that gives layer key -> `[n, d_in]`, fp16 on the CPU
     """
-    reservoirs = {key: Reservoir(rows, seed ^ zlib.crc32(key.encode())) for key, rows in capacity.items()}
-    handles = []
-
-    def hook(key: str):
-        reservoir, layer = reservoirs[key], layers[key]
-
-        def record(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-            reservoir.update(*input_rows(layer.owner, layer.observed(module, arguments, named).detach()))
-
-        return record
-
+    recorder, handles = Recorder(layers, capacity, seed), []
     try:
         for key in capacity:
-            handles.append(layers[key].module.register_forward_pre_hook(hook(key), with_kwargs=True))
-        yield lambda: {key: reservoir.result() for key, reservoir in reservoirs.items()}
+            handles.append(layers[key].module.register_forward_pre_hook(recorder.hook(key), with_kwargs=True))
+        yield recorder
     finally:
         for handle in handles:
             handle.remove()

@@ -160,7 +160,8 @@ class _Read:
 
     def __init__(self, concept: Concept, file: LoraFile, host: Host, foreign: list[str], *, shapes_only: bool) -> None:
         self._concept, self._file, self._host, self._shapes_only = concept, file, host, shapes_only
-        self._kept_on = "meta" if shapes_only else host.device
+        # in RAM: on a card they would be in the way while none of them is active
+        self._kept_on = "meta" if shapes_only else "cpu"
         self.deltas: dict[str, Factors] = {}
         self.losses: dict[str, float] = {}
         self.unknown, self.foreign, self.by_rows = list(file.unknown), foreign, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from .input_rows import record_inputs, shared_inputs
 from .sampling import BATCH
 from .teachers import Teacher
 
+#: what is opened for each time that the model is tried, with the samples' numbers (`input_rows.Recorder`)
+Attempt = Callable[[range], AbstractContextManager[None]]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -24,13 +28,13 @@ class Run:
         teacher: on whose prompts
         deltas: what the model is changed by
         samples: how many there are
-        evaluate: runs the samples of a slice
+        evaluate: runs the samples of a slice, in attempts that it opens
     """
 
     teacher: Teacher
     deltas: Deltas
     samples: int
-    evaluate: Callable[[slice], object]
+    evaluate: Callable[[slice, Attempt], object]
 
 
 def served_layers(host: Host, keys: Sequence[str]) -> dict[str, str]:
@@ -59,9 +63,9 @@ def record_run(
         capacity: layer key -> rows to keep at most; the layers to record
         seed: of the choice of rows
     """
-    with host.apply(run.deltas), record_inputs(host.layers(), capacity, seed=seed) as result:
+    with host.apply(run.deltas), record_inputs(host.layers(), capacity, seed=seed) as recorder:
         for start in range(0, run.samples, BATCH):
             part = slice(start, min(start + BATCH, run.samples))
-            run.evaluate(part)
+            run.evaluate(part, recorder.attempt)
             progress.advance(part.stop - start, run.teacher.name)
-    return result()
+    return recorder.result()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..model import Conditioning, Factors, Host, free_on_card
+from ..model import Conditioning, Factors, Host, free_on_card, together
 from ..progress import Progress
 from ..request import RecordingOptions
 from .sampling import BATCH, evaluated
@@ -49,11 +49,7 @@ class Predictor:
 
     def together(self, active: Sequence[int]) -> dict[str, tuple[Factors, ...]]:
         """The deltas of the active concepts; `Host.apply` adds them."""
-        together: dict[str, tuple[Factors, ...]] = {}
-        for i in active:
-            for key, factors in self.deltas[i].items():
-                together[key] = (*together.get(key, ()), factors)
-        return together
+        return together([self.deltas[i] for i in active])
 
     @torch.no_grad()
     def encode(self, active: Sequence[int], prompts: Sequence[str]) -> Conditioning:

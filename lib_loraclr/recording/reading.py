@@ -52,7 +52,7 @@ def recorded_clip_skip(wanted: int, inputs: Sequence[InputLora], host: Host) -> 
             f"{who} with clip skip {chosen}, and the WebUI's setting is {used}: what is recorded is at {used}. Set Settings > "
             f"Stable Diffusion > Clip skip to {chosen} before the merge, and when you draw."
         )
-    elif chosen > 1 and host.name != "a1111":
+    elif chosen > 1 and host.name == "diffusers":
         warnings.append(
             f"The merge is recorded with clip skip {chosen}: set Clip skip to {chosen} when you draw with it."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -21,8 +22,19 @@ _holds: WeakKeyDictionary[Host, int] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def evaluated(host: Host, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+def evaluated(
+    host: Host,
+    x: Tensor,
+    t: Tensor,
+    conditioning: Conditioning,
+    attempt: Callable[[range], AbstractContextManager[None]] = nullcontext,
+    first: int = 0,
+) -> Tensor:
     """As `Host.denoise`, without gradients, and in as many parts as the graphics card needs.
+
+    Args:
+        attempt: opened for each time that the model is tried, with the numbers of the samples
+        first: number of the first sample
 
     Raises:
         RuntimeError: its memory runs out with one sample
@@ -30,16 +42,17 @@ def evaluated(host: Host, x: Tensor, t: Tensor, conditioning: Conditioning) -> T
     most = _holds.get(host, len(x))
     if most < len(x):
         parts = [slice(start, start + most) for start in range(0, len(x), most)]
-        return torch.cat([evaluated(host, x[part], t[part], conditioning[part]) for part in parts])
+        return torch.cat([evaluated(host, x[p], t[p], conditioning[p], attempt, first + p.start) for p in parts])
     try:
-        return host.denoise(x, t, conditioning)
+        with attempt(range(first, first + len(x))):
+            return host.denoise(x, t, conditioning)
     except RuntimeError as error:
         if len(x) == 1 or not is_out_of_memory(error):
             raise
     # not inside "except": the error holds on to what filled the memory
     _holds[host] = math.ceil(len(x) / 2)
     free_cached(host.device)
-    return evaluated(host, x, t, conditioning)
+    return evaluated(host, x, t, conditioning, attempt, first)
 
 
 def timesteps(count: int, train_steps: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,9 +70,13 @@ def find_fit(predictor: Predictor, parameters: Mapping[str, Factors], run: Calla
     states = _STATES * sum(f.up.nbytes + f.down.nbytes for f in parameters.values())
     budget = predictor.activation_budget(states)
 
+    # what is there whether anything runs or not: the model's own weights, and the factors
+    there = {_address(layer.weight) for layer in predictor.host.layers().values()}
+    there |= {_address(tensor) for factors in parameters.values() for tensor in (factors.up, factors.down)}
+
     def saved(samples: int) -> int:
         with predictor.host.apply(parameters):
-            return saved_bytes(lambda: run(samples))
+            return saved_bytes(lambda: run(samples), there)
 
     def even(fitting: int, recompute: bool) -> Fit:
         """In chunks of nearly the same size."""
@@ -93,13 +97,18 @@ def find_fit(predictor: Predictor, parameters: Mapping[str, Factors], run: Calla
         return even(1 + (budget - one - block) // max(1, saved(2) - one + block), recompute=True)
 
 
-def saved_bytes(run: Callable[[], object]) -> int:
-    """Bytes that autograd keeps for the backward pass of a run, each storage counted once; `TOO_MANY` where memory ran out."""
+def saved_bytes(run: Callable[[], object], there: Collection[int] = ()) -> int:
+    """Bytes that autograd keeps for the backward pass of a run, each storage counted once; `TOO_MANY` where memory ran out.
+
+    Args:
+        there: addresses of storages that do not count
+    """
     storages: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        if (address := _address(tensor)) not in there:
+            storages[address] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # a layer's output itself would hold its graph, and that the output: for good
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
@@ -109,3 +118,7 @@ def saved_bytes(run: Callable[[], object]) -> int:
             raise
         return TOO_MANY
     return max(1, sum(storages.values()))
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -21,12 +21,10 @@ from ..recording import Examples, Predictor
 from ..solving import RefinementOptions, Terms, output_terms
 from .batches import Batch, Sampler
 from .fitting import Fit, find_fit
+from .loss_scale import LossScale
 from .optimizers import Muon
 from .retention import Retention, measure
 from .scales import NoiseLevels
-
-# torch 2.3 moved it
-GradScaler = torch.amp.GradScaler if hasattr(torch.amp, "GradScaler") else torch.cuda.amp.GradScaler
 
 #: how often retention on the held-back examples is looked at
 CHECKS = 6
@@ -71,10 +69,7 @@ def refine(
     Raises:
         LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
     """
-    device = predictor.host.device
-    parameters = {key: _trainable(factors, device) for key, factors in start.items()}
-    anchor = _Anchor(parameters, options.terms.delta)
-    optimizer = Muon([tensor for f in parameters.values() for tensor in (f.up, f.down)], lr=options.learning_rate)
+    parameters = {key: _trainable(factors, predictor.host.device) for key, factors in start.items()}
     sampler = Sampler(examples, predictor.negative_prompt, options, seed)
     # of its own, so that what is learnt from does not depend on how much memory there is
     tried = Sampler(examples, predictor.negative_prompt, options, seed)
@@ -84,34 +79,105 @@ def refine(
         lambda samples: _loss(predictor, tried.singles(samples), options.terms),
         options.batch_size,
     )
-    scaler = _gradient_scaler(predictor)
+    steps = _Steps(predictor, parameters, sampler, options, fit)
     watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps)
-    for step in range(1, options.steps + 1):
-        _set_learning_rate(optimizer, options.learning_rate, step, options.steps)
-        batches = sampler.draw()
-        while (found := _backward(predictor, parameters, batches, options.terms, fit, scaler)) is None:
-            optimizer.zero_grad(set_to_none=True)
-            free_cached(device)
-            fit = fit.smaller()
-        loss, contrast = found
-        loss += anchor.pull(parameters, scaler)
-        if not math.isfinite(loss):
-            raise LoraclrError(
-                f"The refinement's loss became {loss} at step {step}: lower learning_rate "
-                f"({options.learning_rate}), or use effort=layers."
-            )
-        # steps whose gradients overflowed are left out by the scaler, which then scales less
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        predictor.progress.advance(1, f"step {step}, loss {loss:.4f}")
-        if watch.stalled(step, loss, contrast):
-            return Refined(watch.best, "stalled", step, tuple(watch.history))
+    while steps.made < options.steps:
+        found = steps.make(watch.interval)
+        if watch.stalled(steps.made, *found):
+            return Refined(watch.best, "stalled", steps.made, tuple(watch.history))
     return Refined(watch.best, "steps", options.steps, tuple(watch.history))
 
 
+class _Steps:
+    """Makes steps, some at a time.
+
+    Attributes:
+        made: how many were made
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        parameters: Mapping[str, Factors],
+        sampler: Sampler,
+        options: RefinementOptions,
+        fit: Fit,
+    ) -> None:
+        self._predictor, self._parameters, self._sampler = predictor, parameters, sampler
+        self._options, self._fit, self.made = options, fit, 0
+        self._tensors = [tensor for f in parameters.values() for tensor in (f.up, f.down)]
+        self._optimizer = Muon(self._tensors, lr=options.learning_rate)
+        self._anchor = _Anchor(parameters, options.terms.delta)
+        self._scale = LossScale(enabled=_in_half_precision(predictor))
+
+    def make(self, count: int) -> tuple[float, float]:
+        """Make the next steps, `count` or all that are left, with the changed layers in place all the while.
+
+        Returns:
+            mean loss and contrast
+
+        Raises:
+            LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
+        """
+        count = min(count, self._options.steps - self.made)
+        with self._predictor.host.apply(self._parameters):
+            found = [self._step() for _ in range(count)]
+        loss, contrast = (sum(values) / count for values in zip(*found, strict=True))
+        return loss, contrast
+
+    def _step(self) -> tuple[float, float]:
+        self.made += 1
+        batches = self._sampler.draw()
+        while (found := self._backward(batches)) is None:
+            self._optimizer.zero_grad(set_to_none=True)
+            free_cached(self._predictor.host.device)
+            self._fit = self._fit.smaller()
+        usable = self._scale.settle(self._tensors)
+        # asked of the device once a step, as it waits for all that was asked before
+        loss, contrast = (found + torch.stack([self._anchor.pull(self._parameters), found.new_zeros(())])).tolist()
+        if not math.isfinite(loss):
+            raise LoraclrError(
+                f"The refinement's loss became {loss} at step {self.made}: lower learning_rate "
+                f"({self._options.learning_rate}), or use effort=layers."
+            )
+        if usable:
+            _set_learning_rate(self._optimizer, self._options.learning_rate, self.made, self._options.steps)
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._predictor.progress.advance(1, f"step {self.made}, loss {loss:.4f}")
+        return loss, contrast
+
+    def _backward(self, batches: Sequence[Batch]) -> Tensor | None:
+        """Gradients of one step's loss into the factors, some samples at a time.
+
+        Returns:
+            the loss and the mean of the contrastive term, `[2]`; None where the graphics card ran out of memory on the way, with
+            gradients half done
+        """
+        host, found = self._predictor.host, torch.zeros(2, device=self._predictor.host.device)
+        try:
+            # the changed weights stay in place for the backward pass too: activations may be recomputed in it
+            with host.recomputing() if self._fit.recompute else nullcontext():
+                for batch in batches:
+                    share = 1 / (len(batch) * len(batches))
+                    for part in batch.parts(self._fit.rows(batch.windows)):
+                        loss, gone = _loss(self._predictor, part, self._options.terms)
+                        (loss * (share * self._scale.value)).backward()
+                        found += share * torch.stack([loss.detach(), gone])
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return found
+
+
 class _Watch:
-    """Looks at the held-back examples now and then, keeps the best point, and says when nothing improves any more."""
+    """Looks at the held-back examples, keeps the best point, and says when nothing improves any more.
+
+    Attributes:
+        interval: after how many steps to look
+        history, best: as of `Refined`
+    """
 
     def __init__(
         self,
@@ -123,19 +189,14 @@ class _Watch:
     ) -> None:
         self._predictor, self._parameters, self._held_back = predictor, parameters, held_back
         self._levels, self._steps = levels, steps
-        self._interval = max(1, math.ceil(steps / CHECKS))
-        self._stale, self._recent, self.history = 0, [], []
+        self.interval = max(1, math.ceil(steps / CHECKS))
+        self._stale, self.history = 0, []
         self._retention = self._measured()
         self.best = _snapshot(parameters)
         predictor.progress.log(f"refinement: start, {self._shown(self._retention)}")
 
     def stalled(self, step: int, loss: float, contrast: float) -> bool:
-        """Note a step, and look if it is time to. True if `PATIENCE` looks in a row brought nothing."""
-        self._recent.append((loss, contrast))
-        if step % self._interval and step != self._steps:
-            return False
-        loss, contrast = (sum(values) / len(values) for values in zip(*self._recent, strict=True))
-        self._recent = []
+        """Look, and note what was found since the last look. True if `PATIENCE` looks in a row brought nothing."""
         retention = self._measured()
         self.history.append({"step": step, "loss": loss, "contrast": contrast, "retention": retention.mean})
         self._predictor.progress.log(
@@ -165,10 +226,8 @@ def _snapshot(parameters: Mapping[str, Factors]) -> dict[str, Factors]:
     return {key: Factors(f.up.detach().cpu().clone(), f.down.detach().cpu().clone()) for key, f in parameters.items()}
 
 
-def _gradient_scaler(predictor: Predictor) -> GradScaler:
-    """Scales the loss where the model is in half precision, whose smallest numbers the gradients would fall below."""
-    half = any(layer.weight.dtype == torch.float16 for layer in predictor.host.layers().values())
-    return GradScaler(enabled=half and predictor.host.device.type == "cuda")
+def _in_half_precision(predictor: Predictor) -> bool:
+    return any(layer.weight.dtype == torch.float16 for layer in predictor.host.layers().values())
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: int, steps: int) -> None:
@@ -179,39 +238,8 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: i
         group["lr"] = highest * rate
 
 
-def _backward(
-    predictor: Predictor,
-    parameters: Mapping[str, Factors],
-    batches: Sequence[Batch],
-    terms: Terms,
-    fit: Fit,
-    scaler: GradScaler,
-) -> tuple[float, float] | None:
-    """Gradients of one step's loss into the factors, some samples at a time.
-
-    Returns:
-        the loss, and the mean of the contrastive term; None where the graphics card ran out of memory on the way, with
-        gradients half done
-    """
-    total, contrast = 0.0, 0.0
-    try:
-        # the changed weights stay in place for the backward pass too: activations may be recomputed in it
-        with predictor.host.recomputing() if fit.recompute else nullcontext(), predictor.host.apply(parameters):
-            for batch in batches:
-                share = 1 / (len(batch) * len(batches))
-                for part in batch.parts(fit.rows(batch.windows)):
-                    loss, gone = _loss(predictor, part, terms)
-                    scaler.scale(loss * share).backward()
-                    total, contrast = total + float(loss.detach()) * share, contrast + gone * share
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
-    return total, contrast
-
-
-def _loss(predictor: Predictor, batch: Batch, terms: Terms) -> tuple[Tensor, float]:
-    """Summed loss of some samples with the model as it is, and the sum of their contrastive terms."""
+def _loss(predictor: Predictor, batch: Batch, terms: Terms) -> tuple[Tensor, Tensor]:
+    """Summed loss of some samples with the model as it is, and the sum of their contrastive terms, `[]` each."""
     device = predictor.host.device
     unique = sorted(set(batch.prompts))
     conditioning = predictor.host.encode(unique)[[unique.index(prompt) for prompt in batch.prompts]]
@@ -221,7 +249,7 @@ def _loss(predictor: Predictor, batch: Batch, terms: Terms) -> tuple[Tensor, flo
     )
     positive, negative = output_terms(prediction, target, scale, other, apart)
     loss = (batch.importance.to(device) * (terms.positive * positive + terms.contrast * negative)).sum()
-    return loss, float(negative.detach().sum())
+    return loss, negative.detach().sum()
 
 
 class _Anchor:
@@ -229,28 +257,27 @@ class _Anchor:
 
     def __init__(self, parameters: Mapping[str, Factors], strength: float) -> None:
         self._start = {key: Factors(f.up.detach().clone(), f.down.detach().clone()) for key, f in parameters.items()}
-        size = sum(f.norm() ** 2 for f in self._start.values())
+        self._energies = {key: ((f.up.mT @ f.up) * (f.down @ f.down.mT)).sum() for key, f in self._start.items()}
+        size = float(torch.stack(list(self._energies.values())).sum())
         self._weight = strength / max(size, torch.finfo(torch.float32).tiny)
 
     @torch.no_grad()
-    def pull(self, parameters: Mapping[str, Factors], scaler: GradScaler) -> float:
-        """Adds the penalty's gradient to the factors', in closed form, and returns its value."""
-        if not self._weight:
-            return 0.0
-        scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+    def pull(self, parameters: Mapping[str, Factors]) -> Tensor:
+        """Adds the penalty's gradient to the factors', in closed form, and returns its value, `[]`."""
         total = torch.zeros((), device=next(iter(parameters.values())).up.device)
+        if not self._weight:
+            return total
         for key, now in parameters.items():
             start = self._start[key]
             # of D = up down - up' down': D down^T and up^T D, without D
             by_up = now.up @ (now.down @ now.down.mT) - start.up @ (start.down @ now.down.mT)
             by_down = (now.up.mT @ now.up) @ now.down - (now.up.mT @ start.up) @ start.down
-            _add_gradient(now.up, 2 * self._weight * scale * by_up)
-            _add_gradient(now.down, 2 * self._weight * scale * by_down)
+            _add_gradient(now.up, 2 * self._weight * by_up)
+            _add_gradient(now.down, 2 * self._weight * by_down)
             # ||D||² = <D down^T, up> - <D, up' down'>
             cross = (start.up.mT @ now.up) @ (now.down @ start.down.mT)
-            own = ((start.up.mT @ start.up) * (start.down @ start.down.mT)).sum()
-            total += (by_up * now.up).sum() - cross.diagonal().sum() + own
-        return self._weight * float(total.clamp_min(0))
+            total += (by_up * now.up).sum() - cross.diagonal().sum() + self._energies[key]
+        return self._weight * total.clamp_min(0)
 
 
 def _add_gradient(tensor: Tensor, gradient: Tensor) -> None:

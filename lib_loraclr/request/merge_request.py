@@ -219,7 +219,7 @@ class MergeRequest:
         """
         try:
             return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # nested without end, or a number too long to be read
             raise LoraclrError(f"The request is not JSON ({error}): correct it there.") from None
 
 

@@ -22,12 +22,20 @@ class Recording:
             base model) means target 0
         importance: how much these rows count; `c` in docs/method.md
         rivals: the sets of concepts that must not be mistaken for the active ones; none where there is nothing to keep apart
+        absent: those of the active ones that are also there where the recorded concept is not: styles without trigger words, or
+            the subject that a style is recorded on; all of them, where no concept is recorded
     """
 
     inputs: Tensor
     active: tuple[int, ...]
     importance: float = 1.0
     rivals: tuple[tuple[int, ...], ...] = ()
+    absent: tuple[int, ...] = ()
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Whose effect is recorded: what is active because of the concept."""
+        return tuple(i for i in self.active if i not in self.absent)
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,18 @@ class LayerProblem:
         return orthonormal_basis(torch.cat([column_basis(delta) for delta in self.present], dim=1))
 
     def units(self) -> list[float]:
-        """What squared errors on each recording are measured in: `e_i = mean_rows ||T_ii||²` (`error_units`)."""
+        """What squared errors on each recording are measured in: `e_i = mean_rows ||X_i D_i^T||²` (`error_units`).
+
+        Of a concept that is recorded beside a style without trigger words it is the concept's own effect alone: with the style's
+        in it, a subject would count for less the more the style changes.
+        """
         return units([self._effect(recording) for recording in self.recordings])
 
     def _effect(self, recording: Recording) -> float:
-        """Mean squared size of what the active concepts do on a recording's rows."""
-        if not (recording.active and len(recording.inputs)):
+        """Mean squared size of what the recorded concept itself does on a recording's rows."""
+        if not (recording.own and len(recording.inputs)):
             return 0.0
-        target = self.target(recording.active)
+        target = self.target(recording.own)
         inside = recording.inputs @ target.down.mT
         return float(((inside @ (target.up.mT @ target.up)) * inside).sum().clamp_min(0)) / len(inside)
 

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.files.lora_files import read_lora, read_tensors, serialize, with_hashes, write_files
+from lib_loraclr.files.lora_files import read_lora, read_tensors, serialize, with_hashes
+from lib_loraclr.files.writing import write_files
 
 TENSORS = {"a": torch.tensor([1.0, -2.0]).half(), "b": torch.tensor(0.5)}
 METADATA = {"zoo": "1", "author": "é"}

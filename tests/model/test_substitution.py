@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lib_loraclr.model import substitution
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors, concatenate
-from lib_loraclr.model.substitution import Layer, substituted
+from lib_loraclr.model.substitution import Layer
+from lib_loraclr.model.substitution import substituted as substituted_on
 from lib_loraclr.progress import Progress
 from lib_loraclr.recording.examples import Examples
 from lib_loraclr.recording.predictor import Predictor
@@ -22,6 +25,8 @@ from lib_loraclr.refining.refinement import refine
 from lib_loraclr.request.merge_request import RecordingOptions
 from lib_loraclr.request.phrases import Part, Phrase
 from lib_loraclr.solving.objective import RefinementOptions, Terms
+
+substituted = partial(substituted_on, device=torch.device("cpu"))
 
 #: relative; `W + up @ down` is added in fp32 whatever the model's precision, so that float64 models round there too
 ADDED = 1e-6
@@ -350,3 +355,11 @@ def test_whoever_observes_a_call_sees_the_changed_weight(model: Model, picture: 
     finally:
         handle.remove()
     assert distance(seen[0], expected) < ADDED
+
+
+def test_a_weight_that_is_kept_elsewhere_comes_to_its_factors():
+    """As where Forge keeps weights off the card; the device without memory stands for the card."""
+    layer = Layer.of(torch.nn.Linear(3, 2, bias=False))
+    factors = Factors(torch.ones(2, 1, device="meta"), torch.ones(1, 3, device="meta"))
+    changed = substitution._changed_weight(layer.weight, [(layer, factors)])
+    assert changed.device.type == "meta" and layer.weight.device.type == "cpu"

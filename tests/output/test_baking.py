@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.files import lora_files
+from lib_loraclr.files import writing
 from lib_loraclr.files.tensor_files import NewTensor, write_tensors
 from lib_loraclr.hosts.diffusers import DiffusersHost, load
 from lib_loraclr.model.host import Host
@@ -270,7 +270,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     make_merge: MakeMerge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
-    monkeypatch.setattr(lora_files.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
         LoraclrError, match=r"zoo\.safetensors would take 0\.\d+ GB, and .* has 0\.00 GB left: free some"
     ):

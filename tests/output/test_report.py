@@ -28,6 +28,12 @@ def test_the_table_has_a_row_per_concept_and_one_for_the_base() -> None:
     ]
 
 
+def test_a_guess_is_marked_as_one() -> None:
+    guess = replace(REPORT.concepts[0], trigger_is_guess=True)
+    rows = replace(REPORT, concepts=(guess, REPORT.concepts[1])).table().splitlines()
+    assert "sks animal (guessed)" in rows[2] and "guessed" not in rows[3]
+
+
 def test_there_is_no_row_for_a_base_drift_that_was_not_measured() -> None:
     assert "base drift" not in replace(REPORT, base_drift=None, base_drift_all_tags=None).table()
 
@@ -46,7 +52,7 @@ def test_json_holds_every_field_and_reads_back() -> None:
     read = json.loads(REPORT.to_json())
     assert set(read) == set(MergeReport.__dataclass_fields__)
     mono = {"name": "mono", "trigger": "", "all_tags": 0.25, "merged": None, "loss": 0.0, "left_out": []}
-    assert read["concepts"][1] == mono | {"recognised": None, "taken_for": {}}
+    assert read["concepts"][1] == mono | {"recognised": None, "taken_for": {}, "trigger_is_guess": False}
     assert read["refinement"] == {"reason": "steps", "steps": 100}
 
 

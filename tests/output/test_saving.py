@@ -184,6 +184,21 @@ def test_licences_of_the_inputs_are_all_named(make_merge: MakeMerge) -> None:
     assert lora_metadata(merge, "zoo")["modelspec.license"] == "CC-BY-4.0 / MIT"
 
 
+def test_a_merged_file_and_its_card_name_whose_it_was_made_from(make_merge: MakeMerge) -> None:
+    fox = {"modelspec.author": "somebody <b>", "modelspec.license": "CC-BY-NC-4.0"}
+    merge = make_merge(metadata=(fox, {}))
+    metadata = lora_metadata(merge, "zoo")
+    assert metadata["modelspec.author"] == "somebody <b>"
+    assert metadata["modelspec.license"] == "CC-BY-NC-4.0 / not named"
+    assert json.loads(metadata["loraclr.credits"]) == {
+        "fox": {"author": "somebody <b>", "licence": "CC-BY-NC-4.0"},
+        "mono": {},
+    }
+    notes = str(user_card(merge)["notes"])
+    assert "Made from:\nfox by somebody <b>, CC-BY-NC-4.0\nmono, licence not named" in notes
+    assert "modelspec.author" not in lora_metadata(make_merge(), "zoo"), "control"
+
+
 def test_tags_of_all_inputs_are_counted_together_also_in_folders_of_one_name(
     make_merge: MakeMerge,
 ) -> None:
@@ -210,6 +225,28 @@ def test_a_file_without_recipe_is_named() -> None:
         LoraclrError, match=r"fox\.safetensors holds no LoRACLR recipe: name a file that LoRACLR merged"
     ):
         read_recipe({"ss_v2": "False"}, "fox.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loraclr.inputs": "{"},
+        {"loraclr.inputs": "[" * 200_000},
+        {"loraclr.inputs": '["x"]'},
+        {"loraclr.inputs": '{"fox": 1}'},
+        {"loraclr.request": "{"},
+        {"loraclr.request": "[" * 200_000},
+        {"loraclr.request": '{"concepts": 9}'},
+        {"loraclr.request": '{"concepts": [], "later": 1}'},
+        {"loraclr.request": '{"seed": ' + "9" * 5000 + "}"},
+    ],
+    ids=lambda changes: "".join(f"{name}={value[:20]}" for name, value in changes.items()),
+)
+def test_a_recipe_that_cannot_be_read_is_named(make_merge: MakeMerge, changes: dict[str, str]) -> None:
+    metadata = lora_metadata(make_merge(), "zoo")
+    assert read_recipe(metadata, "zoo.safetensors"), "control"
+    with pytest.raises(LoraclrError, match=r"The recipe in zoo\.safetensors cannot be read \("):
+        read_recipe(metadata | changes, "zoo.safetensors")
 
 
 def test_no_folder_of_this_machine_is_in_any_file(make_merge: MakeMerge, host: DiffusersHost, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from webui_process import ROOT, WebUI, demo_models, webui_python
+from webui_process import A1111, ROOT, Program, WebUI, demo_models, webui_python
 
 
 def missing() -> str:
@@ -43,7 +43,12 @@ def install_link(folder: Path) -> None:
 
 @contextmanager
 def started(
-    folder: Path, *flags: str, settings: dict[str, Any] | None = None, ready: str = "ready", api: bool = True
+    folder: Path,
+    *flags: str,
+    settings: dict[str, Any] | None = None,
+    ready: str = "ready",
+    api: bool = True,
+    program: Program = A1111,
 ) -> Iterator[tuple[WebUI, str]]:
     """A WebUI on a data folder that has all it needs, and its address; no traceback in its log goes through us.
 
@@ -53,7 +58,7 @@ def started(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    webui = WebUI(folder, "--port", str(port), *flags, settings=settings, api=api)
+    webui = WebUI(folder, "--port", str(port), *flags, settings=settings, api=api, program=program)
     try:
         webui.ask(ready)
         yield webui, f"http://127.0.0.1:{port}/"

@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import forge_checks
+import forge_sizes
 import webui_checks
 import webui_kinds
 import webui_pictures
 import webui_work
 
-MODULES = (webui_checks, webui_kinds, webui_pictures, webui_work)
+MODULES = (webui_checks, webui_kinds, webui_pictures, webui_work, forge_checks)
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -33,6 +35,9 @@ def register_text_encoders(files: Sequence[str]) -> None:
 
     for file in files:
         open_clip.add_model_config(file)
+
+
+recognise = forge_sizes.recognise
 
 
 def _serve(mailbox: Path) -> None:

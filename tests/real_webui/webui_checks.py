@@ -10,8 +10,8 @@ import torch
 from webui_pictures import settings
 
 from lib_loraclr.files.lora_files import read_lora
-from lib_loraclr.hosts import a1111
-from lib_loraclr.model.host import Conditioning
+from lib_loraclr.hosts import running
+from lib_loraclr.model.host import Conditioning, Host
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.model.substitution import Layer
 from lib_loraclr.recording.input_rows import record_inputs, shared_inputs
@@ -20,13 +20,28 @@ from lib_loraclr.request.merge_request import Concept
 
 
 def ready() -> str:
-    from modules import shared
+    from modules import sd_models, shared
 
+    if hasattr(sd_models, "forge_model_reload"):  # Forge loads none before it is used
+        with running.session() as host:
+            return host.checkpoint
     return shared.sd_model.sd_checkpoint_info.title
 
 
+def loaded_modules() -> torch.nn.Module:
+    """The loaded model, or in Forge, whose engine is none, its UNet and text encoders."""
+    from modules import shared
+
+    objects = getattr(shared.sd_model, "forge_objects_original", None)
+    if objects is None:
+        return shared.sd_model
+    both = torch.nn.ModuleDict({"unet": objects.unet.model, "clip": objects.clip.cond_stage_model})
+    both.training = objects.unet.model.training
+    return both
+
+
 def describe() -> dict[str, Any]:
-    with a1111.session() as host:
+    with running.session() as host:
         layers = host.layers()
         return {
             "family": host.family.name,
@@ -43,7 +58,7 @@ def describe() -> dict[str, Any]:
         }
 
 
-def _idle(host: a1111.A1111Host) -> list[str]:
+def _idle(host: Host) -> list[str]:
     """Layers that a prediction does not run."""
     seen = set()
     handles = [
@@ -86,7 +101,7 @@ def strange_keys() -> list[str]:
 
 def prediction(prompts: Sequence[str]) -> list[Any]:
     """What the host says of fixed latents, as nested lists."""
-    with a1111.session() as host, torch.no_grad():
+    with running.session() as host, torch.no_grad():
         x, t = _sample(host)
         return host.denoise(x, t, host.encode(prompts)).tolist()
 
@@ -95,24 +110,24 @@ def missing_keys(name: str) -> dict[str, Any]:
     """Layer keys of a file that the host does not have, and how many layers it has and the WebUI matches."""
     import networks
 
-    with a1111.session() as host:
-        found = a1111.find_lora(name)
+    with running.session() as host:
+        found = running.find_lora(name)
         keys = set(read_lora(found.path).layers)
-        matched = networks.load_network(name, networks.available_networks[found.name]).modules
+        matched = getattr(networks.load_network(name, networks.available_networks[found.name]), "modules", ())
         unknown = sorted(keys - set(host.layers()) - set(host.aliases))
         return {"unknown": unknown, "keys": len(keys), "matched": len(matched)}
 
 
-def deltas(host: a1111.A1111Host, name: str, te: float = 1.0, unet: float = 1.0) -> Mapping[str, Factors]:
+def deltas(host: Host, name: str, te: float = 1.0, unet: float = 1.0) -> Mapping[str, Factors]:
     """A LoRA's deltas by layer key, whatever its file calls the layers."""
-    return load_input(Concept(str(a1111.find_lora(name).path), te, unet), host).deltas
+    return load_input(Concept(str(running.find_lora(name).path), te, unet), host).deltas
 
 
 def delta_errors(name: str) -> float:
     """The largest relative difference between our deltas and the WebUI's `calc_updown`, over all layers."""
     import networks
 
-    with a1111.session() as host:
+    with running.session() as host:
         network = networks.load_network(name, networks.available_networks[name])
         layers, worst = host.layers(), 0.0
         by_owner = {(id(m.sd_module), name[-7:-5]): m for name, m in network.modules.items()}
@@ -126,7 +141,7 @@ def delta_errors(name: str) -> float:
         return worst
 
 
-def _sample(host: a1111.A1111Host, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample(host: Host, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, host.latent_channels, size, size, generator=generator)
     return x.to(host.device), torch.tensor([700, 250], device=host.device)
@@ -136,7 +151,7 @@ PROMPTS = ("a photo of a sks animal on a red background", "a (pizza:1.3) and a c
 
 
 @torch.no_grad()
-def predict(host: a1111.A1111Host) -> torch.Tensor:
+def predict(host: Host) -> torch.Tensor:
     x, t = _sample(host)
     return host.denoise(x, t, host.encode(PROMPTS))
 
@@ -154,7 +169,7 @@ def webui_loaded(names: Sequence[str], te: Sequence[float], unet: Sequence[float
 
 def alone_like_the_webui(name: str, te: float = 1.0, unet: float = 1.0, functional: bool = False) -> dict[str, float]:
     """Prediction with our substitution against the WebUI's own LoRA, relative to what the LoRA changes."""
-    with settings(lora_functional=functional), a1111.session() as host:
+    with settings(lora_functional=functional), running.session() as host:
         base = predict(host)
         with host.apply(deltas(host, name, te, unet)):
             ours = predict(host)
@@ -175,8 +190,8 @@ def embeddings_like_the_webui(name: str, prompt: str) -> dict[str, Any]:
     from modules import sd_hijack
 
     database = sd_hijack.model_hijack.embedding_db
-    with a1111.session() as host:
-        given = load_input(Concept(str(a1111.find_lora(name).path)), host)
+    with running.session() as host:
+        given = load_input(Concept(str(running.find_lora(name).path)), host)
         before = sorted(database.word_embeddings), sorted(database.ids_lookup)
         with host.apply(given.deltas):
             without = host.encode([prompt]).tensors["context"]
@@ -197,7 +212,7 @@ def sampler_prediction(prompt: str, **options: Any) -> float:
     """Our encode and denoise against what the WebUI's own sampler computes: largest difference."""
     from modules import devices, processing, prompt_parser, shared
 
-    with settings(**options), a1111.session() as host, torch.no_grad():
+    with settings(**options), running.session() as host, torch.no_grad():
         x, t = _sample(host)
         size = {"width": x.shape[3] * 8, "height": x.shape[2] * 8}
         texts = prompt_parser.SdConditioning([prompt, prompt], is_negative_prompt=not prompt, **size)
@@ -218,7 +233,7 @@ def sampler_prediction(prompt: str, **options: Any) -> float:
 
 def mixed_lengths() -> float:
     """A long prompt and a short one in one batch against each by itself: largest difference."""
-    with a1111.session() as host, torch.no_grad():
+    with running.session() as host, torch.no_grad():
         x, t = _sample(host)
         long = ", ".join(["a photo of a red car on a road"] * 14)
         both = Conditioning.cat([host.encode([long]), host.encode(["a cat"])])
@@ -234,7 +249,7 @@ def _trainable(deltas: Mapping[str, Factors]) -> dict[str, Factors]:
     return {key: Factors(f.up.clone().requires_grad_(), f.down.clone().requires_grad_()) for key, f in deltas.items()}
 
 
-def gradients_of(host: a1111.A1111Host, name: str, *, recompute: bool = False) -> dict[str, torch.Tensor]:
+def gradients_of(host: Host, name: str, *, recompute: bool = False) -> dict[str, torch.Tensor]:
     """Gradient of each layer's up factor of a loss on the prediction."""
     factors = _trainable(deltas(host, name))
     x, t = _sample(host)
@@ -256,7 +271,7 @@ def gradients(name: str, attention: str | None = None) -> dict[str, Any]:
         sd_hijack.model_hijack.apply_optimizations(attention)
         assert attention.startswith(sd_hijack.model_hijack.optimization_method)
     try:
-        with a1111.session() as host:
+        with running.session() as host:
             plain = gradients_of(host, name)
             recomputed = gradients_of(host, name, recompute=True)
     finally:
@@ -277,7 +292,7 @@ def gradients(name: str, attention: str | None = None) -> dict[str, Any]:
 
 def recorded(name: str) -> dict[str, Any]:
     """What is recorded of a LoRA's layers, and which of them share an input."""
-    with a1111.session() as host, torch.no_grad():
+    with running.session() as host, torch.no_grad():
         keys = sorted(deltas(host, name))
         x, t = _sample(host, 8)
 
@@ -285,9 +300,9 @@ def recorded(name: str) -> dict[str, Any]:
             host.denoise(x, t, host.encode(PROMPTS[:1] * 2))
 
         serves = shared_inputs(host.layers(), keys, run)
-        with record_inputs(host.layers(), dict.fromkeys(keys, 32), seed=0) as result:
+        with record_inputs(host.layers(), dict.fromkeys(keys, 32), seed=0) as recorder:
             run()
-        rows = result()
+        rows = recorder.result()
         layers = host.layers()
         wrong = [key for key in keys if rows[key].shape[1] != layers[key].shape[1]]
         packed = [key for key in keys if key.endswith("out_proj") and layers[key].owner is not layers[key].module]
@@ -299,7 +314,7 @@ def recorded(name: str) -> dict[str, Any]:
         }
 
 
-def _out_proj_error(host: a1111.A1111Host, layer: Layer, run: Callable[[], None]) -> float:
+def _out_proj_error(host: Host, layer: Layer, run: Callable[[], None]) -> float:
     """What is observed before a packed out projection, projected, against what the attention puts out; with a delta on the
     packed projections, which the observation has to see."""
     pairs = []

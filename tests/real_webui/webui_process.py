@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,47 @@ from modules import script_callbacks
 sys.path[:0] = {folders!r}
 import webui_answers
 
-webui_answers.register_text_encoders({encoders!r})
+webui_answers.{prepare}
 script_callbacks.on_app_started(lambda demo, app: webui_answers.answer({mailbox!r}))
 """
+
+
+@dataclass(frozen=True)
+class Program:
+    """One of the WebUIs that are tested in.
+
+    Attributes:
+        variable: of the environment, with its folder; with `_PYTHON` in place of `_DIR`, its interpreter
+        flags: of the command line, for a run on the CPU
+        forge: whether it is of the Forge family
+    """
+
+    variable: str
+    flags: tuple[str, ...]
+    forge: bool = True
+
+    @property
+    def missing(self) -> str:
+        """Why it cannot be tested in, or nothing."""
+        return "" if self.variable in os.environ else f"{self.variable} names no WebUI to test in"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is; never fetched."""
+        return Path(os.environ[self.variable])
+
+    @property
+    def python(self) -> str:
+        return os.environ.get(self.variable.replace("_DIR", "_PYTHON"), sys.executable)
+
+
+A1111 = Program(
+    "LORACLR_WEBUI_DIR",
+    ("--use-cpu", "all", "--no-half", "--precision", "full", "--no-download-sd-model"),
+    forge=False,
+)
+FORGE = Program("LORACLR_FORGE_DIR", ("--always-cpu", "--no-hashing"))
+NEO = Program("LORACLR_NEO_DIR", ("--cpu", "--no-hashing"))
 
 
 class Failed(Exception):
@@ -49,48 +88,66 @@ class Failed(Exception):
 class WebUI:
     """A running WebUI."""
 
-    def __init__(self, folder: Path, *flags: str, settings: dict[str, Any] | None = None, api: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        settings: dict[str, Any] | None = None,
+        api: bool = True,
+        program: Program = A1111,
+    ) -> None:
         """
         Args:
             folder: its data folder, with models in it; one that was closed may be started anew
             flags: of the command line, besides those for a run on the CPU
             api: whether `--api` is one of them
+            program: which WebUI
         """
-        self.folder, self._asked = folder, 0
+        self.folder, self.program, self._asked = folder, program, 0
         self.mailbox = folder / "mailbox"
         self.mailbox.mkdir(parents=True, exist_ok=True)
         for old in self.mailbox.iterdir():  # an answer of the process before would be taken for this one's
             old.unlink()
-        hook = folder / "extensions" / "loraclr-checks" / "scripts" / "hook.py"
+        # sorted before the extension that is tested
+        hook = folder / "extensions" / "a-loraclr-checks" / "scripts" / "hook.py"
         hook.parent.mkdir(parents=True, exist_ok=True)
         folders = [str(ROOT), *(str(folder) for folder in Path(__file__).parents[:2])]
-        encoders = [str(file) for file in (folder / "open_clip").glob("*.json")]
-        hook.write_text(_HOOK.format(folders=folders, encoders=encoders, mailbox=str(self.mailbox)), "utf-8")
+        hook.write_text(_HOOK.format(folders=folders, prepare=self._prepare(), mailbox=str(self.mailbox)), "utf-8")
         quiet = {"live_previews_enable": False, "samples_save": False, "grid_save": False}
         (folder / "config.json").write_text(json.dumps({**quiet, **(settings or {})}), "utf-8")
         self.log = folder / f"log-{len(list(folder.glob('log-*.txt')))}.txt"
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 self._command((*flags, *(("--api",) if api else ()))),
-                cwd=webui_dir(),
-                env=self.environment(),
+                cwd=program.folder,
+                env=self.environment(program),
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
             )
+        # Forge Neo waits for Enter where the settings are not of its own version
+        self._process.stdin.write(b"\n")
+        self._process.stdin.close()
+
+    def _prepare(self) -> str:
+        """The call that makes it know the tests' checkpoints."""
+        if self.program.forge:
+            return f"recognise({str(DEMO / 'clip')!r}, {str(self.folder / 'huggingface')!r})"
+        encoders = [str(file) for file in (self.folder / "open_clip").glob("*.json")]
+        return f"register_text_encoders({encoders!r})"
 
     def _command(self, flags: tuple[str, ...]) -> list[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        cpu = ["--use-cpu", "all", "--no-half", "--precision", "full", "--skip-torch-cuda-test"]
-        offline = ["--skip-prepare-environment", "--skip-version-check", "--no-download-sd-model"]
+        offline = ["--skip-torch-cuda-test", "--skip-prepare-environment", "--skip-version-check"]
         own = ["--port", port, "--data-dir", str(self.folder)]
-        return [webui_python(), "-u", "launch.py", *cpu, *offline, *own, *flags]
+        return [self.program.python, "-u", "launch.py", *self.program.flags, *offline, *own, *flags]
 
     @staticmethod
-    def environment() -> dict[str, str]:
+    def environment(program: Program = A1111) -> dict[str, str]:
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-        path = f"{Path(webui_python()).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        path = f"{Path(program.python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         return {**os.environ, **offline, "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def ask(self, check: str, *, seconds: float = 600, **arguments: Any) -> Any:
@@ -124,13 +181,8 @@ class WebUI:
             self._process.wait()
 
 
-def webui_dir() -> Path:
-    """The WebUI to test in; never fetched."""
-    return Path(os.environ["LORACLR_WEBUI_DIR"])
-
-
 def webui_python() -> str:
-    return os.environ.get("LORACLR_WEBUI_PYTHON", sys.executable)
+    return A1111.python
 
 
 def tiny_models(folder: Path, *kinds: Tiny) -> None:

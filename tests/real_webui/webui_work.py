@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from webui_checks import deltas, describe, gradients_of, predict, webui_loaded
+from webui_checks import deltas, describe, gradients_of, loaded_modules, predict, webui_loaded
 from webui_pictures import get, picture, pixels, post, settings
 
 from lib_loraclr.errors import Interrupted, LoraclrError
-from lib_loraclr.hosts import a1111
+from lib_loraclr.hosts import running
 from lib_loraclr.merge.merging import merge_loras
 from lib_loraclr.output.saving import save_merge
 from lib_loraclr.progress import Progress, Stage
@@ -34,25 +34,27 @@ def untouched(prompt: str, work: str, names: Sequence[str], functional: bool = F
 def _traces() -> list[Any]:
     from modules import shared
 
-    model = shared.sd_model
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    gradients = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    model, whole = shared.sd_model, loaded_modules()
+    # those with a LoRA in them are others in Forge, and may be trainable; forge_checks looks at that
+    same = whole is model
+    trainable = [name for name, parameter in whole.named_parameters() if parameter.requires_grad and same]
+    gradients = [name for name, parameter in whole.named_parameters() if parameter.grad is not None]
     shadows = [
-        name for name, module in model.named_modules() if {"weight", "in_proj_weight", "forward"} & set(vars(module))
+        name
+        for name, module in whole.named_modules()
+        if {"in_proj_weight", "forward"} & set(vars(module)) or vars(module).get("weight") is not None
     ]
     embedders = [
         getattr(e, "is_trainable", None) for e in getattr(getattr(model, "conditioner", None), "embedders", ())
     ]
-    return [trainable, gradients, shadows, embedders, model.training]
+    return [trainable, gradients, shadows, embedders, whole.training]
 
 
 def _hooks() -> list[str]:
-    from modules import shared
-
     layers = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.MultiheadAttention)
     return [
         name
-        for name, module in shared.sd_model.named_modules()
+        for name, module in loaded_modules().named_modules()
         if isinstance(module, layers) and (module._forward_hooks or module._forward_pre_hooks)
     ]
 
@@ -68,20 +70,20 @@ class _StopAfter(Progress):
 
 def request(names: Sequence[str], **changes: Any) -> MergeRequest:
     """A merge that takes seconds."""
-    concepts = [{"lora": str(a1111.find_lora(name).path), "trigger": trigger} for name, trigger in names]
+    concepts = [{"lora": str(running.find_lora(name).path), "trigger": trigger} for name, trigger in names]
     small = {"recording": {"paths": 2, "steps": 2, "height": 128, "width": 128}, "memory_mb": 200}
     return MergeRequest.from_dict({"concepts": concepts, **small, **changes})
 
 
 def _merge_work(names: list) -> str:
-    with a1111.session() as host:
+    with running.session() as host:
         merge_loras(request([(name, f"trigger{i}") for i, name in enumerate(names)], method="average"), host)
     return "merged"
 
 
 def _refine_work(names: list) -> str:
     few = {"effort": "balanced", "steps": 2, "batch_size": 2}
-    with a1111.session() as host:
+    with running.session() as host:
         named = [(name, f"trigger{i}") for i, name in enumerate(names)]
         report = merge_loras(request(named, options=few, memory_mb=2000), host).report
     return f"refined in {report.refinement['steps']} steps"
@@ -89,7 +91,7 @@ def _refine_work(names: list) -> str:
 
 def _interrupt_work(names: list) -> str:
     try:
-        with a1111.session() as host:
+        with running.session() as host:
             merge_loras(request([(name, f"trigger{i}") for i, name in enumerate(names)]), host, _StopAfter(5))
     except Interrupted:
         return "interrupted"
@@ -98,7 +100,7 @@ def _interrupt_work(names: list) -> str:
 
 def _error_work(names: list) -> str:
     try:
-        with a1111.session() as host, host.apply(deltas(host, names[0])):
+        with running.session() as host, host.apply(deltas(host, names[0])):
             gradients_of(host, names[0])
             raise LoraclrError("on purpose")
     except LoraclrError as error:
@@ -123,11 +125,12 @@ def interrupted_by_button(names: Sequence[Sequence[str]]) -> dict[str, Any]:
 
     threading.Thread(target=press, daemon=True).start()
     try:
-        with a1111.session(job="a test") as host:
+        with running.session(job="a test") as host:
             begun, denoise = [], host.denoise
             host.denoise = lambda *given: begun.append(time.monotonic()) or denoise(*given)
-            progress = a1111.StateProgress({Stage.RECORDING: 60.0, Stage.REFINING: 60.0})
-            merge_loras(request([tuple(pair) for pair in names], recording={"paths": 8, "steps": 16}), host, progress)
+            progress = running.StateProgress({Stage.RECORDING: 60.0, Stage.REFINING: 60.0})
+            recording = {"paths": 8, "steps": 16, "height": 128, "width": 128}
+            merge_loras(request([tuple(pair) for pair in names], recording=recording), host, progress)
     except Interrupted:
         late = sum(moment > pressed["at"] for moment in begun)
         return {**pressed, "late": late, "job_after": shared.state.job, "lock_free": _lock_is_free()}
@@ -148,15 +151,15 @@ def merge(
     names: Sequence[Sequence[str]], output: str | None = None, overwrite: bool = False, **changes: Any
 ) -> dict[str, Any]:
     """Merge, and with `output` keep the file; retention, and how the file compares with the result in memory."""
-    with a1111.session() as host:
-        progress = a1111.StateProgress()
+    with running.session() as host:
+        progress = running.StateProgress()
         done = merge_loras(request([tuple(pair) for pair in names], **changes), host, progress)
         result = {"concepts": [asdict(c) for c in done.report.concepts], "layers": done.report.layers}
         if output is None:
             return result
-        path = output_path(a1111.lora_dir(), output)
+        path = output_path(running.lora_dir(), output)
         save_merge(done, path, overwrite=overwrite)
-        described = a1111.announce(path, lock_held=True)
+        described = running.announce(path, lock_held=True)
         base = predict(host)
         with host.apply(done.factors):
             memory = predict(host)
@@ -173,14 +176,14 @@ def merge(
 
 def saved_ways(names: Sequence[Sequence[str]], prompt: str, **changes: Any) -> dict[str, float]:
     """One merge as a full file and in a copy of the checkpoint: how far their pictures are from each other, mean of 0..255."""
-    with a1111.session() as host:
+    with running.session() as host:
         done = merge_loras(request([tuple(pair) for pair in names], save_as="checkpoint", **changes), host)
-        baked = output_path(a1111.checkpoint_dir(), a1111.free_checkpoint_name("baked"))
+        baked = output_path(running.checkpoint_dir(), running.free_checkpoint_name("baked"))
         save_merge(done, baked)
         full = replace(done, request=replace(done.request, save_as="full", precision="fp32"))
-        save_merge(full, output_path(a1111.lora_dir(), "whole"), overwrite=True)
-        a1111.announce(output_path(a1111.lora_dir(), "whole"), lock_held=True)
-        listed = a1111.announce_checkpoint(baked)
+        save_merge(full, output_path(running.lora_dir(), "whole"), overwrite=True)
+        running.announce(output_path(running.lora_dir(), "whole"), lock_held=True)
+        listed = running.announce_checkpoint(baked)
     before = describe()["checkpoint"]
     base, tagged = pixels(prompt).astype(int), pixels(f"{prompt} <lora:whole:1>").astype(int)
     try:
@@ -201,9 +204,9 @@ def saved_ways(names: Sequence[Sequence[str]], prompt: str, **changes: Any) -> d
 def library() -> list[dict[str, Any]]:
     return [
         {name: str(getattr(lora, name)) for name in ("name", "trigger", "family", "folder", "preview")}
-        for lora in a1111.installed_loras()
+        for lora in running.installed_loras()
     ]
 
 
 def free_name(wanted: str, sub_folder: str = "") -> str:
-    return a1111.free_name(wanted, sub_folder)
+    return running.free_name(wanted, sub_folder)

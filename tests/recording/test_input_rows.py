@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.substitution import Layer
-from lib_loraclr.recording.input_rows import Reservoir, input_rows, record_inputs, shared_inputs
+from lib_loraclr.recording.input_rows import Recorder, Reservoir, input_rows, record_inputs, shared_inputs
 
 #: recordings are in half precision
 HALF = 2e-3
@@ -170,10 +170,10 @@ def layers_of(model: Attention) -> dict[str, Layer]:
 def record(
     model: Attention, capacity: Mapping[str, int], x: Tensor, context: Tensor, seed: int = 0
 ) -> dict[str, Tensor]:
-    with record_inputs(layers_of(model), capacity, seed=seed) as result, torch.no_grad():
+    with record_inputs(layers_of(model), capacity, seed=seed) as recorder, torch.no_grad():
         model(x, context)
         model(x, context)
-    return result()
+    return recorder.result()
 
 
 def hooks(model: nn.Module) -> int:
@@ -205,9 +205,9 @@ def test_a_layers_rows_do_not_depend_on_which_others_are_recorded_but_on_the_see
 
 def test_what_a_layer_is_called_with_by_keyword_is_recorded_too() -> None:
     module, rows = nn.Linear(6, 2), torch.randn(3, 6)
-    with record_inputs({"k": Layer.of(module)}, {"k": 5}, seed=0) as result, torch.no_grad():
+    with record_inputs({"k": Layer.of(module)}, {"k": 5}, seed=0) as recorder, torch.no_grad():
         module(input=rows)
-    assert torch.equal(result()["k"].sort(0).values, rows.half().sort(0).values)
+    assert torch.equal(recorder.result()["k"].sort(0).values, rows.half().sort(0).values)
 
 
 def test_a_layer_says_itself_what_its_input_is() -> None:
@@ -219,12 +219,50 @@ def test_a_layer_says_itself_what_its_input_is() -> None:
         "q": Layer(module, module, "in_proj_weight", slice(0, 6)),
         "k": Layer(module, module, "in_proj_weight", part, observed=lambda _, arguments, named: arguments[1]),
     }
-    with record_inputs(layers, {"q": 9, "k": 9}, seed=0) as result, torch.no_grad():
+    with record_inputs(layers, {"q": 9, "k": 9}, seed=0) as recorder, torch.no_grad():
         module(query, memory, memory)
     for key, entered in (("q", query), ("k", memory)):
-        assert torch.equal(result()[key].sort(0).values, entered[0].half().sort(0).values)
+        assert torch.equal(recorder.result()[key].sort(0).values, entered[0].half().sort(0).values)
     assert shared_inputs(layers, ["q", "k"], lambda: module(query, memory, memory)) == {"q": "q", "k": "k"}
     assert shared_inputs(layers, ["q", "k"], lambda: module(query, query, query)) == {"q": "q", "k": "q"}
+
+
+class Halves(nn.Module):
+    """Two layers, between which memory runs out where there are more than so many samples."""
+
+    def __init__(self, holds: int) -> None:
+        super().__init__()
+        self.first, self.second, self.holds = nn.Linear(1, 1), nn.Linear(1, 1), holds
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = self.first(x)
+        if len(x) > self.holds:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return given + self.second(x)
+
+
+@pytest.mark.parametrize("holds", [8, 4, 3, 1])
+@torch.no_grad()
+def test_samples_that_are_tried_again_are_recorded_once_in_every_layer(holds: int) -> None:
+    model = Halves(holds)
+    layers = {"first": Layer.of(model.first), "second": Layer.of(model.second)}
+    samples = torch.arange(16.0)[:, None]
+
+    def run(recorder: Recorder, first: int, last: int) -> None:
+        try:
+            with recorder.attempt(range(first, last)):
+                model(samples[first:last])
+        except torch.cuda.OutOfMemoryError:
+            middle = (first + last + 1) // 2
+            run(recorder, first, middle), run(recorder, middle, last)
+
+    with record_inputs(layers, {"first": 100, "second": 100}, seed=0) as recorder:
+        run(recorder, 0, 8), run(recorder, 8, 16)
+    expected = samples.flatten().tolist()
+    assert {key: sorted(rows.flatten().tolist()) for key, rows in recorder.result().items()} == {
+        "first": expected,
+        "second": expected,
+    }
 
 
 def test_hooks_are_gone_after_success_error_and_a_wrong_name(model: Attention) -> None:
@@ -274,3 +312,12 @@ def test_a_real_model_shares_what_it_should(host: Host) -> None:
         assert served[query] == served[query[:-1] + "k"] == served[query[:-1] + "v"]
         assert served[query] not in cross
     assert len(set(served.values())) < 0.8 * len(served)
+
+
+def test_a_row_too_large_for_half_precision_keeps_its_direction_and_one_that_is_none_is_seen() -> None:
+    rows = torch.tensor([[1.0, -2.0, 3.0], [1e5, -2e5, 4e5], [float("inf"), 1.0, 1.0], [float("nan"), 1.0, 1.0]])
+    kept = Reservoir(4, seed=0)
+    kept.update(4, lambda chosen: rows[chosen])
+    found = {tuple(row.tolist()) for row in kept.result()[kept.result().isfinite().all(dim=1)]}
+    assert (1.0, -2.0, 3.0) in found and (16376.0, -32752.0, 65504.0) in found and len(found) == 2
+    assert int((~kept.result().isfinite()).any(dim=1).sum()) == 2, "the model overflowed, and that is said later"

@@ -21,7 +21,7 @@ from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining import refinement
 from lib_loraclr.refining.batches import Batch, Sampler
 from lib_loraclr.refining.fitting import Fit, find_fit
-from lib_loraclr.refining.refinement import GradScaler, Refined, refine
+from lib_loraclr.refining.refinement import Refined, refine
 from lib_loraclr.request.phrases import Part
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 from tests.small import PROMPTS, concept, examples_of, predictor_of
@@ -46,47 +46,38 @@ def test_the_penalty_and_its_gradient_are_those_of_the_dense_matrices() -> None:
     anchor = {"a": factors(), "b": factors()}
     moved = {key: Factors(f.up.clone().requires_grad_(), (f.down + 0.1).requires_grad_()) for key, f in anchor.items()}
     pull = refinement._Anchor(anchor, 0.3).pull
-    value = pull(moved, GradScaler(enabled=False))
+    value = pull(moved)
     twins = {key: Factors(f.up.detach().requires_grad_(), f.down.detach().requires_grad_()) for key, f in moved.items()}
     distance = sum((twins[key].dense() - anchor[key].dense()).square().sum() for key in anchor)
     dense = 0.3 * distance / sum(f.dense().square().sum() for f in anchor.values())
     dense.backward()
-    assert value == pytest.approx(float(dense.detach()), rel=1e-4)
+    assert value.item() == pytest.approx(dense.item(), rel=1e-4)
     for key in moved:
         torch.testing.assert_close(moved[key].up.grad, twins[key].up.grad, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(moved[key].down.grad, twins[key].down.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_the_penalty_adds_to_the_gradient_that_is_there_in_the_scale_of_the_loss() -> None:
+def test_the_penalty_adds_to_the_gradient_that_is_there() -> None:
     generator = torch.Generator().manual_seed(0)
-
-    class Scaling:
-        """A gradient scaler, of which there are none without a graphics card."""
-
-        def is_enabled(self) -> bool:
-            return True
-
-        def get_scale(self) -> float:
-            return 1024.0
 
     def moved() -> dict[str, Factors]:
         draw = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((5, 2), (2, 7)))
         return {"a": Factors(*(tensor.requires_grad_() for tensor in draw))}
 
     start = {"a": Factors(torch.randn(5, 2, generator=generator), torch.randn(2, 7, generator=generator))}
-    anchor, plain, scaled = refinement._Anchor(start, 0.3), moved(), moved()
-    value = anchor.pull(plain, GradScaler(enabled=False))
-    scaled["a"].up.grad = torch.ones(5, 2)
-    assert anchor.pull(scaled, Scaling()) == pytest.approx(value), "what is reported has no scale"
-    torch.testing.assert_close(scaled["a"].up.grad, 1 + 1024 * plain["a"].up.grad)
-    torch.testing.assert_close(scaled["a"].down.grad, 1024 * plain["a"].down.grad)
+    anchor, plain, added = refinement._Anchor(start, 0.3), moved(), moved()
+    anchor.pull(plain)
+    added["a"].up.grad = torch.ones(5, 2)
+    anchor.pull(added)
+    torch.testing.assert_close(added["a"].up.grad, 1 + plain["a"].up.grad)
+    torch.testing.assert_close(added["a"].down.grad, plain["a"].down.grad)
 
 
 def test_there_is_no_pull_at_the_start_or_without_a_weight() -> None:
     start = {"a": Factors(torch.randn(5, 2).requires_grad_(), torch.randn(2, 7).requires_grad_())}
-    assert refinement._Anchor(start, 0.0).pull(start, GradScaler(enabled=False)) == 0.0
+    assert refinement._Anchor(start, 0.0).pull(start).item() == 0.0
     assert start["a"].up.grad is None
-    assert refinement._Anchor(start, 0.3).pull(start, GradScaler(enabled=False)) == pytest.approx(0, abs=1e-6)
+    assert refinement._Anchor(start, 0.3).pull(start).item() == pytest.approx(0, abs=1e-6)
     assert float(start["a"].up.grad.abs().max()) < 1e-6
 
 
@@ -122,10 +113,12 @@ def test_a_steps_loss_is_that_of_its_rows_and_in_parts_has_the_same_gradient(
     gradients = []
     start = {key: concatenate(deltas) for key, deltas in predictor.together([0, 1]).items()}
     terms = Terms(positive=0.7, contrast=2.0)
+    options = replace(OPTIONS, terms=terms)
     for fit in (Fit(8, recompute=False), Fit(2, recompute=False)):
         parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in start.items()}
-        scaler = GradScaler(enabled=False)
-        loss, contrast = refinement._backward(predictor, parameters, batches, terms, fit, scaler)
+        steps = refinement._Steps(predictor, parameters, Sampler(examples, "", OPTIONS, seed=1), options, fit)
+        with predictor.host.apply(parameters):
+            loss, contrast = steps._backward(batches).tolist()
         gradients.append((loss, contrast, {key: f.up.grad for key, f in parameters.items()}))
     (whole, contrast, expected), (parts, contrast_of_parts, found) = gradients
     assert whole == pytest.approx(loss_of(predictor, start, batches, terms), rel=1e-3)
@@ -149,7 +142,7 @@ def test_small_memory_makes_small_batches_and_then_recomputes(
     predictor, examples = lesson
     parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in predictor.deltas[0].items()}
     plans = []
-    for megabytes in (4096, 100, 1):
+    for megabytes in (4096, 40, 1):
         monkeypatch.setattr(predictor, "memory", megabytes << 20)
         plans.append(fit_of(predictor, parameters, examples))
     assert plans[0] == Fit(8, recompute=False)

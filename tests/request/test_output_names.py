@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib_loraclr.errors import LoraclrError
-from lib_loraclr.request.output_names import output_path
+from lib_loraclr.request.output_names import clean_name, output_path
 
 
 def link(source: Path, target: Path) -> None:
@@ -84,3 +84,24 @@ def test_a_folder_may_itself_be_a_link_and_hold_links_into_itself(tmp_path: Path
     link(tmp_path / "loras", tmp_path / "disk")
     link(tmp_path / "disk" / "pets", tmp_path / "disk" / "animals")
     assert output_path(tmp_path / "loras", "pets/zoo") == tmp_path / "loras" / "pets" / "zoo.safetensors"
+
+
+@pytest.mark.parametrize(
+    "name", ["zo\x7fo", "zoo\u202eexe", "z\u200bo", "\ud800", "z\x85o", "z\u2028o", "a\ufeff/zoo"], ids=repr
+)
+def test_characters_that_nobody_sees_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LoraclrError, match="has characters that nobody sees: write it anew"):
+        output_path(tmp_path, name)
+    assert output_path(tmp_path, clean_name(name)).parent == tmp_path, "a proposed name is one that is taken"
+
+
+@pytest.mark.parametrize("name", ["COM\u00b9", "lpt\u00b3.txt", "conout$", "con .x", "CLOCK$"])
+def test_names_of_windows_devices_are_refused_however_they_are_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LoraclrError, match="reserve"):
+        output_path(tmp_path, name)
+
+
+def test_a_path_that_is_too_long_with_its_sub_folders_is_refused(tmp_path: Path) -> None:
+    assert output_path(tmp_path, "/".join(["a" * 100] * 5)), "control"
+    with pytest.raises(LoraclrError, match="too long with its sub-folders: give one of at most 600 bytes"):
+        output_path(tmp_path, "/".join(["a" * 100] * 7))

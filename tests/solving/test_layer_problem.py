@@ -200,6 +200,19 @@ def test_a_unit_is_never_below_a_hundredth_of_the_mean(strength: float) -> None:
     assert (effects[1] < least) == (strength < 0.1), "control: both cases are tried"
 
 
+def test_a_style_that_is_always_active_is_in_nobody_elses_unit() -> None:
+    """Fox beside a style that changes a hundred times as much: its errors are still measured in what the fox does."""
+    problem = random_problem(ranks=(2, 2), background=True)
+    fox, style = problem.deltas
+    ours, of_style, plain = problem.recordings
+    beside = (replace(ours, active=(0, 1), absent=(1,)), of_style, replace(plain, active=(1,), absent=(1,)))
+    together = replace(problem, deltas=(fox, style.scaled(10)), recordings=beside)
+    alone = replace(together, recordings=(ours, of_style, plain))
+    assert together.units() == pytest.approx(alone.units(), rel=CLOSE)
+    forgotten = replace(together, recordings=(replace(beside[0], absent=()), *beside[1:]))
+    assert forgotten.units()[0] > 10 * together.units()[0], "control: it would be in it"
+
+
 def test_units_of_nothing_are_one() -> None:
     assert units([]) == []
     assert units([None, 0.0]) == [1.0, 1.0]

@@ -142,12 +142,13 @@ class Actions:
 
         Args:
             job_id: of the result that is shown
-            task: that the page waits for, or waited for when it was loaded anew; empty for none
+            task: that the page waits for, or waited for when it was loaded anew; also where it is none, it tells whose page it is
 
         Returns:
             as `notes.SHOWN`; then what the page's own merge was asked for, as JSON for `loraclrAgain`
         """
-        waiting, shown, own, unloaded = jobs.waiting(), jobs.find(job_id), jobs.of_task(task), None
+        waiting, shown = jobs.waiting(jobs.owner_of(task)), jobs.find(job_id)
+        own, unloaded = jobs.of_task(task), None
         undecided = shown is not None and shown.state == "finished"
         if waiting and not undecided:
             seen = panel.result(waiting)

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from urllib.parse import quote
 
 from ...errors import LoraclrError
-from ...hosts.a1111 import InstalledLora, find_lora, installed_loras, loaded_family
+from ...hosts.running import InstalledLora, find_lora, installed_loras, loaded_family
 from ...request import Concept, parse_lora_argument
 
 #: between the parts of a choice; gradio 3.41 has no labels for a dropdown's values, so the label is the value

@@ -9,17 +9,13 @@ from dataclasses import dataclass, replace
 from modules import shared
 
 from ...errors import LoraclrError
-from ...files import DTYPES
-from ...hosts import a1111
-from ...merge import examine
+from ...hosts import running
+from ...merge import examine, memory_needs
 from ...model import MEGABYTE, Host, free_on_card
 from ...progress import Stage
 from ...recording import InputLora, example_prompts, load_input, served_layers
 from ...request import MergeRequest
-from . import estimate, pace
-
-#: copies of the factors that the refinement keeps in fp32: themselves, gradients, AdamW's two, the anchor and the best
-_REFINED_COPIES = 6
+from . import estimate, pace, wording
 
 
 @dataclass(frozen=True)
@@ -101,13 +97,13 @@ def check(
     findings += [Finding(name, "", "", 0, 0, reason) for name, reason in (refused or {}).items()]
     examination = examine(request, inputs, host, _serves(host) if inputs else None)
     problems = [_in_the_tabs_words(problem, request, names, host) for problem in examination.problems]
-    warnings = list(examination.warnings)
+    warnings = [_in_the_tabs_words(warning, request, names, host) for warning in examination.warnings]
     if len(findings) == 1:
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
     seconds = estimate.seconds(estimate.stages(request, host, draw=draw), key)
     refining = Stage.REFINING in seconds
-    ram, device, file = _sizes(request, inputs, host, refining=refining)
-    shortage = _shortage(device, host, refining=refining)
+    needs = memory_needs(request, inputs, host, refines=refining)
+    shortage = _shortage(needs.device, host, refining=refining)
     if shortage:
         # what rank auto will choose, and so whether it will fit, is not known beforehand
         (warnings if request.rank == "auto" else problems).append(shortage)
@@ -120,9 +116,9 @@ def check(
         estimate.span(sum(seconds.values()), key),
         estimate.efforts(request, host, draw=draw),
         (request.recording.width, request.recording.height),
-        ram,
-        device,
-        file,
+        needs.ram,
+        needs.device,
+        needs.file,
         host.checkpoint,
         _examples(request, inputs),
     )
@@ -133,10 +129,10 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
     try:
         given = load_input(concept, host, shapes_only=True)
     except LoraclrError as error:
-        text = str(error).replace(concept.lora, name)
+        text = wording.plain(str(error), {concept.lora: name})
         return (Finding(name, concept.trigger, concept.kind, 0, 0, text),)
     rank = max((factors.rank for factors in given.deltas.values()), default=0)
-    found, lora, warnings = given.concept, a1111.find_lora(name), given.warnings
+    found, lora, warnings = given.concept, running.find_lora(name), given.warnings
     # a guess that the table has filled in comes back as if a person had typed it
     guessed = lora.trigger_is_guess and found.trigger == lora.trigger and not found.prompts
     if guessed and given.trigger is None:
@@ -165,17 +161,15 @@ _served: dict[str, dict[str, str]] = {}
 def _serves(host: Host) -> dict[str, str] | None:
     """Which recording serves each layer of the checkpoint; None where nobody can tell without waiting for a picture."""
     if host.checkpoint not in _served and not shared.state.job:
-        with a1111.session(job="LoRACLR estimate") as opened:
+        with running.session(job="LoRACLR estimate") as opened:
             _served[opened.checkpoint] = served_layers(opened, list(opened.layers()))
     return _served.get(host.checkpoint)
 
 
-def _in_the_tabs_words(problem: str, request: MergeRequest, names: Sequence[str], host: Host) -> str:
+def _in_the_tabs_words(said: str, request: MergeRequest, names: Sequence[str], host: Host) -> str:
     """A message of the core with the WebUI's names in place of paths, and the tab's fields in place of flags."""
-    for concept, name in zip(request.concepts, names, strict=True):
-        problem = problem.replace(concept.lora, name)
-    problem = problem.replace(str(host.checkpoint_path), host.checkpoint)
-    return problem.replace(" (trigger=…)", "").replace(" (kind=style)", " (its kind)")
+    known = {concept.lora: name for concept, name in zip(request.concepts, names, strict=True)}
+    return wording.plain(said, {**known, str(host.checkpoint_path): host.checkpoint})
 
 
 def _shortage(needed_mb: float, host: Host, *, refining: bool) -> str | None:
@@ -193,30 +187,7 @@ def _shortage(needed_mb: float, host: Host, *, refining: bool) -> str | None:
 def _licences(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
-        licence = a1111.find_lora(name).licence
+        licence = running.find_lora(name).licence
         if licence:
             found[licence] = (*found.get(licence, ()), name)
     return found
-
-
-def _sizes(request: MergeRequest, inputs: Sequence[InputLora], host: Host, *, refining: bool) -> tuple[float, ...]:
-    """RAM, memory of the card beside the checkpoint, and the file at most; in MB."""
-    columns: dict[str, list[int]] = {}
-    inside = 0
-    for given in inputs:
-        for key, factors in given.deltas.items():
-            columns.setdefault(key, [0, sum(factors.shape), min(factors.shape)])[0] += factors.rank
-            inside += factors.rank * sum(factors.shape)
-    limit = int(request.rank) if request.rank.isdecimal() else None
-    numbers = sum(min(rank, most, limit or rank) * both for rank, both, most in columns.values())
-    bundled = sum(t.numel() * t.element_size() for given in inputs for t in given.file.embeddings.values())
-    itemsize = DTYPES[request.precision].itemsize
-    file = (numbers * itemsize + bundled) / MEGABYTE
-    saved = file
-    if request.save_as == "full":
-        saved = sum(math.prod(host.layers()[key].shape) for key in columns) * itemsize / MEGABYTE
-    elif request.save_as == "checkpoint" and host.checkpoint_path.is_file():
-        saved = host.checkpoint_path.stat().st_size / MEGABYTE
-    working = 4 * (inside * 2 + numbers * (_REFINED_COPIES if refining else 2)) / MEGABYTE
-    on_card = host.device.type != "cpu"
-    return request.memory_mb + file * 2 + (0 if on_card else working), working if on_card else 0.0, saved

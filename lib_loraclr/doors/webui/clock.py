@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...errors import Interrupted
-from ...hosts import a1111
+from ...hosts import running
 from ...progress import PlannedStage, Stage, Work
 from .notes import duration
 
@@ -102,7 +102,7 @@ def _ratio(taken: float, expected: float, before: float = 1.0) -> float:
     return (taken + _PRIOR * before) / (expected + _PRIOR)
 
 
-class TimedProgress(a1111.StateProgress):
+class TimedProgress(running.StateProgress):
     """The WebUI's bar, by a merge's clock: the bar is the share of the time that has passed, which the WebUI's own reckoning of
     what is left follows from."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...errors import LoraclrError
-from ...hosts.a1111 import find_lora
+from ...hosts.running import find_lora
 from ...request import (
     Concept,
     MergeRequest,

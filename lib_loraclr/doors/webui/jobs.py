@@ -1,30 +1,42 @@
-"""Merges in the WebUI: one at a time, the result held until it is kept or discarded."""
+"""Merges in the WebUI: one after the other, each somebody's, the result held until it is kept or discarded.
+
+A job's state is changed under one lock, in a moment; what takes long (merging, writing) is done between two changes.
+"""
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from modules import errors, progress, shared
+from modules import errors, shared
 
 from ...errors import Interrupted, LoraclrError
-from ...hosts import a1111
+from ...files import Written
+from ...hosts import running
 from ...merge import merge_loras
 from ...model import Host, is_out_of_memory
-from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size, save_merge
+from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
 from ...progress import PlannedStage, Stage
-from ...request import MergeRequest, output_path
-from . import estimate, pace
+from ...request import MergeRequest
+from . import estimate, keeping, pace, wording
 from .clock import TimedProgress
+from .keeping import NameTaken
 
-#: states a job does not leave any more; "finished" waits for keep or discard
-OVER = ("finished", "failed", "interrupted", "kept", "discarded")
-#: jobs that are remembered, and results among them that are held in memory
-_REMEMBERED, _HELD = 16, 2
+__all__ = ["Job", "NameTaken", "OVER", "Result", "discard", "find", "interrupt", "interrupt_task", "is_stopped", "keep"]
+__all__ += ["of_task", "owner_of", "put_back", "run", "shown", "start", "unload", "waiting"]
+
+#: states in which nothing is going on any more; "finished" waits for keep or discard
+OVER = ("finished", "failed", "interrupted", "kept", "discarded", "put back")
+#: jobs that are remembered
+_REMEMBERED = 32
+#: results that are held in memory, of one owner and in all
+_HELD, _HELD_IN_ALL = 2, 8
+#: merges of HTTP that wait at the same time, of one owner and in all
+_WAITING, _WAITING_IN_ALL = 4, 16
 _NO_MEMORY = (
     "The graphics memory ran out, and nothing was kept: choose effort Layers, merge fewer LoRAs at a time, or record smaller "
     "pictures (width and height under Advanced)."
@@ -55,11 +67,13 @@ class Job:
         names: the LoRAs as the WebUI names them
         draw: whether a picture is drawn
         task: of the tab, that the WebUI shows the progress of; empty for HTTP
+        owner: whose it is, and who alone finds it: a page of the tab (`owner_of`), or the credentials of HTTP
         id: what it is asked for by
-        state: queued, running, or one of `OVER`
+        state: queued, running, saving, or one of `OVER`
         error: what went wrong, for the person who asked
         result: held from "finished" until it is kept or discarded
         kept: the new LoRA or checkpoint
+        written: its files, with what they replaced
         form: what stood in the tab when it was asked for there, as that hands it over; None for HTTP
     """
 
@@ -67,18 +81,23 @@ class Job:
     names: tuple[str, ...]
     draw: bool = True
     task: str = ""
+    owner: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     state: str = "queued"
     error: str = ""
     result: Result | None = None
-    kept: a1111.InstalledLora | a1111.InstalledCheckpoint | None = None
+    kept: running.InstalledLora | running.InstalledCheckpoint | None = None
+    written: Written | None = None
     stop: bool = False
     progress: _Progress | None = None
     form: Any = None
 
+    def __post_init__(self) -> None:
+        self.owner = self.owner or owner_of(self.task)
+
     def fraction(self) -> float:
         """How much of it is done, 0..1."""
-        if self.state in ("finished", "kept", "discarded"):
+        if self.state in ("finished", "saving", "kept", "discarded", "put back"):
             return 1.0
         return self.progress.fraction() if self.progress else 0.0
 
@@ -99,24 +118,35 @@ class _Progress(TimedProgress):
         super().plan([*stages, *estimate.drawing(self._job.request, draw=self._job.draw)])
 
     def interrupted(self) -> bool:
-        return self._job.stop or super().interrupted()
+        """Only its own: the WebUI's flag is set by whoever stops a picture, and that may be waiting behind this merge."""
+        return self._job.stop
 
 
 _jobs: dict[str, Job] = {}
-_guard, _keeping = threading.Lock(), threading.Lock()
+#: held while a job's state changes, and never while anything else is waited for
+_guard = threading.Lock()
 #: tasks of the tab that were stopped, the latest ones
 _stopped: list[str] = []
 #: the merge that was stopped when the scripts were unloaded
 _unloaded: list[Job] = []
 
 
-def find(job_id: str) -> Job | None:
-    return _jobs.get(job_id)
+def owner_of(task: str) -> str:
+    """The page that a task of the tab belongs to: `task(PAGE-anything)`; empty where it does not say."""
+    match = re.fullmatch(r"task\((\w+)-\w*\)", task)
+    return match[1] if match else ""
 
 
-def waiting() -> Job | None:
-    """The latest job whose result is neither kept nor discarded."""
-    return next((job for job in reversed(list(_jobs.values())) if job.state == "finished"), None)
+def find(job_id: str, owner: str | None = None) -> Job | None:
+    """A job, if it is this owner's; None as owner stands for whoever knows its id, which nobody can guess."""
+    job = _jobs.get(job_id)
+    return job if job is not None and owner in (None, job.owner) else None
+
+
+def waiting(owner: str = "") -> Job | None:
+    """The latest job of an owner whose result is neither kept nor discarded."""
+    with _guard:
+        return next((job for job in reversed(_jobs.values()) if job.state == "finished" and job.owner == owner), None)
 
 
 def take_unloaded() -> Job | None:
@@ -125,7 +155,8 @@ def take_unloaded() -> Job | None:
 
 
 def of_task(task: str) -> Job | None:
-    return next((job for job in _jobs.values() if task and job.task == task), None)
+    with _guard:
+        return next((job for job in _jobs.values() if task and job.task == task), None)
 
 
 def run(job: Job, *, lock_held: bool) -> None:
@@ -137,39 +168,47 @@ def run(job: Job, *, lock_held: bool) -> None:
     """
     _remember(job)
     try:
-        with a1111.session(lock_held=lock_held) as host:
-            if job.stop:  # while it waited for the queue
-                raise Interrupted
-            job.state = "running"
-            job.result = _merge(job, host)
-        job.state = "finished"
+        with running.session(lock_held=lock_held) as host:
+            with _guard:
+                if job.stop:  # while it waited for the queue
+                    raise Interrupted
+                job.state = "running"
+            result = _merge(job, host)
+        with _guard:
+            job.state, job.result = "finished", result
     except Interrupted:
-        job.state = "interrupted"
+        _end(job, "interrupted")
         raise
     except LoraclrError as error:
-        job.state, job.error = "failed", shown(error, job)
+        _end(job, "failed", shown(error, job))
         raise LoraclrError(job.error) from error
-    except Exception as error:
-        job.state, job.error = "failed", f"{type(error).__name__}: {error}"
+    except BaseException as error:
+        text = _NO_MEMORY if is_out_of_memory(error) else wording.plain(f"{type(error).__name__}: {error}")
+        _end(job, "failed", text)
         if is_out_of_memory(error):
-            job.error = _NO_MEMORY
-            raise LoraclrError(job.error) from error
+            raise LoraclrError(text) from error
         raise
     finally:
         _let_go()
 
 
+def _end(job: Job, state: str, error: str = "") -> None:
+    with _guard:
+        job.state, job.error = state, error
+
+
 def start(job: Job) -> None:
-    """Merge in the background.
+    """Merge in the background, after those that were asked for before.
 
     Raises:
-        LoraclrError: another one is under way
+        LoraclrError: too many wait already
     """
     with _guard:
-        busy = next((other for other in _jobs.values() if other.state in ("queued", "running")), None)
-        if busy:
-            raise LoraclrError(f"A merge is under way (job {busy.id}): wait for it, or interrupt it.")
-        _remember(job)
+        queued = [other for other in _jobs.values() if other.state == "queued"]
+        own = sum(other.owner == job.owner for other in queued)
+        if own >= _WAITING or len(queued) >= _WAITING_IN_ALL:
+            raise LoraclrError(f"{len(queued)} merges are waiting already: wait for one of them, or interrupt it.")
+        _jobs[job.id] = job
     threading.Thread(target=_run_in_background, args=(job,), name=f"loraclr {job.id}", daemon=True).start()
 
 
@@ -183,14 +222,13 @@ def _run_in_background(job: Job) -> None:
 
 
 def interrupt_task(task: str) -> None:
-    """Stop the merge that the tab began under this task: now if it runs, and before it begins if it waits in the queue.
-
-    The WebUI's own interrupt would stop whatever picture is being made meanwhile.
-    """
-    _stopped.append(task)
-    del _stopped[:-_REMEMBERED]
-    if progress.current_task == task:
-        shared.state.interrupt()
+    """Stop the merge that the tab began under this task, and nothing else: now if it runs, and before it begins if it waits."""
+    with _guard:
+        _stopped.append(task)
+        del _stopped[:-_REMEMBERED]
+        for job in _jobs.values():
+            if task and job.task == task:
+                job.stop = True
 
 
 def is_stopped(task: str) -> bool:
@@ -200,69 +238,60 @@ def is_stopped(task: str) -> bool:
 
 def interrupt(job: Job) -> None:
     """Stop after the current evaluation of the model; a queued job does not begin, and makes way for another at once."""
-    job.stop = True
-    if job.state == "queued":
-        job.state = "interrupted"
+    with _guard:
+        job.stop = True
+        if job.state == "queued":
+            job.state = "interrupted"
 
 
 def keep(
     job: Job, name: str, *, overwrite: bool = False, with_sheet: bool = False
-) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
-    """Write the file and make the WebUI list it.
+) -> running.InstalledLora | running.InstalledCheckpoint:
+    """Write the file and make the WebUI list it: `keeping.write`.
 
     Args:
-        name: inside the LoRA folder, sub-folders separated by "/"; a checkpoint goes into the folder of checkpoints, under
-            the next free name if this one is taken
-        overwrite: replace a LoRA of that name; a checkpoint is never replaced
         with_sheet: write the picture to judge it by as well, as `NAME.report.png`
 
     Raises:
         LoraclrError: nothing to keep, a name that may not be or is taken, or it cannot be written
     """
-    with _keeping:  # a second click waits, and finds nothing left to keep
-        return _keep(job, name, overwrite=overwrite, with_sheet=with_sheet)
+    with _guard:  # of two clicks one finds nothing left to keep, and Discard finds nothing to discard
+        if job.state != "finished":
+            raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
+        held, job.state = job.result, "saving"
+    try:
+        kept, written = keeping.write(held.merge, held.pictures, name, overwrite=overwrite, with_sheet=with_sheet)
+    except LoraclrError as error:
+        _end(job, "finished")
+        raise wording.reworded(error, _names(job)) from error
+    except BaseException:
+        _end(job, "finished")
+        raise
+    with _guard:
+        job.state, job.result, job.kept, job.written = "kept", None, kept, written
+    return kept
 
 
-def _keep(job: Job, name: str, *, overwrite: bool, with_sheet: bool) -> a1111.InstalledLora | a1111.InstalledCheckpoint:
-    if job.result is None:
-        raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
-    held, wanted = job.result, name.strip().replace("\\", "/")
-    card, sheet = (held.pictures.card, held.pictures.sheet) if held.pictures else (None, None)
-    drawn = {"preview": card, "sheet": sheet if with_sheet else None}
-    if job.request.save_as == "checkpoint":
-        path = output_path(a1111.checkpoint_dir(), a1111.free_checkpoint_name(wanted))
-        save_merge(held.merge, path, **drawn)
-        job.kept = a1111.announce_checkpoint(path)
-    else:
-        path = _lora_path(wanted, overwrite=overwrite)
-        save_merge(held.merge, path, **drawn, overwrite=overwrite)
-        # pictures of what was replaced show another merge
-        for picture in a1111.previews(path):
-            if card is None or picture != path.with_suffix(".png"):
-                picture.unlink(missing_ok=True)
-        if drawn["sheet"] is None:
-            path.with_suffix(".report.png").unlink(missing_ok=True)
-        job.kept = a1111.announce(path)
-    job.state, job.result = "kept", None
-    return job.kept
+def put_back(job: Job) -> None:
+    """Delete what was kept, and put back the file, card and pictures that it replaced.
 
-
-def _lora_path(name: str, *, overwrite: bool) -> Path:
-    path = output_path(a1111.lora_dir(), name)
-    taken = {lora.name.lower(): lora for lora in a1111.installed_loras()}.get(path.stem.lower())
-    if taken and taken.path.resolve() != path.resolve():
-        raise LoraclrError(
-            f"{path.stem} is the name of another LoRA, and prompts tell LoRAs apart by name only: rename."
-        )
-    if not overwrite and any(
-        path.with_suffix(suffix).exists() for suffix in (".safetensors", ".json", ".png", ".report.png")
-    ):
-        raise NameTaken(f"{name} exists already: choose another name, or replace it.")
-    return path
-
-
-class NameTaken(LoraclrError):
-    """The file exists; asking again with `overwrite` replaces it."""
+    Raises:
+        LoraclrError: it was not kept, replaced nothing, or what it replaced is not kept any more
+    """
+    with _guard:
+        if job.state != "kept":
+            raise LoraclrError(f"There is nothing to put back: the merge is {job.state}.")
+        job.state = "saving"
+    try:
+        keeping.put_back(job.written)
+    except LoraclrError as error:
+        _end(job, "kept")
+        raise wording.reworded(error, _names(job)) from error
+    except BaseException:
+        _end(job, "kept")
+        raise
+    with _guard:
+        job.state, job.written = "put back", None
 
 
 def discard(job: Job) -> None:
@@ -271,28 +300,34 @@ def discard(job: Job) -> None:
     Raises:
         LoraclrError: there is no result
     """
-    if job.result is None:
-        raise LoraclrError(f"There is nothing to discard: the merge is {job.state}.")
-    job.state, job.result = "discarded", None
+    with _guard:
+        if job.state != "finished":
+            raise LoraclrError(f"There is nothing to discard: the merge is {job.state}.")
+        job.state, job.result = "discarded", None
 
 
 def unload() -> None:
-    """Stop what runs; the scripts are unloaded. Results wait on: the tab that is made anew shows them."""
-    for job in list(_jobs.values()):
-        if job.state != "finished":
-            if job.state not in OVER:
-                _unloaded[:] = [job]
-            job.stop = True
-            del _jobs[job.id]
-    _stopped.clear()
+    """Stop what runs; the scripts are unloaded. Results wait on: the tab that is made anew shows them. What was replaced is let
+    go of."""
+    with _guard:
+        for job in list(_jobs.values()):
+            if job.state not in ("finished", "saving"):
+                if job.state not in OVER:
+                    _unloaded[:] = [job]
+                job.stop = True
+                del _jobs[job.id]
+        _stopped.clear()
+    keeping.forget_all()
 
 
 def shown(error: Exception, job: Job) -> str:
-    """The error's text with the LoRAs' names in place of paths."""
-    text = str(error)
-    for concept, name in zip(job.request.concepts, job.names, strict=True):
-        text = text.replace(concept.lora, name)
-    return text
+    """The error's text with the LoRAs' names in place of paths, and nothing of this computer's folders or of flags."""
+    return wording.plain(str(error), _names(job))
+
+
+def _names(job: Job) -> dict[str, str]:
+    """Path -> name of its LoRAs."""
+    return {concept.lora: name for concept, name in zip(job.request.concepts, job.names, strict=True)}
 
 
 def _merge(job: Job, host: Host) -> Result:
@@ -307,7 +342,8 @@ def _merge(job: Job, host: Host) -> Result:
         pace.learn(key, _done(job.progress.planned, merge, drawn=pictures is not None), job.progress.seconds)
     except Exception:  # noqa: BLE001  (the merge is complete, whatever became of the next one's estimate)
         errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
-    report = replace(merge.report, warnings=(*merge.report.warnings, *warnings))
+    told = tuple(wording.plain(warning, _names(job)) for warning in (*merge.report.warnings, *warnings))
+    report = replace(merge.report, warnings=told)
     return Result(replace(merge, report=report).light(), pictures, file_size(merge))
 
 
@@ -326,7 +362,7 @@ def _done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list
 
 def _draw(job: Job, merge: Merge, host: Host) -> tuple[Pictures | None, tuple[str, ...]]:
     """The pictures, or why there is none: a merge that is finished is not thrown away for it."""
-    drawing = PreviewOptions(guidance=job.request.recording.guidance, font=a1111.caption_font())
+    drawing = PreviewOptions(guidance=job.request.recording.guidance, font=running.caption_font())
     try:
         return draw_pictures(merge, host, drawing, job.progress), ()
     except Interrupted:
@@ -340,14 +376,22 @@ def _draw(job: Job, merge: Merge, host: Host) -> tuple[Pictures | None, tuple[st
 
 def _remember(job: Job) -> None:
     _unloaded.clear()
-    _jobs[job.id] = job
+    with _guard:
+        _jobs[job.id] = job
+        job.stop = job.stop or is_stopped(job.task)  # between its last look and now
 
 
 def _let_go() -> None:
-    """Forget the oldest jobs, and the oldest results that nobody kept."""
-    held = [job for job in _jobs.values() if job.state == "finished"]
-    for job in held[:-_HELD]:
-        discard(job)
-    over = [job.id for job in _jobs.values() if job.state in OVER and job.state != "finished"]
-    for job_id in over[: max(0, len(_jobs) - _REMEMBERED)]:
-        del _jobs[job_id]
+    """Forget the oldest jobs, and the oldest results that nobody kept: an owner's own first, so that nobody drives out another's
+    while there is room."""
+    with _guard:
+        held = [job for job in _jobs.values() if job.state == "finished"]
+        surplus = {job.id for job in held[:-_HELD_IN_ALL]}
+        for owner in {job.owner for job in held}:
+            surplus |= {job.id for job in [job for job in held if job.owner == owner][:-_HELD]}
+        for job_id in surplus:
+            job = _jobs[job_id]
+            job.state, job.result, job.error = "discarded", None, "Newer results took its place: nobody had kept it."
+        over = [job.id for job in _jobs.values() if job.state in OVER and job.state != "finished"]
+        for job_id in over[: max(0, len(_jobs) - _REMEMBERED)]:
+            del _jobs[job_id]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...errors import LoraclrError
-from ...hosts import a1111
+from ...hosts import running
 from ...request import clean_name, output_path
 from . import settings
 
@@ -36,8 +36,8 @@ def free_whole_name(names: Sequence[str], save_as: str) -> str:
     """
     wanted = short_name(names)
     if save_as == "checkpoint":
-        return a1111.free_checkpoint_name(wanted)
-    return a1111.free_name(wanted, settings.value("loraclr_sub_folder"))
+        return running.free_checkpoint_name(wanted)
+    return running.free_name(wanted, settings.value("loraclr_sub_folder"))
 
 
 def proposed(names: Sequence[str], save_as: str) -> str:
@@ -54,7 +54,7 @@ def obstacle(name: str, sub_folder: str, save_as: str) -> str:
     Args:
         name: empty for the one that is proposed, which is always right
     """
-    folder = a1111.checkpoint_dir() if save_as == "checkpoint" else a1111.lora_dir()
+    folder = running.checkpoint_dir() if save_as == "checkpoint" else running.lora_dir()
     try:
         output_path(folder, whole_name(name.strip() or "x", sub_folder))
     except LoraclrError as error:

@@ -16,7 +16,7 @@ import torch
 from modules import cache, shared
 
 from ...errors import LoraclrError
-from ...hosts import a1111
+from ...hosts import running
 from ...model import Host, is_out_of_memory
 from ...progress import PlannedStage, Stage, Work
 from ...recording import BATCH, evaluated, with_size
@@ -61,7 +61,7 @@ def sized(request: MergeRequest, host: Host) -> MergeRequest:
     metadata = []
     for concept in request.concepts:
         try:
-            metadata.append(a1111.find_lora(concept.label).metadata)
+            metadata.append(running.find_lora(concept.label).metadata)
         except LoraclrError:  # deleted meanwhile, which is said elsewhere
             continue
     return replace(request, recording=with_size(request.recording, metadata, host.default_size))
@@ -166,15 +166,15 @@ def probe(request: MergeRequest, *, wait: bool) -> Host | None:
         wait: for the model, and measure it now; else, and while a picture is made, what was measured before has to do
 
     Raises:
-        LoraclrError: as `a1111.session`, or the graphics card has not enough memory left to measure it
+        LoraclrError: as `running.session`, or the graphics card has not enough memory left to measure it
     """
-    host = a1111.peek()
+    host = running.peek()
     key = key_of(request, host) if host is not None else None
     if key and known(key) and (fresh(key) or shared.state.job or not wait):
         return host
     if not wait and (shared.state.job or host is None):
         return None
-    with a1111.session(job="LoRACLR estimate") as host:
+    with running.session(job="LoRACLR estimate") as host:
         try:
             measure(host, key_of(request, host))
         except RuntimeError as error:

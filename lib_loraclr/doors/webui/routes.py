@@ -10,14 +10,14 @@ from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 from pydantic import VERSION, BaseModel, Field
 
 from ...errors import LoraclrError
-from ...hosts.a1111 import (
+from ...hosts.running import (
     InstalledCheckpoint,
     InstalledLora,
     find_lora,
@@ -27,7 +27,7 @@ from ...hosts.a1111 import (
 from ...request import MergeRequest, schema
 from ...solving import METHODS, Procedure
 from . import check as checking
-from . import jobs, naming, settings
+from . import jobs, keeping, naming, settings, wording
 from .catalogue import obstacle, require_fitting
 from .openapi import EXAMPLE, request_schema
 
@@ -73,17 +73,24 @@ def add(app: FastAPI) -> None:
     router.add_api_route("/jobs/{job_id}/interrupt", _answer(interrupt), methods=["POST"])
     router.add_api_route("/jobs/{job_id}/result", _answer(result), methods=["GET"])
     router.add_api_route("/jobs/{job_id}/keep", _answer(keep), methods=["POST"])
+    router.add_api_route("/jobs/{job_id}/put_back", _answer(put_back), methods=["POST"])
     router.add_api_route("/jobs/{job_id}/discard", _answer(discard), methods=["POST"])
     app.include_router(router)
 
 
-def _authenticate(credentials: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008  (FastAPI's way)
-    """The credentials of `--api-auth`, as the WebUI's own routes ask for them (`modules/api/api.py`)."""
+def _authenticate(asked: Request, credentials: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008  (FastAPI's way)
+    """The credentials of `--api-auth`, as the WebUI's own routes ask for them (`modules/api/api.py`); a job is theirs."""
     known = dict(pair.split(":", 1) for pair in shared.cmd_opts.api_auth.split(",") if ":" in pair)
     password = known.get(credentials.username, "")
     same = hmac.compare_digest(password.encode(), credentials.password.encode())
     if not (same and credentials.username in known):
         raise HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})
+    asked.state.loraclr_user = credentials.username
+
+
+def _owner(asked: Request) -> str:
+    """Whose jobs a request begins and finds; without credentials everybody who may use HTTP at all is one."""
+    return f"http {getattr(asked.state, 'loraclr_user', '')}"
 
 
 class _Missing(Exception):
@@ -100,9 +107,9 @@ def _answer(route: Callable[..., Any]) -> Callable[..., Any]:
         except _Missing as error:
             return JSONResponse({"error": "NoSuchJob", "detail": str(error)}, 404)
         except jobs.NameTaken as error:
-            return JSONResponse({"error": "NameTaken", "detail": str(error)}, 409)
+            return JSONResponse({"error": "NameTaken", "detail": wording.plain(str(error))}, 409)
         except LoraclrError as error:
-            return JSONResponse({"error": "LoraclrError", "detail": str(error)}, 400)
+            return JSONResponse({"error": "LoraclrError", "detail": wording.plain(str(error))}, 400)
 
     return answered
 
@@ -151,21 +158,22 @@ def check(body: MergeBody) -> dict[str, Any]:
     }
 
 
-def merge(body: MergeBody) -> dict[str, str]:
-    """Begin a merge; ask for the job's status with the id that is returned."""
-    job = _job(body)
+def merge(body: MergeBody, asked: Request) -> dict[str, str]:
+    """Begin a merge, after those that wait already; ask for the job's status with the id that is returned."""
+    job = _job(body, _owner(asked))
     jobs.start(job)
     return {"id": job.id}
 
 
-def _job(body: MergeBody) -> jobs.Job:
+def _job(body: MergeBody, owner: str = "") -> jobs.Job:
     request = MergeRequest.from_dict({"memory_mb": int(settings.value("loraclr_memory")), **body.request})
     found = [find_lora(concept.lora) for concept in request.concepts]
     for lora in found:
         require_fitting(lora)
     concepts = [replace(c, lora=str(lora.path)) for c, lora in zip(request.concepts, found, strict=True)]
     draw = settings.value("loraclr_preview") if body.preview is None else body.preview
-    job = jobs.Job(replace(request, concepts=tuple(concepts)), tuple(lora.name for lora in found), draw)
+    names = tuple(lora.name for lora in found)
+    job = jobs.Job(replace(request, concepts=tuple(concepts)), names, draw, owner=owner)
     try:
         job.request.check()
     except LoraclrError as error:
@@ -174,16 +182,17 @@ def _job(body: MergeBody) -> jobs.Job:
     return job
 
 
-def _find(job_id: str) -> jobs.Job:
-    job = jobs.find(job_id)
+def _find(job_id: str, asked: Request) -> jobs.Job:
+    """The job, if it was begun with the same credentials; of others' it is not even said that they are there."""
+    job = jobs.find(job_id, _owner(asked))
     if job is None:
         raise _Missing(f"There is no job {job_id!r}: ids come from /loraclr/v1/merge, and are forgotten after a while.")
     return job
 
 
-def status(job_id: str) -> dict[str, Any]:
-    """How far a merge is. `state`: queued, running, finished, failed, interrupted, kept, discarded."""
-    job, family = _find(job_id), loaded_family()
+def status(job_id: str, asked: Request) -> dict[str, Any]:
+    """How far a merge is. `state`: queued, running, finished, saving, failed, interrupted, kept, put back, discarded."""
+    job, family = _find(job_id, asked), loaded_family()
     return {
         "id": job.id,
         "state": job.state,
@@ -195,22 +204,23 @@ def status(job_id: str) -> dict[str, Any]:
     }
 
 
-def interrupt(job_id: str) -> dict[str, Any]:
+def interrupt(job_id: str, asked: Request) -> dict[str, Any]:
     """Stop a merge after the current evaluation of the model; everything is as it was."""
-    jobs.interrupt(_find(job_id))
-    return status(job_id)
+    jobs.interrupt(_find(job_id, asked))
+    return status(job_id, asked)
 
 
-def result(job_id: str, preview: bool = True) -> dict[str, Any]:
+def result(job_id: str, asked: Request, preview: bool = True) -> dict[str, Any]:
     """The report of a finished merge, a free name for its file, and its picture (PNG, base64)."""
-    job = _find(job_id)
-    if job.result is None:
+    job = _find(job_id, asked)
+    held = job.result  # somebody may decide on it meanwhile
+    if held is None:
         raise LoraclrError(f"There is no result: the merge is {job.state}.")
-    pictures = job.result.pictures if preview else None
+    pictures = held.pictures if preview else None
     return {
         "id": job.id,
-        "report": asdict(job.result.merge.report),
-        "size": job.result.size,
+        "report": asdict(held.merge.report),
+        "size": held.size,
         "free_name": _free_name(job),
         "preview": _encoded(pictures.sheet) if pictures else None,
     }
@@ -230,16 +240,24 @@ def _encoded(picture: Any) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def keep(job_id: str, body: KeepBody) -> dict[str, Any]:
-    """Write the file; the new LoRA is usable at once, a new checkpoint is listed."""
+def keep(job_id: str, body: KeepBody, asked: Request) -> dict[str, Any]:
+    """Write the file; the new LoRA is usable at once, a new checkpoint is listed. What it replaced can be put back."""
+    job = _find(job_id, asked)
     with_sheet = bool(settings.value("loraclr_sheet")) if body.sheet is None else body.sheet
-    kept = jobs.keep(_find(job_id), body.name, overwrite=body.overwrite, with_sheet=with_sheet)
+    kept = jobs.keep(job, body.name, overwrite=body.overwrite, with_sheet=with_sheet)
     if isinstance(kept, InstalledCheckpoint):
         return {"name": kept.name, "title": kept.title}
-    return {**_described(kept), "tag": f"<lora:{kept.alias}:1>"}
+    replaced = job.written is not None and keeping.can_be_put_back(job.written)
+    return {**_described(kept), "tag": f"<lora:{kept.alias}:1>", "can_be_put_back": replaced}
 
 
-def discard(job_id: str) -> dict[str, Any]:
+def put_back(job_id: str, asked: Request) -> dict[str, Any]:
+    """Delete what was kept, and put back the file, card and pictures that it replaced."""
+    jobs.put_back(_find(job_id, asked))
+    return status(job_id, asked)
+
+
+def discard(job_id: str, asked: Request) -> dict[str, Any]:
     """Let go of a result; nothing is written."""
-    jobs.discard(_find(job_id))
-    return status(job_id)
+    jobs.discard(_find(job_id, asked))
+    return status(job_id, asked)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ...errors import LoraclrError
-from ...hosts.a1111 import InstalledLora, find_lora
+from ...hosts.running import InstalledLora, find_lora
 from ...request import KINDS, Concept, parse_number
 from .catalogue import obstacle, preview_url
 from .notes import safe

@@ -10,8 +10,6 @@ import gradio as gr
 from modules.call_queue import wrap_gradio_gpu_call
 from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolButton
 
-from ...errors import LoraclrError
-from ...hosts import a1111
 from ...solving import EFFORT
 from . import notes, settings, start
 from .fields import Fields
@@ -24,11 +22,7 @@ def create() -> list[tuple[gr.Blocks, str, str]]:
     start.end_former()
     own: list[Any] = []
     with gr.Blocks(analytics_enabled=False) as tab:
-        try:
-            a1111.refuse_forge()
-            own = _Tab().left.defaults
-        except LoraclrError as error:
-            gr.HTML(notes.error(str(error)))
+        own = _Tab().left.defaults
     for block in tab.blocks.values():
         # what a person chose for one merge is no default for the next, nor may it outlive a change of defaults here
         block.do_not_save_to_config = block not in own

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ...hosts.a1111 import InstalledCheckpoint
+from ...hosts.running import InstalledCheckpoint
 from ...output import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
 from ...solving import METHODS
 from .notes import error, note, safe, span

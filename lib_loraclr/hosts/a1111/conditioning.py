@@ -1,73 +1,45 @@
 """Conditioning and denoising by the loaded checkpoint, as a generation in the WebUI does them.
 
-A conditioning has `context` `[b, n, c]`, `length` `[b]` (rows of the context that are the prompt's own, a multiple of 77: the
-WebUI gives long prompts more) and, for SDXL, `pooled` `[b, p]` and `score` `[b]`, the aesthetic score that the refiner is
-told. What SDXL is told of the picture's size is added when the size is known, in `denoise`.
+A conditioning has `context` `[b, n, c]`, `length` `[b]` and, for SDXL, `pooled` `[b, p]` and `score` `[b]`, the aesthetic score
+that the refiner is told. What SDXL is told of the picture's size is added when the size is known, in `denoise`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...model import Conditioning
-from . import webui
+from .. import webui
 
 
 def encode(model: nn.Module, prompts: Sequence[str]) -> Conditioning:
     """Conditioning of `b` prompts, as `SdConditioning` gets it; with clip skip, emphasis and embeddings of the settings."""
-    texts = [_final_text(prompt) for prompt in prompts]
-    encoded: dict[str, Conditioning] = {}
-    for group in _groups(model, sorted(set(texts))):
-        conditioning = _learned(model, group)
-        encoded.update((text, conditioning[place : place + 1]) for place, text in enumerate(group))
-    return Conditioning.cat([encoded[text] for text in texts])
+    return webui.encode(prompts, model.cond_stage_model, lambda texts: _learned(model, texts))
 
 
 def denoise(model: nn.Module, x: Tensor, t: Tensor, conditioning: Conditioning, masked: Tensor | None = None) -> Tensor:
     """The network's output for `b` noisy latents, `[b, c, h, w]`, fp32.
 
     Args:
-        masked: what an inpainting UNet reads beside them, from `all_masked`
+        masked: what an inpainting UNet reads beside them, from `webui.all_masked`
     """
-    lengths = conditioning.tensors["length"]
-    results, places = [], []
-    for length in sorted(set(lengths.tolist())):
-        rows = torch.nonzero(lengths == length).flatten()
-        everyone = len(rows) == len(lengths)
-        part = conditioning if everyone else conditioning[rows]
-        told = _told(model, x if everyone else x[rows], part, length)
+
+    def run(x: Tensor, t: Tensor, part: Conditioning) -> Tensor:
+        told = _told(model, x, part)
         if masked is not None:
-            told["c_concat"] = [masked.expand(len(rows), -1, -1, -1)]
-        results.append(_apply(model, x if everyone else x[rows], t if everyone else t[rows], told))
-        places.append(rows)
-    if len(results) == 1:
-        return results[0]
-    return torch.cat(results)[torch.cat(places).argsort().to(x.device)]
+            told["c_concat"] = [masked.expand(len(x), -1, -1, -1)]
+        return _apply(model, x, t, told)
+
+    return webui.denoise(x, t, conditioning, run)
 
 
-@torch.no_grad()
-def all_masked(model: nn.Module, height: int, width: int) -> Tensor:
-    """What the WebUI's txt2img gives an inpainting UNet beside latents of this size, `[1, 1 + c, height, width]`.
-
-    A mask of ones, and the latents of grey. The WebUI draws them from the VAE's distribution; here always the same ones,
-    so that a merge can be repeated.
-    """
-    devices, processing = webui.module("devices"), webui.module("processing")
-    latents = torch.zeros(1, model.latent_channels, height, width, device=devices.device)
-    with torch.random.fork_rng(), devices.autocast():
-        torch.manual_seed(0)
-        return processing.txt2img_image_conditioning(
-            model, latents, width * processing.opt_f, height * processing.opt_f
-        )
-
-
-def _told(model: nn.Module, x: Tensor, conditioning: Conditioning, length: int) -> dict[str, Any]:
+def _told(model: nn.Module, x: Tensor, conditioning: Conditioning) -> dict[str, Any]:
     """A conditioning as the model takes it."""
-    context = conditioning.tensors["context"][:, :length]
+    context = conditioning.tensors["context"]
     if not model.is_sdxl:
         return {"c_crossattn": [context]}
     pooled = conditioning.tensors["pooled"]
@@ -78,31 +50,6 @@ def _told(model: nn.Module, x: Tensor, conditioning: Conditioning, length: int) 
 def _apply(model: nn.Module, x: Tensor, t: Tensor, told: dict[str, Any]) -> Tensor:
     with webui.module("devices").autocast():
         return model.apply_model(x, t, told).float()
-
-
-def _final_text(prompt: str) -> str:
-    """What is encoded: no `<lora:…>` tags, and of an edited prompt (`[from:to:when]`) what it ends as."""
-    text, _ = webui.module("extra_networks").parse_prompt(prompt)
-    schedule = webui.module("prompt_parser").get_learned_conditioning_prompt_schedules([text], 1)[0]
-    return schedule[-1][1]
-
-
-def _groups(model: nn.Module, texts: Sequence[str]) -> Iterator[list[str]]:
-    """Prompts that can be encoded together without one changing another.
-
-    The WebUI encodes one prompt at a time: in a batch, emphasis is normalised by the mean of all, and all are as long as
-    the longest. An empty prompt is a negative one, which SDXL replaces by zeros.
-    """
-    together = []
-    for text in texts:
-        [chunks], _ = model.cond_stage_model.process_texts([text])
-        plain = len(chunks) == 1 and all(multiplier == 1.0 for multiplier in chunks[0].multipliers)
-        if plain and text:
-            together.append(text)
-        else:
-            yield [text]
-    if together:
-        yield together
 
 
 def _learned(model: nn.Module, texts: list[str]) -> Conditioning:

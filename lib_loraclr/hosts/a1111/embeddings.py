@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ...files import embedding_misfit, embeddings_by_name
-from . import webui
+from .. import webui
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ...errors import LoraclrError
 from ...model import SD1, Conditioning, Deltas, Layer, substituted
-from . import conditioning, webui
+from .. import webui
+from . import conditioning
 from .embeddings import known
 from .layers import family_of, is_inpainting, model_layers
 
@@ -76,7 +77,7 @@ class A1111Host:
 
         Those change nothing as long as `networks.loaded_networks` is empty, whatever `lora_functional` says.
         """
-        return substituted(self._layers, deltas)
+        return substituted(self._layers, deltas, self.device)
 
     def knowing(self, embeddings: Mapping[str, Tensor]) -> AbstractContextManager[tuple[str, ...]]:
         return known(self.model, embeddings, self.checkpoint)
@@ -99,7 +100,7 @@ class A1111Host:
         """What an inpainting UNet reads beside latents of this size when all of the picture is to be drawn."""
         size = x.shape[2], x.shape[3]
         if size not in self._masked:
-            self._masked[size] = conditioning.all_masked(self.model, *size)
+            self._masked[size] = webui.all_masked(self.model, self.latent_channels, *size, self.device)
         return self._masked[size]
 
     @contextmanager
@@ -113,7 +114,7 @@ class A1111Host:
             stack.enter_context(_steady_memory())
             for block in self.model.model.diffusion_model.modules():
                 if type(block).__name__ in _BLOCKS:
-                    stack.enter_context(_recomputed(block))
+                    stack.enter_context(webui.recomputed(block))
             yield
 
     @torch.no_grad()
@@ -161,24 +162,3 @@ def _steady_memory() -> Iterator[None]:
         yield
     finally:
         optimizations.get_available_vram = ask
-
-
-@contextmanager
-def _recomputed(block: nn.Module) -> Iterator[None]:
-    # here, as it brings torch's testing tools with it, and the WebUI's start need not wait for them
-    from torch.utils.checkpoint import checkpoint
-
-    forward = block.forward
-    before = block.__dict__.get("forward")
-
-    def recomputed(*arguments, **named):
-        # nothing in these blocks is random while the model is in evaluation mode
-        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
-
-    block.__dict__["forward"] = recomputed
-    try:
-        yield
-    finally:
-        block.__dict__.pop("forward")
-        if before is not None:
-            block.__dict__["forward"] = before

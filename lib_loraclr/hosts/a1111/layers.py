@@ -23,8 +23,7 @@ from ...model import (
     adaptable_layers,
     always_one,
 )
-from . import webui
-from .names import names_of
+from .. import webui
 
 
 def family_of(model: nn.Module) -> Family:
@@ -73,7 +72,7 @@ def model_layers(model: nn.Module, family: Family) -> tuple[dict[str, Layer], di
     layers: dict[str, Layer] = {}
     aliases: dict[str, str] = {}
     for name, part, layer in _named_layers(model.network_layer_mapping):
-        names = names_of(name, family, networks.convert_diffusers_name_to_compvis)
+        names = webui.names_of(name, family, networks.convert_diffusers_name_to_compvis)
         if names is not None:
             layers[names.key + part] = layer
             aliases.update((other, names.key) for other in names.others)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...errors import LoraclrError
 from ...model import Family
-from . import webui
+from .. import webui
 from .host import A1111Host
 from .layers import family_of
 
@@ -27,9 +27,9 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[A1111H
         LoraclrError: no checkpoint is loaded, LoRAs of its kind cannot be merged, or the built-in Lora is switched off
     """
     webui.lora_extension()
-    with nullcontext() if lock_held else _job(job):
+    with nullcontext() if lock_held else webui.job(job):
         _load_what_is_chosen()
-        model = webui.loaded_model()
+        model = _loaded_model()
         _refuse_what_is_not_torch()
         # the noise schedule may be that of the last picture's own settings, until the next picture begins
         webui.module("sd_models").apply_alpha_schedule_override(model)
@@ -38,7 +38,7 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[A1111H
             stack.enter_context(_frozen(model))
             stack.enter_context(_untiled(model))
             stack.enter_context(_hijack_untouched())
-            stack.enter_context(_whole_precision())
+            stack.enter_context(webui.whole_precision())
             yield A1111Host(model)
 
 
@@ -89,16 +89,19 @@ def _chosen_model() -> nn.Module | None:
     return None
 
 
-@contextmanager
-def _job(name: str) -> Iterator[None]:
-    """The WebUI's queue, and its job, as its own API does it (`modules/api/api.py`)."""
-    shared = webui.module("shared")
-    with webui.module("call_queue").queue_lock:
-        shared.state.begin(job=name)
-        try:
-            yield
-        finally:
-            shared.state.end()
+def _loaded_model() -> nn.Module:
+    """The checkpoint that is loaded; it is loaded now if that had been put off.
+
+    Raises:
+        LoraclrError: none could be loaded
+    """
+    sd_models = webui.module("sd_models")
+    # where there is none, asking for it makes the WebUI look for one, in vain, and fill its log with that
+    there = sd_models.model_data.sd_model is not None or sd_models.checkpoints_list
+    model = webui.module("shared").sd_model if there else None
+    if model is None:
+        raise LoraclrError("The WebUI has no checkpoint loaded: choose one at the top left.")
+    return model
 
 
 def _refuse_what_is_not_torch() -> None:
@@ -150,6 +153,20 @@ def unload_networks(model: nn.Module) -> None:
             networks.network_apply_weights(module)
 
 
+def forget(name: str) -> None:
+    """Drop every copy of a LoRA's old content: parsed, inside the weights, and inside encoded prompts."""
+    networks = webui.lora_extension()
+    # the key is what a prompt called it, which may be its alias
+    for known, network in list(networks.networks_in_memory.items()):
+        if network.network_on_disk.name == name:
+            networks.networks_in_memory.pop(known)
+    data = webui.module("sd_models").model_data
+    # the WebUI can hold several checkpoints, each with the weights of the LoRAs it ran last
+    for model in {id(model): model for model in (data.sd_model, *data.loaded_sd_models) if model is not None}.values():
+        unload_networks(model)
+    webui.forget_encoded_prompts()
+
+
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of the checkpoint collects a gradient; the WebUI leaves `requires_grad` on in the UNet."""
@@ -175,18 +192,6 @@ def _untiled(model: nn.Module) -> Iterator[None]:
     finally:
         for parameters in tiled:
             parameters.enabled = True
-
-
-@contextmanager
-def _whole_precision() -> Iterator[None]:
-    """Products of fp32 matrices in fp32; the WebUI lets NVIDIA's cards round what goes into them to ten bits (TF32)."""
-    settings = torch.backends.cuda.matmul
-    before = settings.allow_tf32
-    settings.allow_tf32 = False
-    try:
-        yield
-    finally:
-        settings.allow_tf32 = before
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class DiffusersHost:
         return self._layers
 
     def apply(self, deltas: Deltas) -> AbstractContextManager[None]:
-        return substituted(self._layers, deltas)
+        return substituted(self._layers, deltas, self.device)
 
     @contextmanager
     def knowing(self, embeddings: Mapping[str, Tensor]) -> Iterator[tuple[str, ...]]:

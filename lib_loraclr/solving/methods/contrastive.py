@@ -60,15 +60,13 @@ class ContrastiveOptions:
         return Terms(self.positive, self.negative, self.margin, self.lambda_delta, self.contrast)
 
 
-#: steps at the output for one concept
-STEPS = {"layers": 0, "fast": 8, "balanced": 26, "thorough": 78}
-#: steps grow with the number of concepts to this power: more than in proportion, since each is in the way of all others
-GROWTH = 1.25
+#: steps at the output for each concept
+STEPS = {"layers": 0, "fast": 16, "balanced": 55, "thorough": 150}
 
 
 def refinement_options(options: ContrastiveOptions, concepts: int) -> RefinementOptions | None:
     """What to do at the model's output after the layers are merged; None for nothing."""
-    steps = options.steps or round(STEPS[options.effort] * concepts**GROWTH)
+    steps = options.steps or STEPS[options.effort] * concepts
     if options.effort == "layers" or steps == 0:
         return None
     return RefinementOptions(options.terms, steps, options.batch_size, options.scenes, options.learning_rate)

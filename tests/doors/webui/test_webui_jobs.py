@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,28 +180,6 @@ def test_an_error_names_the_lora_and_not_its_path(doors: Doors) -> None:  # noqa
     with pytest.raises(LoraclrError, match="^fox cannot be read"):
         jobs.run(merge, lock_held=False)
     assert merge.state == "failed" and str(doors.folder) not in merge.error
-
-
-def test_one_merge_at_a_time_in_the_background(doors: Doors) -> None:  # noqa: F811
-    jobs = doors.module("jobs")
-    first = job(doors, "fox", "penguin")
-    with doors.webui.call_queue.queue_lock:  # a picture is being made
-        jobs.start(first)
-        assert first.state == "queued"
-        with pytest.raises(LoraclrError, match=first.id):
-            jobs.start(job(doors, "fox", "penguin"))
-    end = time.monotonic() + 60
-    while first.state not in jobs.OVER and time.monotonic() < end:
-        time.sleep(0.05)
-    assert first.state == "finished" and first.fraction() == 1.0 and not doors.reported
-
-
-def test_old_results_are_let_go(doors: Doors) -> None:  # noqa: F811
-    jobs = doors.module("jobs")
-    done = [job(doors, "fox", "penguin") for _ in range(3)]
-    for merge in done:
-        jobs.run(merge, lock_held=False)
-    assert [merge.state for merge in done] == ["discarded", "finished", "finished"]
 
 
 def test_an_estimate_is_set_right_by_a_merge(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -169,16 +169,47 @@ def test_the_advice_is_part_of_the_result_and_goes_with_it(doors: Doors, monkeyp
     assert shown(doors, bound.discard(seen["job"]))["advice"] == ""
 
 
-def test_interrupt_stops_the_merge_it_belongs_to_and_no_other_job(doors: Doors) -> None:  # noqa: F811
+def test_interrupt_stops_the_merge_it_belongs_to_and_nothing_else(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bound, values = tab(doors)
-    doors.webui.progress.current_task = "task(picture)"
+    jobs, state = doors.module("jobs"), doors.webui.shared.state
     bound.interrupt("task(merge)")
-    assert not doors.webui.shared.state.interrupted, "somebody else's picture goes on"
-    doors.webui.progress.current_task = "task(merge)"
     view = bound.merge("task(merge)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
     assert "Interrupted. Nothing was kept" in view, "it was stopped while it waited"
-    bound.interrupt("task(merge)")
-    assert doors.webui.shared.state.interrupted
+
+    def pressed(task: str) -> Any:
+        def merging(request: Any, host: Any, progress: Any) -> Any:
+            bound.interrupt(task)
+            progress.advance()
+            return merge_loras(request, host, progress)
+
+        return merging
+
+    merge_loras = jobs.merge_loras
+    monkeypatch.setattr(jobs, "merge_loras", pressed("task(running)"))
+    assert "Interrupted" in bound.merge("task(running)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
+    assert not state.interrupted, "a picture that begins just then goes on"
+    monkeypatch.setattr(jobs, "merge_loras", pressed("task(other)"))
+    assert "Retention" in bound.merge("task(third)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
+
+
+def test_interrupting_a_picture_that_waits_stops_no_merge(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bound, values = tab(doors)
+    jobs = doors.module("jobs")
+    merge_loras = jobs.merge_loras
+
+    def merging(*arguments: Any) -> Any:
+        doors.webui.shared.state.interrupt()  # somebody's txt2img, which waits for the queue
+        return merge_loras(*arguments)
+
+    monkeypatch.setattr(jobs, "merge_loras", merging)
+    assert "Retention" in bound.merge("task(merge)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
+    assert doors.webui.shared.state.interrupted, "control: it was pressed"
 
 
 def test_an_error_nobody_foresaw_is_said_and_leaves_no_old_result_to_keep(

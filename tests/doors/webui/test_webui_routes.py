@@ -28,6 +28,7 @@ ROUTES = [
     ("POST", "/jobs/x/interrupt"),
     ("GET", "/jobs/x/result"),
     ("POST", "/jobs/x/keep"),
+    ("POST", "/jobs/x/put_back"),
     ("POST", "/jobs/x/discard"),
 ]
 
@@ -237,9 +238,101 @@ def test_interrupt_before_it_began(client: Client) -> None:
     with client.doors.webui.call_queue.queue_lock:
         body = {"request": {**SMALL, "concepts": [{"lora": "fox"}, {"lora": "penguin"}]}}
         job = client.ask("POST", "/merge", body)[1]["id"]
-        assert client.ask("POST", "/merge", body)[0] == 400  # one at a time
         client.ask("POST", f"/jobs/{job}/interrupt")
     end = time.monotonic() + 30
     while client.ask("GET", f"/jobs/{job}")[1]["state"] == "queued" and time.monotonic() < end:
         time.sleep(0.02)
     assert client.ask("GET", f"/jobs/{job}")[1]["state"] == "interrupted"
+
+
+def test_a_job_is_found_with_the_credentials_it_was_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = Client(tmp_path / "Lora", monkeypatch, api_auth="me:secret,you:other")
+    me, you = {"auth": ("me", "secret")}, {"auth": ("you", "other")}
+    body = {"request": {**SMALL, "concepts": [{"lora": "fox"}, {"lora": "penguin"}]}, "preview": False}
+    job = closed.ask("POST", "/merge", body, **me)[1]["id"]
+    end = time.monotonic() + 60
+    while closed.ask("GET", f"/jobs/{job}", **me)[1]["state"] != "finished" and time.monotonic() < end:
+        time.sleep(0.05)
+    for method, path in ROUTES[4:]:
+        told = {"name": "x"} if path.endswith("keep") else None
+        assert closed.ask(method, path.replace("/x", f"/{job}"), told, **you)[0] == 404
+    assert closed.ask("POST", f"/jobs/{job}/keep", {"name": "pair"}, **me)[0] == 200
+
+
+def test_replace_and_put_back(client: Client) -> None:
+    before = (client.doors.folder / "fox.safetensors").read_bytes()
+    job = client.merged()
+    assert client.ask("POST", f"/jobs/{job}/put_back")[0] == 400
+    status, answer = client.ask("POST", f"/jobs/{job}/keep", {"name": "fox", "overwrite": True})
+    assert status == 200 and answer["can_be_put_back"] is True
+    assert (client.doors.folder / "fox.safetensors").read_bytes() != before
+    status, answer = client.ask("POST", f"/jobs/{job}/put_back")
+    assert (status, answer["state"]) == (200, "put back")
+    assert (client.doors.folder / "fox.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "a/../../x",
+        "/etc/x",
+        "C:/x",
+        "C:\\x",
+        "\\\\server\\x",
+        "con",
+        "aux.txt",
+        "COM\u00b9",
+        "a\x00b",
+        "a\nb",
+        "a\x7fb",
+    ]
+    + [
+        "\u202ex",
+        "a" * 300,
+        "/".join(["a" * 100] * 9),
+        "",
+        ".",
+        "a /x",
+        "x.",
+        "a:b",
+        "a*b",
+        "<b>",
+        'a"b',
+        "a|b",
+        "linked/x",
+    ],
+    ids=repr,
+)
+def test_a_name_over_http_leads_nowhere_else_and_is_told_without_the_folder(client: Client, name: str) -> None:
+    outside = client.doors.folder.parent / "outside"
+    outside.mkdir()
+    try:
+        (client.doors.folder / "linked").symlink_to(outside, target_is_directory=True)
+    except OSError:
+        if name == "linked/x":
+            pytest.skip("no symbolic links here")
+    job = client.merged()
+    before = sorted(client.doors.folder.parent.rglob("*"))
+    status, answer = client.ask("POST", f"/jobs/{job}/keep", {"name": name})
+    assert status == 400 and "output name" in answer["detail"] and str(client.doors.folder) not in answer["detail"]
+    assert sorted(client.doors.folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["動物園", "зоо/парк", "مرحبا", "café & co's", "-rf", "$(x)"])
+def test_a_name_of_any_language_is_kept(client: Client, name: str) -> None:
+    job = client.merged()
+    status, answer = client.ask("POST", f"/jobs/{job}/keep", {"name": name})
+    assert status == 200 and answer["name"] == name.rsplit("/", 1)[-1]
+    assert (client.doors.folder / f"{name}.safetensors").is_file()
+
+
+def test_a_licence_that_forbids_merging_or_selling_is_shown_by_check(client: Client) -> None:
+    client.doors.lora("closed", **{"modelspec.license": "CC-BY-NC-ND-4.0"})
+    asked = {"request": {**SMALL, "concepts": [{"lora": "fox"}, {"lora": "closed"}]}}
+    status, found = client.ask("POST", "/check", asked)
+    said = [warning for warning in found["warnings"] if "CC-BY-NC-ND-4.0" in warning]
+    assert status == 200 and found["possible"] and len(said) == 2
+    assert "closed is under CC-BY-NC-ND-4.0, which forbids merging" in said[0] and "forbids selling" in said[1]
+    asked["request"]["concepts"].pop()
+    assert not any("forbids" in warning for warning in client.ask("POST", "/check", asked)[1]["warnings"]), "control"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 from webui_tab import CHOSEN, TABLE, fields, tab
 
 from lib_loraclr.errors import LoraclrError
+from lib_loraclr.merge import MemoryNeeds
 from lib_loraclr.request.merge_request import MergeRequest
 from lib_loraclr.request.prompts import PromptOptions
 
@@ -87,20 +85,17 @@ def test_without_the_lora_extension_the_tab_says_so(tmp_path: Path, monkeypatch:
     assert all("built-in extension Lora is switched off" in text for text in told)
 
 
-def test_in_forge_the_tab_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forge has gradio 4, in which the tab's components could not even be made."""
-    forge = Doors(tmp_path / "Lora", monkeypatch)
-    monkeypatch.setitem(sys.modules, "modules_forge", ModuleType("modules_forge"))
-    assert all("does not merge inside Forge" in text for text in _everything_that_asks(forge))
-    shown = []
-    page = MagicMock(HTML=shown.append)
-    page.Blocks.return_value.__enter__.return_value.blocks = {}
-    made = forge.module("tab")
-    monkeypatch.setattr(made, "gr", page)
-    [(_, title, elem_id)] = made.create()
-    assert (title, elem_id) == ("LoRACLR", "loraclr")
-    [message] = shown
-    assert "does not merge inside Forge" in message and "command line" in message
+@pytest.mark.parametrize(("version", "name"), [("3.41.2", "_js"), ("4.40.0", "js")])
+def test_a_function_in_the_browser_is_named_as_the_gradio_at_hand_does(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    name: str,
+) -> None:
+    """AUTOMATIC1111's WebUI has gradio 3, Forge gradio 4, which calls the argument `js`."""
+    made = doors.module("tab")
+    monkeypatch.setattr(made.gr, "__version__", version, raising=False)
+    assert made.by_script("loraclrSettle") == {name: "loraclrSettle"}
 
 
 def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
@@ -217,7 +212,7 @@ def test_check_says_where_the_card_is_too_small(
     possible: bool,
 ) -> None:
     check = doors.module("check")
-    monkeypatch.setattr(check, "_sizes", lambda *_, **__: (1.0, 700.5, 1.0))
+    monkeypatch.setattr(check, "memory_needs", lambda *_, **__: MemoryNeeds(1.0, 700.5, 1.0))
     bound, values = tab(doors, method="contrastive", rank=rank, effort="balanced")
     for free, short in ((700 << 20, True), (701 << 20, False), (None, False)):
         monkeypatch.setattr(check, "free_on_card", lambda _, free=free: free)

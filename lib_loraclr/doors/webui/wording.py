@@ -1,0 +1,56 @@
+"""Messages of the core as the WebUI shows them: names in place of paths, and nothing of the command line.
+
+Whoever sees the tab or asks over HTTP may be somebody else than who owns the disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from ...errors import LoraclrError
+from ...hosts import running
+
+_PHRASES = {
+    "allow overwriting it (--overwrite)": "replace it",
+    " (trigger=…)": "",
+    " (kind=style)": " (its kind)",
+}
+_FLAG = re.compile(r" \(--[a-z][a-z-]*\)")
+#: folders of an absolute path, all but the last name
+_FOLDERS = re.compile(r"(?<![\w/\\.:<~])(?:[A-Za-z]:[/\\]|\\\\|/)(?:[^\s/\\'\"(),:;<>]+[/\\])*(?=[^\s/\\'\"(),:;<>])")
+
+
+def plain(text: str, names: Mapping[str, str] | None = None) -> str:
+    """A message without folders of this computer and without flags.
+
+    Args:
+        names: path -> what the WebUI calls it
+    """
+    for path, name in sorted((names or {}).items(), key=lambda item: -len(item[0])):
+        text = text.replace(path, name)
+    for folder, called in _folders().items():
+        text = re.sub(rf"{re.escape(folder)}[/\\](?=\S)", "", text)
+        text = text.replace(folder, called)
+    for phrase, instead in _PHRASES.items():
+        text = text.replace(phrase, instead)
+    return _FOLDERS.sub("", _FLAG.sub("", text))
+
+
+def _folders() -> dict[str, str]:
+    """Folders that files go to, the longest first -> what a person calls them; as they are given and as they are."""
+    found: dict[str, str] = {}
+    with suppress(LoraclrError, AttributeError):  # the WebUI has not set them yet
+        for folder, called in (
+            (running.checkpoint_dir(), "the checkpoint folder"),
+            (running.lora_dir(), "the LoRA folder"),
+        ):
+            found |= {str(path): called for path in (folder, folder.absolute(), Path(folder).resolve())}
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def reworded(error: LoraclrError, names: Mapping[str, str] | None = None) -> LoraclrError:
+    """The error, of the same kind, with its text as `plain` has it."""
+    return type(error)(plain(str(error), names))
