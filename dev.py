@@ -48,11 +48,12 @@ def demo(arguments: argparse.Namespace) -> None:
     name = "all-twelve" if arguments.all else "four-friends"
     command = [
         *("merge", "--checkpoint", "demo/emoji-sd1.safetensors", "--request", f"demo/{name}.json"),
-        *("--output", f"demo-output/{name}.safetensors", "--overwrite", "--effort", arguments.effort),
+        *("--output", f"demo-output/{name}.safetensors", "--overwrite", "--report"),
+        *("--effort", arguments.effort),
     ]
     print("$ loraclr " + " ".join(command), flush=True)
     run([str(PYTHON), "-m", "lib_loraclr", *command])
-    print(f"\nThe picture: {ROOT / 'demo-output' / name}.png")
+    print(f"\nThe picture: {ROOT / 'demo-output' / name}.report.png")
     print("Try your own: .venv/bin/python -m lib_loraclr merge --help")
 
 

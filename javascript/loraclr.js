@@ -18,6 +18,98 @@ function loraclrRows() {
     return JSON.stringify({taken: table ? table.dataset.taken : "", rows: rows});
 }
 
+// Something was typed into the table: one weight is for both parts of a row that has not two, and words that a person wrote are
+// no guess.
+function loraclrTyped(tab, field) {
+    if (field.dataset.all && field.value !== "") {
+        tab.querySelectorAll(".loraclr-concept .loraclr-weights input").forEach((other) => {
+            other.value = field.value;
+        });
+    }
+    const weights = field.closest(".loraclr-concept .loraclr-weights:not(.loraclr-apart)");
+    if (weights) {
+        weights.querySelectorAll("input").forEach((other) => {
+            other.value = field.value;
+        });
+    }
+    if (field.dataset.field === "trigger") {
+        const mark = field.parentNode.querySelector(".loraclr-guessed");
+        if (mark) mark.remove();
+    }
+}
+
+// One weight for both parts, or one for each.
+function loraclrSplit(weights) {
+    const [both, unet] = weights.querySelectorAll("input");
+    if (!weights.classList.toggle("loraclr-apart")) unet.value = both.value;
+}
+
+// The names that begin with what is typed come before those that have it inside, and the very name before all: gradio keeps the
+// order of the list. What it looks at for that is folder, name and alias in one text.
+function loraclrRank(item, typed) {
+    const text = (item.dataset.value || item.getAttribute("aria-label") || item.textContent).trim().toLowerCase();
+    const name = text.split("  ·  ")[0].split("/").pop();
+    return name === typed ? 0 : name.startsWith(typed) ? 1 : text.startsWith(typed) ? 2 : 3;
+}
+
+function loraclrOptions(picker) {
+    const typed = picker.querySelector("input").value.trim().toLowerCase();
+    const items = Array.from(picker.querySelectorAll("ul.options li")).filter((item) => item.offsetParent);
+    const ranked = items.map((item, place) => [typed ? loraclrRank(item, typed) : 0, place, item]);
+    return ranked.sort((a, b) => a[0] - b[0] || a[1] - b[1]).map((entry) => entry[2]);
+}
+
+// Shows the choices in that order, and the one that Enter takes; keys go by what is seen.
+function loraclrSort(picker) {
+    if (!picker.querySelector("ul.options")) return;
+    const items = loraclrOptions(picker);
+    const typed = picker.querySelector("input").value;
+    if (picker.dataset.typed !== typed) picker.dataset.active = 0;
+    picker.dataset.typed = typed;
+    items.forEach((item, place) => {
+        item.style.order = place;
+        item.classList.toggle("loraclr-active", typed !== "" && place === Number(picker.dataset.active));
+    });
+}
+
+// Whether a key was one that goes through the choices or takes one. Where nothing is typed gradio's own order is the right one.
+function loraclrChoose(picker, key) {
+    const items = picker.querySelector("ul.options") ? loraclrOptions(picker) : [];
+    if (!items.length || picker.querySelector("input").value === "") return false;
+    const active = Math.min(Number(picker.dataset.active) || 0, items.length - 1);
+    if (key === "Enter") {
+        items[active].dispatchEvent(new MouseEvent("mousedown", {bubbles: true, cancelable: true}));
+        return true;
+    }
+    const step = {ArrowDown: 1, ArrowUp: -1}[key];
+    if (!step) return false;
+    picker.dataset.active = (active + step + items.length) % items.length;
+    loraclrSort(picker);
+    items[Number(picker.dataset.active)].scrollIntoView({block: "nearest"});
+    return true;
+}
+
+// The WebUI gives every text on the page that is also one of its own labels that label's tooltip, a second after it appeared.
+function loraclrOwnTips(tab) {
+    if (typeof titles !== "object") return;
+    for (const node of tab.querySelectorAll("span, button, p, input, li.item")) {
+        const theirs = titles[node.textContent] || titles[node.value] || titles[node.dataset.value];
+        if (!theirs || (node.title && node.title !== theirs)) continue;
+        const told = node.parentNode.closest("[title]:not([title=''])");
+        node.title = told && tab.contains(told) ? told.title : node.textContent || node.value;
+    }
+}
+
+onUiUpdate(function() {
+    const picker = gradioApp().getElementById("loraclr_loras");
+    if (picker) loraclrSort(picker);
+});
+
+onAfterUiUpdate(function() {
+    const tab = gradioApp().getElementById("tab_loraclr");
+    if (tab && loraclrHere()) loraclrOwnTips(tab);
+});
+
 // First input: the table.
 function loraclrTable(...inputs) {
     inputs[0] = loraclrRows();
@@ -60,11 +152,28 @@ function loraclrTask() {
     return [loraclrWatched || ""];
 }
 
+// What is said beside the bar, and where the page is narrow Interrupt, which is out of sight above: the WebUI writes into the bar itself, which is as narrow as little has been done.
+function loraclrSay(bar, text) {
+    let line = bar.querySelector(".loraclr-doing");
+    if (!line) {
+        line = document.createElement("div");
+        line.className = "loraclr-doing";
+        line.setAttribute("role", "status");
+        const stop = document.createElement("button");
+        stop.className = "loraclr-stop";
+        stop.textContent = "Interrupt";
+        stop.addEventListener("click", () => gradioApp().getElementById("loraclr_interrupt").click());
+        bar.append(line, stop);
+    }
+    line.textContent = text;
+}
+
 // The bar, and Interrupt in place of Merge, until the task is over.
 function loraclrWatch(id, patience) {
+    const anchor = gradioApp().getElementById("loraclr_bar_anchor");
     loraclrWatched = id;
     loraclrShow("interrupt");
-    requestProgress(id, gradioApp().getElementById("loraclr_bar_anchor"), null, () => {
+    requestProgress(id, anchor, null, () => {
         if (loraclrWatched !== id) return;
         loraclrShow(null);
         localRemove("loraclr_task_id");
@@ -72,7 +181,15 @@ function loraclrWatch(id, patience) {
         if (patience) return;
         loraclrOver = id;
         gradioApp().getElementById("loraclr_opened").click();
-    }, null, patience);
+    }, (answer) => {
+        const bar = anchor.parentNode.querySelector(".progressDiv");
+        if (!bar) return;
+        const percent = answer.progress > 0 ? ` · ${(100 * answer.progress).toFixed(0)} %` : "";
+        bar.querySelector(".progress").textContent = "";
+        const begun = answer.active || answer.queued;
+        loraclrSay(bar, (begun && answer.textinfo || "Getting ready") + percent);
+    }, patience);
+    loraclrSay(anchor.parentNode.querySelector(".progressDiv"), "Getting ready");
 }
 
 // Names this browser in the ids of its tasks, so that everybody is shown their own results.
@@ -85,11 +202,17 @@ function loraclrPage() {
     return page;
 }
 
-// Second input: the task whose end this page has not been told, or one that only says whose it is.
+// Second input: the task whose end this page has not been told, or that it waits for, or one that only says whose it is.
 function loraclrLost(...inputs) {
-    inputs[1] = loraclrOver || "task(" + loraclrPage() + "-)";
+    inputs[1] = loraclrOver || localGet("loraclr_task_id") || "task(" + loraclrPage() + "-)";
     loraclrOver = "";
     return inputs;
+}
+
+// First input: what a merge was asked for that this page has lost sight of. It stands in the page again unless something has been
+// chosen there.
+function loraclrAgain(asked, ...now) {
+    return asked && !(now[0] || []).length ? JSON.parse(asked) : now;
 }
 
 // Ask again where an answer is for another selection than the picker has by now.
@@ -171,7 +294,7 @@ function loraclrCopyByHand(text, done) {
 }
 
 const loraclrTips = {
-    prompts: "What is asked of the model with each concept, and without any",
+    prompts: "What the model is asked with each concept, and without any",
     output: "What is written, and in which precision",
     advanced: "Method, rank and options; what is recorded; memory and seed",
 };
@@ -179,12 +302,11 @@ const loraclrTips = {
 onUiLoaded(function() {
     const tab = gradioApp().getElementById("tab_loraclr");
     if (!loraclrHere()) return;
-    tab.addEventListener("input", (event) => {
-        const name = event.target.dataset && event.target.dataset.all;
-        if (!name || event.target.value === "") return;
-        tab.querySelectorAll(`.loraclr-concept [data-field="${name}"]`).forEach((field) => {
-            field.value = event.target.value;
-        });
+    tab.addEventListener("input", (event) => loraclrTyped(tab, event.target));
+    tab.addEventListener("click", (event) => {
+        const split = event.target.closest(".loraclr-split");
+        if (split) loraclrSplit(split.closest(".loraclr-weights"));
+        if (event.target.closest(".loraclr-close")) event.target.closest(".loraclr-note").remove();
     });
     // gradio's folds take no tooltip.
     for (const [name, text] of Object.entries(loraclrTips)) {
@@ -194,11 +316,14 @@ onUiLoaded(function() {
     // closes a list. Before either hears of them, hence "capture".
     tab.addEventListener("keydown", (event) => {
         const picker = event.target.closest("#loraclr_loras");
+        if (!event.isTrusted || !picker) return;
         const merges = event.key === "Enter" && (event.ctrlKey || event.metaKey);
-        const closes = event.key === "Escape" && picker && picker.querySelector("ul.options");
-        if (!event.isTrusted || !picker || !(merges || closes)) return;
+        const closes = event.key === "Escape" && picker.querySelector("ul.options");
+        const chooses = !merges && loraclrChoose(picker, event.key);
+        if (!(merges || closes || chooses)) return;
         event.stopPropagation();
         event.preventDefault();
+        if (chooses) return;
         event.target.blur();
         if (merges) tab.dispatchEvent(new KeyboardEvent("keydown", event));
     }, true);

@@ -4,6 +4,7 @@ tensor_files       the safetensors format
 lora_files         a LoRA file, and files that belong together
 layer_keys         names of layers, in every style; unet_names those of a UNet
 lora_family        which family of models a file was made for; foreign_families those that cannot be merged
+resolution         the size of the pictures that a LoRA was trained on
 training           what name and metadata tell of the training: clip skip, and LoRAs that are no concept
 deltas             what each kind of network stores, and the change of a weight it stands for
 adapter_config     alpha, where a file keeps it outside its tensors; name_patterns for which of its layers
@@ -36,6 +37,7 @@ from .lora_files import (
     serialize,
     with_hashes,
 )
+from .resolution import trained_size
 from .tensor_files import DTYPE_NAMES, DTYPES, NewTensor, StoredTensor, read_header, tensor_bytes, write_tensors
 from .training import clip_skip, few_steps, few_steps_warning
 from .triggers import Trigger, find_trigger, tag_frequency
@@ -86,6 +88,7 @@ __all__ = [
     "split_key",
     "tag_frequency",
     "tensor_bytes",
+    "trained_size",
     "text_encoder_key",
     "unet_key",
     "unused_parameters",

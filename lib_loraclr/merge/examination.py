@@ -18,7 +18,13 @@ from ..recording import (
     recorded_clip_skip,
     unweighted_prompts,
 )
-from ..request import MergeRequest, check_prompts, plain_prompts_that_call
+from ..request import (
+    MergeRequest,
+    check_prompts,
+    plain_prompts_that_call,
+    unusual_weights,
+    words_within_words,
+)
 from ..solving import Procedure
 from .stage_plan import learning_paths, measuring_paths
 
@@ -60,6 +66,8 @@ def examine(
     problems = tuple(dict.fromkeys(checks))
     concepts = [lora.concept for lora in inputs]
     warnings = [
+        *unusual_weights(concepts),
+        *words_within_words(concepts),
         *base_model_warnings(inputs, host),
         *(said for lora in inputs for said in conditions(lora.concept.label, lora.file.metadata)),
         *lost_embeddings(request, inputs),
@@ -80,6 +88,13 @@ def _obstacles(
     yield from _same_file_twice(inputs)
     if inputs and not any(lora.deltas for lora in inputs):
         yield "All weights are 0, so nothing would be merged: give at least one LoRA another weight."
+    else:
+        yield from (
+            f"All that {lora.concept.label} changes has the weight 0, so nothing of it would be merged: give it another weight, "
+            "or leave it out."
+            for lora in inputs
+            if not lora.deltas
+        )
     concepts = [lora.concept for lora in inputs]
     refused = [
         lambda: bundled_embeddings(inputs),

@@ -8,7 +8,15 @@ from dataclasses import replace
 from ..model import Host
 from ..output import ConceptReport, Merge, MergeReport, Target
 from ..progress import Progress
-from ..recording import InputLora, bundled_embeddings, load_input, load_inputs, recorded_clip_skip, served_layers
+from ..recording import (
+    InputLora,
+    bundled_embeddings,
+    load_input,
+    load_inputs,
+    recorded_clip_skip,
+    served_layers,
+    with_size,
+)
 from ..refining import Recognition, Refined, Retention
 from ..request import MergeRequest, parse_lora_argument
 from ..solving import MergedLayer, Procedure
@@ -32,7 +40,7 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
     request.check()
     procedure = Procedure.of(request)
     inputs = load_inputs(request.concepts, host, progress)
-    request = replace(request, concepts=tuple(lora.concept for lora in inputs))
+    request = _completed(request, inputs, host)
     serves = served_layers(host, merged_keys(inputs)) if procedure.method.records else None
     examination = examine(request, inputs, host, serves)
     examination.require_possible()
@@ -79,7 +87,7 @@ def measure_loras(
     progress = progress or Progress()
     request.check()
     inputs = load_inputs(request.concepts, host, progress)
-    request = replace(request, concepts=tuple(lora.concept for lora in inputs), method="weighted_sum", options={})
+    request = replace(_completed(request, inputs, host), method="weighted_sum", options={})
     examination = examine(request, inputs, host)
     examination.require_possible()
     result = load_input(parse_lora_argument(merged), host).deltas if merged else None
@@ -96,6 +104,12 @@ def measure_loras(
         base_drift=after.base_drift if after else None,
         warnings=(*_own_warnings(inputs), *examination.warnings, *unknown),
     )
+
+
+def _completed(request: MergeRequest, inputs: Sequence[InputLora], host: Host) -> MergeRequest:
+    """With what the files say where the request says nothing: trigger words, and the size of the pictures."""
+    recording = with_size(request.recording, [lora.file.metadata for lora in inputs], host.default_size)
+    return replace(request, concepts=tuple(lora.concept for lora in inputs), recording=recording)
 
 
 def _report(

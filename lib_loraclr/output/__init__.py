@@ -9,22 +9,25 @@ report             what it did
 
 from .baking import require_copyable, require_places
 from .merged import Merge, Target
-from .preview import PreviewOptions, plan_preview, preview_grid
-from .report import ConceptReport, MergeReport, figure, percent
+from .preview import Pictures, PreviewOptions, draw_pictures, plan_preview
+from .report import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
 from .saving import check_destination, file_size, read_recipe, save_merge, write_merge
 
 __all__ = [
     "ConceptReport",
     "Merge",
     "MergeReport",
+    "Pictures",
     "PreviewOptions",
+    "draw_pictures",
     "Target",
+    "advice",
     "check_destination",
+    "drift_in_words",
     "figure",
     "percent",
     "file_size",
     "plan_preview",
-    "preview_grid",
     "read_recipe",
     "require_copyable",
     "require_places",

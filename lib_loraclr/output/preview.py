@@ -1,11 +1,12 @@
-"""The picture of a merge: every concept as base | alone | all tags | merged, same seeds, then two concepts at a time."""
+"""The pictures of a merge: a sheet to judge it by, and one for its card."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..model import Deltas, Host, together
 from ..progress import PlannedStage, Progress, Stage, Work
@@ -22,6 +23,23 @@ CELL, LARGEST_CELL = 192, 384
 _LETTERS, _LINE = 0.1, 0.15
 #: readable on the white of one theme and the near black of another, for the sheet has no ground of its own
 _INK = (128, 128, 128, 255)
+
+
+#: of a card's picture in pixels: the shape in which the WebUI shows it
+CARD = (384, 576)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is drawn of a merge.
+
+    Attributes:
+        sheet: every concept as base | alone | all tags | merged, of the same seed, then two concepts at a time
+        card: every concept as merged, and nothing else: what the file makes
+    """
+
+    sheet: Image.Image
+    card: Image.Image
 
 
 @dataclass(frozen=True)
@@ -56,8 +74,8 @@ def plan_preview(called: int, concepts: int, options: PreviewOptions) -> Planned
     return PlannedStage(Stage.DRAWING, evaluations, Work.EVALUATION, 2 * options.steps * pictures)
 
 
-def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Progress | None = None) -> Image.Image:
-    """Draw the picture; the model is left as it was."""
+def draw_pictures(merge: Merge, host: Host, options: PreviewOptions, progress: Progress | None = None) -> Pictures:
+    """Draw the pictures; the model is left as it was."""
     progress = progress or Progress()
     concepts, negative = merge.request.concepts, merge.request.prompts.negative
     height = merge.request.recording.height or host.default_size
@@ -94,7 +112,37 @@ def preview_grid(merge: Merge, host: Host, options: PreviewOptions, progress: Pr
     rows = [([base[i], alone[i], summed[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
     for k, (a, b) in enumerate(pairs):
         rows.append(([both[0][k], both[1][k]], f"{concepts[a].label} + {concepts[b].label}"))
-    return _lay_out(rows, options.font)
+    return Pictures(_lay_out(rows, options.font), card_of(merged))
+
+
+def card_of(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures as one that fills a card, without gaps: what is wider or higher than its place is cut at both ends."""
+    width, height = CARD
+    across = _columns(len(pictures), pictures[0].width / pictures[0].height)
+    down = -(-len(pictures) // across)
+    card = Image.new("RGB", CARD)
+    for number in range(down):
+        row = pictures[number * across : (number + 1) * across]
+        top, bottom = height * number // down, height * (number + 1) // down
+        for place, picture in enumerate(row):  # the last row may have fewer, which are wider
+            left, right = width * place // len(row), width * (place + 1) // len(row)
+            cell = ImageOps.fit(picture.convert("RGB"), (right - left, bottom - top), Image.LANCZOS)
+            card.paste(cell, (left, top))
+    return card
+
+
+def _columns(number: int, shape: float) -> int:
+    """Into how many columns so many pictures go with the least cut off.
+
+    Args:
+        shape: width of a picture by its height
+    """
+
+    def cut(across: int) -> float:
+        place = CARD[0] / across / (CARD[1] / -(-number // across))
+        return abs(math.log(place / shape))
+
+    return min(range(1, number + 1), key=cut)
 
 
 def caption_height(cell_width: int) -> int:
@@ -104,7 +152,7 @@ def caption_height(cell_width: int) -> int:
 
 def _lay_out(rows: Sequence[tuple[Sequence[Image.Image], str]], font: str | None) -> Image.Image:
     first = rows[0][0][0]
-    # by whole numbers, so that small pictures stay sharp; large ones are made smaller: the picture also becomes a card's
+    # by whole numbers, so that small pictures stay sharp; large ones are made smaller
     scale = max(1, round(CELL / first.width)) if first.width <= LARGEST_CELL else LARGEST_CELL / first.width
     cell_width, cell_height = round(first.width * scale), round(first.height * scale)
     line = caption_height(cell_width)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..request import Concept, MergeRequest
+
 #: least share of unseen points at which a concept is recognised -> what became of it. On the demo's checkpoint an independent
 #: judge takes nearly every picture of what is kept for the concept, and hardly one of what is lost (docs/method.md)
 VERDICTS = ((0.75, "kept"), (0.4, "weakened"), (0.0, "lost"))
+
+#: most base drift -> what it is in words
+_DRIFTS = ((0.15, "stay as they are"), (0.5, "change a little"), (1.0, "change visibly"), (math.inf, "change much"))
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,52 @@ class MergeReport:
             both = sum(share for _, _, share in self.together) / len(self.together)
             said.append(f"Two in one picture: both are themselves at {both:.0%} of unseen points.")
         return said
+
+
+def advice(report: MergeReport, request: MergeRequest) -> str:
+    """One sentence about the concept that came out worst, and what to do about it; empty where nobody looked."""
+    judged = [
+        (told, concept)
+        for told, concept in zip(report.concepts, request.concepts, strict=True)
+        if told.recognised is not None
+    ]
+    if not judged:
+        return ""
+    worst, concept = min(judged, key=lambda pair: pair[0].recognised)
+    if worst.verdict == VERDICTS[0][1]:
+        return "Every concept is kept."
+    instead = worst.mistaken_for
+    drawn = f", and {instead} is drawn instead" if instead else ""
+    return (
+        f"{worst.name} is {worst.verdict}: it is recognised in {percent(worst.recognised)} of what was tried{drawn}. "
+        f"Merge again with {' or '.join(_remedies(worst, concept, request))}."
+    )
+
+
+def _remedies(worst: ConceptReport, concept: Concept, request: MergeRequest) -> list[str]:
+    """What a person may try, the likeliest first."""
+    rivals = {other.label for other in request.concepts} - {concept.label}
+    remedies = []
+    if worst.mistaken_for in rivals and concept.trigger:
+        remedies.append(
+            f"trigger words for {worst.name} that have nothing in common with those of {worst.mistaken_for}"
+        )
+    effort = request.options.get("effort", "balanced")
+    if request.method == "contrastive" and effort != "thorough":
+        remedies.append("effort thorough" if effort == "balanced" else "effort balanced")
+    elif request.method != "contrastive":
+        remedies.append("method contrastive")
+    remedies.append(f"its importance at {2 * concept.importance:g}")
+    if concept.kind == "subject" and worst.mistaken_for == "nothing":
+        remedies.append("its kind set to style, if it is one")
+    return remedies
+
+
+def drift_in_words(drift: float | None) -> str:
+    """How much prompts change that call no concept; as long as a LoRA changes its own prompts by 1."""
+    if drift is None:
+        return "not measured"
+    return next(words for most, words in _DRIFTS if drift <= most)
 
 
 def figure(value: float | None) -> str:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _RECIPE = "loraclr.request"
 #: what stands beside a merge, and belongs to it
-BESIDE = (".json", ".png", ".report.json")
+BESIDE = (".json", ".png", ".report.json", ".report.png")
 
 
 def lora_metadata(merge: Merge, name: str) -> dict[str, str]:
@@ -197,16 +197,23 @@ def save_merge(
     path: Path,
     *,
     preview: Image | None = None,
+    sheet: Image | None = None,
     with_report: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write the file, its card, and what else was asked for: all of them or none. What they replace is gone.
 
+    Args:
+        preview: the card's picture
+        sheet: a picture to judge the merge by, as `NAME.report.png`
+        with_report: whether what is known of the merge is written as `NAME.report.json`
+
     Raises:
         LoraclrError: one of the files exists and may not be overwritten, it is the checkpoint itself, there is no room, or it
             cannot be written
     """
-    written = write_merge(merge, path, preview=preview, with_report=with_report, overwrite=overwrite)
+    drawn = {"preview": preview, "sheet": sheet}
+    written = write_merge(merge, path, **drawn, with_report=with_report, overwrite=overwrite)
     written.forget()
     return list(written.paths)
 
@@ -216,6 +223,7 @@ def write_merge(
     path: Path,
     *,
     preview: Image | None = None,
+    sheet: Image | None = None,
     with_report: bool = False,
     overwrite: bool = False,
     stale: Sequence[Path] = (),
@@ -240,6 +248,8 @@ def write_merge(
         writers[path.with_suffix(".yaml")] = lambda stream: stream.write(config.read_bytes())
     if preview is not None:
         writers[path.with_suffix(".png")] = lambda stream: preview.save(stream, format="PNG")
+    if sheet is not None:
+        writers[path.with_suffix(".report.png")] = lambda stream: sheet.save(stream, format="PNG")
     if with_report:
         text = merge.report.to_json().encode()
         writers[path.with_suffix(".report.json")] = lambda stream: stream.write(text)

@@ -1,6 +1,7 @@
 """What the model does with each LoRA alone: the teachers, their predictions, and what enters each layer.
 
 inputs             the LoRAs of a request, held against the loaded model; base_models what they were trained on
+picture_size       the size of the pictures that are recorded
 asking             what will be asked; reading how prompts are read: clip skip, and weights in brackets
 teachers           which LoRAs are active on which prompts
 predictor          the model with any of the LoRAs active
@@ -14,6 +15,7 @@ from .base_models import base_model_warnings
 from .examples import Examples, PathPlan, draw_slots, record_examples, spread
 from .inputs import InputLora, bundled_embeddings, load_input, load_inputs, lost_embeddings
 from .layer_inputs import Attempt, Run, record_run, served_layers
+from .picture_size import with_size
 from .predictor import Predictor
 from .reading import recorded_clip_skip, unweighted_prompts
 from .sampling import BATCH, evaluated, sample
@@ -50,4 +52,5 @@ __all__ = [
     "served_layers",
     "spread",
     "unweighted_prompts",
+    "with_size",
 ]

@@ -2,13 +2,25 @@
 
 merge_request      concepts, method, output, and how the model is recorded
 prompts            what is asked of the model; phrases the bank that it is drawn from
+doubts             what can be merged and is hardly meant
 brackets           weights inside prompts
 options            the options of a method, as every door shows them
 output_names       what a merged file may be called
 """
 
 from .brackets import escaped, has_weights, words_of
-from .merge_request import KINDS, PRECISIONS, SAVE_AS, Concept, MergeRequest, RecordingOptions, parse_lora_argument
+from .doubts import unusual_weights, words_within_words
+from .merge_request import (
+    KINDS,
+    LARGEST_SEED,
+    PRECISIONS,
+    RECORDING_RANGES,
+    SAVE_AS,
+    Concept,
+    MergeRequest,
+    RecordingOptions,
+    parse_lora_argument,
+)
 from .options import Option, option, parse_number, parse_options, schema
 from .output_names import clean_name, output_path
 from .phrases import BANKS, Part, Phrase, Phrases, contains_words
@@ -26,6 +38,7 @@ __all__ = [
     "BANKS",
     "Concept",
     "KINDS",
+    "LARGEST_SEED",
     "MergeRequest",
     "NO_BANK",
     "Option",
@@ -34,6 +47,7 @@ __all__ = [
     "Phrase",
     "Phrases",
     "PromptOptions",
+    "RECORDING_RANGES",
     "RecordingOptions",
     "SAVE_AS",
     "TEMPLATES",
@@ -51,5 +65,7 @@ __all__ = [
     "parse_options",
     "plain_prompts_that_call",
     "schema",
+    "unusual_weights",
     "words_of",
+    "words_within_words",
 ]

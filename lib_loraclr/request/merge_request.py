@@ -23,6 +23,15 @@ SAVE_AS = {
     "full": "every layer's whole change, exact and large (a LyCORIS file)",
     "checkpoint": "a copy of the checkpoint with the merge in it, which needs no tag",
 }
+#: figures of `RecordingOptions` -> least and most
+RECORDING_RANGES = {
+    "paths": (1, 400),
+    "steps": (2, 1000),
+    "renoised": (0, 10000),
+    "guidance": (0, 100),
+    "clip_skip": (0, 12),
+}
+LARGEST_SEED = 2**31 - 1
 T = TypeVar("T")
 
 
@@ -66,7 +75,8 @@ class RecordingOptions:
         steps: of each path
         renoised: points per concept besides, on finished pictures with fresh noise
         guidance: classifier-free guidance on these paths
-        height, width: of the picture in pixels; 0 for the checkpoint's own size
+        height, width: of the picture in pixels; 0 for the smallest sensible size that the LoRAs were trained at, or the
+            checkpoint's own
         clip_skip: which layer of the text encoder prompts are read from, counted from the last, 1; 0 for what the LoRAs were
             trained with, where they say so
     """
@@ -85,14 +95,7 @@ class RecordingOptions:
         Raises:
             LoraclrError: a figure is out of range
         """
-        ranges = {
-            "paths": (1, 400),
-            "steps": (2, 1000),
-            "renoised": (0, 10000),
-            "guidance": (0, 100),
-            "clip_skip": (0, 12),
-        }
-        for name, (low, high) in ranges.items():
+        for name, (low, high) in RECORDING_RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise LoraclrError(f"recording.{name} is {value}: give a number from {low} to {high}.")
@@ -158,8 +161,8 @@ class MergeRequest:
         self._check_output()
         if self.memory_mb < 1:
             raise LoraclrError(f"The memory budget is {self.memory_mb} MB: give at least 1.")
-        if not 0 <= self.seed < 2**31:
-            raise LoraclrError(f"The seed is {self.seed}: give a whole number from 0 to {2**31 - 1}.")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise LoraclrError(f"The seed is {self.seed}: give a whole number from 0 to {LARGEST_SEED}.")
         self.recording.check()
         self.prompts.check()
 

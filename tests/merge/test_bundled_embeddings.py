@@ -14,7 +14,7 @@ from torch import Tensor
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge.merging import measure_loras, merge_loras
 from lib_loraclr.output import preview
-from lib_loraclr.output.preview import PreviewOptions, preview_grid
+from lib_loraclr.output.preview import PreviewOptions, draw_pictures
 from lib_loraclr.progress import Progress, Stage
 from lib_loraclr.recording.inputs import load_inputs
 from tests.small import concept, measure_on_little, request
@@ -86,5 +86,5 @@ def test_in_the_picture_only_the_base_model_does_without_them(
         return _noise(texts, size)
 
     monkeypatch.setattr(preview, "sample", sample)
-    preview_grid(merge, host, PreviewOptions(steps=2))
+    draw_pictures(merge, host, PreviewOptions(steps=2))
     assert seen == [False, *[True] * 6], "base | all tags, merged, two alone, two of both"

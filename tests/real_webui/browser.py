@@ -31,6 +31,10 @@ def missing() -> str:
 VANILLA = ("ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "iframe-resizer", "reading 'props'")
 
 
+#: while the WebUI starts anew, the page asks for it until it is there, and then for its old theme; without us too
+RELOADING = (*VANILLA, "ERR_CONNECTION_REFUSED", "404 (Not Found)")
+
+
 def install_link(folder: Path) -> None:
     """This extension in a WebUI's data folder, as it is here."""
     (folder / "extensions").mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Locator, Page
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 MINUTES = 60_000
 #: so little is recorded that a merge takes seconds
@@ -52,6 +53,14 @@ class Way:
             width = self.page.viewport_size["width"]
             self.page.screenshot(path=self.shots / f"{name}-{self.theme}-{width}.png", full_page=whole)
 
+    def foreign_tips(self) -> list[str]:
+        """Texts of the tab that have a tooltip of another tab's field."""
+        return self.page.evaluate(
+            """() => Array.from(document.querySelectorAll("#tab_loraclr span, #tab_loraclr button, #tab_loraclr p"))
+                .filter((node) => titles[node.textContent] && node.title === titles[node.textContent])
+                .map((node) => node.textContent)"""
+        )
+
     def overflow(self) -> int:
         """Pixels by which the page is wider than the window."""
         return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
@@ -74,14 +83,31 @@ class Way:
             "#loraclr_loras li", "items => items.filter(i => i.offsetParent).map(i => i.dataset.value)"
         )
 
+    def seen_first(self, typed: str) -> list[str]:
+        """What the picker offers, from top to bottom."""
+        self.listed(typed)
+        return self.page.eval_on_selector_all(
+            "#loraclr_loras li",
+            """items => items.filter(i => i.offsetParent)
+                .sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top).map(i => i.dataset.value)""",
+        )
+
     def pick(self, *names: str) -> None:
         box = self.page.locator("#loraclr_loras input")
         for name in names:
-            box.click()
-            box.fill(name)
-            self.page.locator(f"#loraclr_loras li[data-value='{name}']").or_(
-                self.page.locator(f"#loraclr_loras li[data-value$='/{name}']")
-            ).or_(self.page.locator(f"#loraclr_loras li[data-value^='{name} ']")).click()
+            wanted = ", ".join(
+                f"#loraclr_loras li[data-value{how}]" for how in (f"='{name}'", f"$='/{name}'", f"^='{name} '")
+            )
+            for _ in range(12):  # what is typed before the list is there is not looked for once it is
+                box.click()
+                box.fill("")
+                box.fill(name)
+                try:
+                    self.page.wait_for_selector(wanted, timeout=MINUTES / 12)
+                    break
+                except PlaywrightTimeout:
+                    box.blur()
+            self.page.locator(wanted).first.click()
             self.page.wait_for_selector(f".loraclr-concept[data-lora='{name}']", timeout=MINUTES)
         box.blur()
 
@@ -115,9 +141,9 @@ class Way:
 
     def wait_for_the_bar(self) -> str:
         self.page.wait_for_function(
-            "document.querySelector('#tab_loraclr .progress')?.innerText.includes('%')", timeout=2 * MINUTES
+            "document.querySelector('#tab_loraclr .loraclr-doing')?.innerText.includes('%')", timeout=2 * MINUTES
         )
-        return self.text("#tab_loraclr .progress")
+        return self.text("#tab_loraclr .loraclr-doing")
 
     def wait_for_the_result(self, *, picture: bool = True) -> str:
         self.page.wait_for_selector("#loraclr_keep", state="visible", timeout=20 * MINUTES)

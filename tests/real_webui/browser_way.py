@@ -41,8 +41,7 @@ def whole(way: Way) -> dict[str, Any]:
     way.pick("style-mono")
     seen["edited"] = way.field("penguin", "te_weight").input_value()
     seen["kind"] = way.field("style-mono", "kind").input_value()
-    seen["name"] = page.locator("#loraclr_name input").input_value()
-    page.locator("[data-all='unet_weight']").fill("0.8")
+    page.locator("[data-all='weight']").fill("0.8")
     seen["bulk"] = [field.input_value() for field in page.locator(".loraclr-concept [data-field='unet_weight']").all()]
     return {**seen, **_merge(way), **_use(way)}
 
@@ -57,6 +56,8 @@ def _merge(way: Way) -> dict[str, Any]:
     way.shot("3-running")
     seen["result"] = way.wait_for_the_result()
     way.shot("4-result")
+    way.drop("style-mono")  # what is chosen next is another merge
+    seen["name"] = way.page.locator("#loraclr_name input").input_value()
     return seen
 
 
@@ -91,9 +92,14 @@ def overwrite(way: Way) -> dict[str, Any]:
         way.pick(*(["pizza"] if first else []), partner)
         if first:
             way.quick(picture=False)
-        page.locator("#loraclr_name input").fill("again")
         page.click("#loraclr_generate")
         way.wait_for_the_result(picture=False)
+        page.locator("#loraclr_name input").fill("../again")
+        page.locator("#loraclr_name input").blur()
+        page.wait_for_selector("#loraclr_name_note .loraclr-error", timeout=MINUTES)
+        page.locator("#loraclr_name input").fill("again")
+        page.locator("#loraclr_name input").blur()
+        page.wait_for_selector("#loraclr_name_note .loraclr-error", state="detached", timeout=MINUTES)
         if first:
             seen["replace offered at once"] = page.locator("#loraclr_replace").is_visible()
             way.keep()
@@ -173,12 +179,16 @@ def keyboard(way: Way) -> dict[str, Any]:
     page.wait_for_selector("#loraclr_interrupting", state="hidden", timeout=MINUTES)
     seen["interrupted"] = way.text("#loraclr_view")
     page.keyboard.press("Control+Enter")
-    way.wait_for_the_bar()
+    seen["doing"] = way.wait_for_the_bar()
     page.reload(wait_until="domcontentloaded")
     page.wait_for_selector("#txt2img_prompt textarea", timeout=2 * MINUTES)
     time.sleep(3)
     way.open()
     page.wait_for_selector("#tab_loraclr .progressDiv", timeout=MINUTES)
+    page.wait_for_selector(".loraclr-concept[data-lora='pizza']", timeout=MINUTES)
+    seen["rows"] = [
+        [way.field(row, name).input_value() for name in ("te_weight", "unet_weight")] for row in ("penguin", "pizza")
+    ]
     page.wait_for_selector("#loraclr_discard", state="visible", timeout=20 * MINUTES)
     seen["restored"] = way.text("#loraclr_view")
     page.click("#loraclr_discard")
@@ -207,7 +217,6 @@ def hasty(way: Way) -> dict[str, Any]:
     tokens = page.locator("#loraclr_loras .token")
     seen: dict[str, Any] = {"chosen": tokens.count()}
     page.wait_for_function("document.querySelectorAll('.loraclr-concept').length === 3", timeout=MINUTES)
-    seen["name"] = page.locator("#loraclr_name input").input_value()
     box.blur()
     way.quick(picture=False)
     box.click()
@@ -221,6 +230,7 @@ def hasty(way: Way) -> dict[str, Any]:
     page.wait_for_selector("#loraclr_loras ul.options", state="detached", timeout=MINUTES)
     seen["interrupted"] = page.locator("#loraclr_interrupting").is_visible()
     way.wait_for_the_result(picture=False)
+    seen["name"] = page.locator("#loraclr_name input").input_value()
     way.keep()
     page.click("#loraclr_send")
     page.wait_for_selector("#txt2img_generate", state="visible", timeout=MINUTES)
@@ -231,8 +241,22 @@ def hasty(way: Way) -> dict[str, Any]:
 def looks(way: Way) -> dict[str, Any]:
     """The tab as it is, narrow or light; nothing is merged."""
     way.open()
+    seen: dict[str, Any] = {"octopus": way.seen_first("o")[0]}
+    way.page.keyboard.press("Enter")
+    way.page.wait_for_selector(".loraclr-concept[data-lora='octopus']", timeout=MINUTES)
+    way.drop("octopus")
     way.pick("fox-face", "penguin", "style-mono")
     time.sleep(3)
+    seen["labels"] = way.page.eval_on_selector_all(
+        "[data-lora='penguin'] .loraclr-cell > small",
+        "labels => labels.filter(l => l.offsetParent).map(l => l.innerText)",
+    )
+    one, two = (way.field("penguin", name) for name in ("te_weight", "unet_weight"))
+    one.fill("0.4")
+    seen["one weight"] = [one.input_value(), two.input_value(), two.is_visible()]
+    way.page.locator("[data-lora='penguin'] .loraclr-split").click()
+    two.fill("0.7")
+    seen["two weights"] = [one.input_value(), two.input_value(), two.is_visible()]
     way.check()
     way.shot("6-looks")
     way.page.locator("#loraclr_advanced > .label-wrap").first.click()
@@ -240,7 +264,13 @@ def looks(way: Way) -> dict[str, Any]:
     way.page.locator(".loraclr-concept .loraclr-more summary").first.click()
     way.shot("7-advanced")
     untold = "folds => folds.filter(fold => !fold.title).map(fold => fold.innerText)"
-    return {"overflow": way.overflow(), "untold": way.page.eval_on_selector_all("#tab_loraclr .label-wrap", untold)}
+    time.sleep(1.5)  # the WebUI gives its tooltips after a second
+    return {
+        **seen,
+        "tips": way.foreign_tips(),
+        "overflow": way.overflow(),
+        "untold": way.page.eval_on_selector_all("#tab_loraclr .label-wrap", untold),
+    }
 
 
 def install(way: Way) -> dict[str, Any]:
@@ -274,6 +304,30 @@ def reload(way: Way) -> dict[str, Any]:
         way.pick("fox-face")
         listed.append(way.field("fox-face", "trigger").input_value())
     return {"listed": listed}
+
+
+def anew(way: Way) -> dict[str, Any]:
+    """Reload UI with other defaults in the Settings tab's file; then during a merge."""
+    page, config = way.page, Path(os.environ["LORACLR_UI_CONFIG"])
+    saved = json.loads(config.read_text("utf-8"))
+    seen: dict[str, Any] = {"kept as defaults": sorted(key for key in saved if key.startswith("loraclr/"))}
+    changed = {"loraclr/Effort/value": "Fast", "loraclr/Negative prompt/value": "blurry"}
+    config.write_text(json.dumps(saved | changed), "utf-8")
+    _reload_ui(way)
+    config.write_text(json.dumps(saved), "utf-8")
+    way.open()
+    way.pick("fox-face", "pizza")
+    way.field("pizza", "te_weight").fill("0.6")
+    seen["effort"] = page.locator("#loraclr_effort input:checked").input_value()
+    seen["negative"] = page.locator("#loraclr_negative input, #loraclr_negative textarea").first.input_value()
+    page.click("#loraclr_generate")
+    way.wait_for_the_bar()
+    _reload_ui(way)
+    way.open()
+    page.wait_for_selector(".loraclr-concept[data-lora='pizza']", timeout=MINUTES)
+    seen["weight"] = way.field("pizza", "te_weight").input_value()
+    way.shot("15-anew")
+    return {**seen, "told": way.text("#loraclr_view")}
 
 
 def vanilla(way: Way) -> dict[str, Any]:
@@ -321,6 +375,7 @@ WAYS = {
             looks,
             install,
             reload,
+            anew,
             vanilla,
             off,
             bare,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import go, missing, running
+from browser import RELOADING, go, missing, running
 from PIL import Image
 from webui_process import DEMO, WebUI, random_lora, sdxl_loras, sdxl_models
 
@@ -49,8 +49,8 @@ def test_the_whole_way(here: tuple[WebUI, str]) -> None:
     assert seen["name"] == "fox-face-penguin-style-mono"
     for text in ("Ready to merge", "ohwx bird", "up to"):
         assert text in seen["check"]
-    assert "%" in seen["bar"]
-    for text in ("Retention", "fox-face", "Base drift", "Rank", "MB"):
+    assert "%" in seen["bar"] and "/" not in seen["bar"] and "ETA" not in seen["bar"]
+    for text in ("Recognised", "fox-face", "Pictures without a trigger", "Rank", "MB"):
         assert text in seen["result"]
     assert "<lora:fox-face-penguin-style-mono:1>" in seen["kept"]
     assert seen["copied"] == "<lora:fox-face-penguin-style-mono:1>" and seen["folder"]
@@ -64,10 +64,11 @@ def test_the_whole_way(here: tuple[WebUI, str]) -> None:
 def test_from_prompt_keyboard_interrupt_restore_discard(url: str) -> None:
     seen = go(url, "keyboard")
     assert seen["weights"] == [["0.7", "0.7"], ["0.5", "0.25"]]
-    assert "nobody" in seen["message"]
+    assert "no LoRA nobody here" in seen["message"] and "penguin" not in seen["message"]
     assert seen["acknowledged"] < 1.0
     assert "Interrupted. Nothing was kept" in seen["interrupted"]
-    assert "Retention" in seen["restored"]
+    assert seen["rows"] == seen["weights"], "what was asked for stands there again"
+    assert "Recognised" in seen["restored"]
     assert "Nothing was written" in seen["discarded"]
 
 
@@ -85,17 +86,20 @@ def test_what_is_done_in_haste_is_done_right(url: str) -> None:
 def test_wide_and_narrow_light_and_dark(url: str, way: str, theme: str) -> None:
     seen = go(url, way, LORACLR_THEME=theme)
     assert seen["overflow"] <= 0 and seen["untold"] == [], "every fold says what is in it"
+    assert seen["tips"] == [], "no field has another tab's tooltip"
+    assert seen["octopus"] == "octopus", "what begins with what is typed comes first, and is what Enter takes"
+    assert seen["one weight"] == ["0.4", "0.4", False] and seen["two weights"] == ["0.4", "0.7", True]
+    assert seen["labels"] == (["Weight", "Trigger words", "Kind"] if way == "narrow" else [])
 
 
 def test_the_settings_have_a_section(url: str) -> None:
     section = go(url, "settings")["section"]
     for label in (
         "Memory budget",
-        "Default method",
-        "Default effort",
-        "prompt templates",
+        "Method that a merge begins with",
         "Sub-folder",
-        "Draw the picture",
+        "Draw pictures",
+        "Keep the picture to judge",
     ):
         assert label in section
 
@@ -105,6 +109,18 @@ def test_an_existing_name_is_replaced_only_after_confirmation(here: tuple[WebUI,
     assert not seen["replace offered at once"] and "exists already" in seen["refused"]
     assert seen["untouched"] == seen["first"], "asking is not replacing"
     assert seen["second"] != seen["first"], "not the stale picture"
+
+
+def test_defaults_and_a_merge_that_reload_ui_stops(here: tuple[WebUI, str]) -> None:
+    webui, url = here
+    seen = go(url, "anew", known=RELOADING, LORACLR_UI_CONFIG=str(webui.folder / "ui-config.json"))
+    labels = {key.split("/")[1] for key in seen["kept as defaults"]}
+    assert {"Effort", "Precision", "Quality words", "Negative prompt"} <= labels, "what belongs to a person"
+    assert not labels & {"Method", "Seed", "Width", "Rank", "Name of the new LoRA", "Save as"}, (
+        "what belongs to a merge"
+    )
+    assert seen["effort"] == "Fast" and seen["negative"] == "blurry"
+    assert "was stopped by Reload UI" in seen["told"] and seen["weight"] == "0.6"
 
 
 def test_hundreds_of_loras(here: tuple[WebUI, str]) -> None:
@@ -126,6 +142,6 @@ def test_on_sdxl_where_a_lora_for_sd1_is_refused(tmp_path: Path) -> None:
     assert seen["listed"] == ["one", "two", "old  ·  penguin  ·  ⚠ SD1"]
     reason = "made for SD1, the loaded checkpoint is SDXL"
     assert reason in seen["row"] and f"old cannot be merged: {reason}" in seen["refused"]
-    assert "Ready to merge" in seen["checked"] and "Retention" in seen["result"]
+    assert "Ready to merge" in seen["checked"] and "Recognised" in seen["result"]
     assert "one-two" in seen["cards"] and "old" not in seen["cards"]
     assert not seen["folder"], "who looks at it may sit elsewhere"

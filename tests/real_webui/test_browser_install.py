@@ -12,14 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from browser import VANILLA, ask, go, missing, running, started
+from browser import RELOADING, ask, go, missing, running, started
 from webui_process import ROOT, demo_models, webui_python
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "-")
-
-#: while the WebUI starts anew, the page asks for it until it is there, and then for its old theme; without us too
-RELOADING = (*VANILLA, "ERR_CONNECTION_REFUSED", "404 (Not Found)")
 
 
 def repository(folder: Path) -> str:

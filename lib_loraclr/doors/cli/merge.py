@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import LoraclrError
 from ...merge import merge_loras
 from ...model import Host
-from ...output import PreviewOptions, check_destination, preview_grid, save_merge
+from ...output import PreviewOptions, advice, check_destination, draw_pictures, save_merge
 from ...recording import example_prompts, load_inputs
 from ...request import MergeRequest, check_prompts, output_path
 from ...solving import Procedure
@@ -58,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--overwrite", action="store_true", help="replace files of that name")
     output.add_argument("--no-preview", action="store_true", help="draw no picture")
-    output.add_argument("--report", action="store_true", help="also write NAME.report.json")
+    output.add_argument(
+        "--report",
+        action="store_true",
+        help="also write NAME.report.json, and NAME.report.png with each concept as base, alone, all tags and merged",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,17 +77,26 @@ def run(arguments: argparse.Namespace) -> None:
     progress = ConsoleProgress()
     try:
         merge = merge_loras(request, host, progress)
-        preview = None
+        pictures = None
         if not arguments.no_preview:
             drawing = PreviewOptions(guidance=request.recording.guidance)
-            preview = preview_grid(merge, host, drawing, progress)
+            pictures = draw_pictures(merge, host, drawing, progress)
     finally:
         progress.close()
-    files = save_merge(merge, path, preview=preview, with_report=arguments.report, overwrite=arguments.overwrite)
+    files = save_merge(
+        merge,
+        path,
+        preview=pictures.card if pictures else None,
+        sheet=pictures.sheet if pictures and arguments.report else None,
+        with_report=arguments.report,
+        overwrite=arguments.overwrite,
+    )
     report = merge.report
     for warning in report.warnings:
         print(f"warning: {warning}")
     print(report.table())
+    if said := advice(report, merge.request):
+        print(said)
     smallest, mean, largest = report.rank
     print(
         f"\n{report.layers} layers, rank {smallest} to {largest} (mean {mean:.0f}), which keeps {report.kept[1]:.1%} of the"

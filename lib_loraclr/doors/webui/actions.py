@@ -12,10 +12,9 @@ import gradio as gr
 from modules import errors, util
 
 from ...errors import Interrupted, LoraclrError
-from ...hosts.running import free_name
 from ...request import PromptOptions
 from ...solving import METHODS
-from . import catalogue, estimate, form, jobs, notes, pace, rows, settings, views
+from . import catalogue, estimate, form, jobs, labels, naming, notes, pace, panel, rows, settings, views
 from .check import check as checked
 from .rows import Table
 
@@ -49,55 +48,52 @@ class Actions:
         except LoraclrError as error:
             return [gr.update(), taken, notes.error(str(error)), templates, plain]
         if not concepts:
-            text = unknown[0] if unknown else "There are no <lora:…> tags in txt2img's prompt: write some there first."
-            return [gr.update(), taken, notes.error(text), templates, plain]
+            text = (
+                " ".join(unknown)
+                if unknown
+                else "There are no <lora:…> tags in txt2img's prompt: write some there first."
+            )
+            return [gr.update(), taken, notes.passing(text, "loraclr-error"), templates, plain]
         found = tuple(map(rows.of_prompt, concepts))
         rest = catalogue.without(words, [row["trigger"] for row in found if row["trigger"]])
         table, before = Table(found, secrets.token_hex(4), rest), Table.parse(taken).words
-        message = "".join(notes.error(text) for text in unknown)
+        message = "".join(notes.passing(text, "loraclr-error") for text in unknown)
         if rest:
-            message += notes.note(f"The other words ({rest}) were added to the prompts that are recorded.")
+            message += notes.passing(f"The other words ({rest}) were added to the prompts that are recorded.")
         templates, plain = _instead(before, rest, templates, "{trigger}, "), _instead(before, rest, plain)
         chosen = catalogue.still_there([c.lora for c in concepts], listed)
         return [gr.update(choices=listed, value=chosen), table.dump(), message, templates, plain]
 
-    def select(self, shown: str, taken: str, chosen: list[str] | None, name: str, sub_folder: str) -> list[Any]:
-        """The selection changed: rows for it, and a free name unless the person wrote one.
+    def select(self, shown: str, taken: str, chosen: list[str] | None) -> list[Any]:
+        """The selection changed: rows for it.
 
         Returns:
-            rows, name, and for which selection they are: gradio drops what changes while it waits for an answer
+            rows, and for which selection they are: gradio drops what changes while it waits for an answer
         """
-        before = Table.parse(shown)
         names = [catalogue.name_of(item) for item in chosen or ()]
-        table = rows.selected(names, before, Table.parse(taken))
-        html = rows.render(table, rows.found(table.rows))
-        own = bool(name) and not (before.rows and form.is_proposed(name, before))
-        return [html, name if own else _free(table, sub_folder), json.dumps(chosen or [])]
+        table = rows.selected(names, Table.parse(shown), Table.parse(taken))
+        return [rows.render(table, rows.found(table.rows)), json.dumps(chosen or [])]
 
-    def another(self, shown: str, name: str, sub_folder: str) -> str:
-        """A merge ended: a free name again, where the one that was proposed has been used."""
-        table = Table.parse(shown)
-        return _free(table, sub_folder) if form.is_proposed(name, table) else name
-
-    def times(self, chosen: list[str] | None, *values: Any) -> list[Any]:
+    def times(self, chosen: list[str] | None, draw: bool, *values: Any) -> list[Any]:
         """The expected time beside each effort, once something is chosen and the model is not busy.
 
         Returns:
             the efforts, and for which selection they are
         """
-        return [self._times(len(chosen), values) if chosen else gr.update(), json.dumps(chosen or [])]
+        names = [catalogue.name_of(item) for item in chosen or ()]
+        return [self._times(names, draw, values) if names else gr.update(), json.dumps(chosen or [])]
 
-    def _times(self, number: int, values: Sequence[Any]) -> Any:
+    def _times(self, names: Sequence[str], draw: bool, values: Sequence[Any]) -> Any:
         try:
-            request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(number))
+            request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(names))
             request.recording.check()
             host = pace.probe(request, wait=False)
-            return _efforts(estimate.efforts(request, host, draw=True)) if host else gr.update()
+            return _efforts(estimate.efforts(request, host, draw=draw)) if host else gr.update()
         except LoraclrError:
             return gr.update()
 
     def preset(self, name: str) -> list[str]:
-        options = PromptOptions.preset(name)
+        options = PromptOptions.preset(labels.code_of(name, labels.BANKS))
         return ["\n".join(options.templates), "\n".join(options.plain)]
 
     def method(self, chosen: str) -> list[Any]:
@@ -127,17 +123,16 @@ class Actions:
             request, names = form.build(_complete(table, chosen), self._fields(values))
             if before and before.result:  # the browser has asked
                 jobs.discard(before)
-            job = jobs.Job(request, names, draw, task)
+            job = jobs.Job(request, names, draw, task, form=(table, list(chosen or ()), draw, values))
             jobs.run(job, lock_held=True)
         except LoraclrError as error:
-            return [notes.error(str(error)), *_nothing(), ""]
+            return panel.error(str(error))
         except Interrupted:
-            return [_INTERRUPTED, *_nothing(), ""]
+            return panel.message(_INTERRUPTED)
         except Exception as error:  # noqa: BLE001  (what was shown before is gone, and the tab must say so)
             errors.report("LoRACLR: the merge failed", exc_info=True)
-            text = f"{type(error).__name__}: {error}. Nothing was kept; the WebUI's log has the details."
-            return [notes.error(text), *_nothing(), ""]
-        return [*_result(job), gr.update(visible=False), job.id, ""]
+            return panel.error(f"{type(error).__name__}: {error}. Nothing was kept; the WebUI's log has the details.")
+        return panel.result(job)
 
     def interrupt(self, task: str) -> None:
         jobs.interrupt_task(task)
@@ -147,26 +142,25 @@ class Actions:
 
         Args:
             job_id: of the result that is shown
-            task: that the page was waiting for when it was loaded anew; also where it is none, it tells whose page it is
+            task: that the page waits for, or waited for when it was loaded anew; also where it is none, it tells whose page it is
 
         Returns:
-            view, picture, decision row, use row, message, job
+            as `notes.SHOWN`; then what the page's own merge was asked for, as JSON for `loraclrAgain`
         """
-        waiting, shown, lost = jobs.waiting(jobs.owner_of(task)), jobs.find(job_id), jobs.of_task(task)
-        if waiting and not (shown and shown.state == "finished"):
-            return [*_result(waiting), "", waiting.id]
-        if lost and lost.state == "failed":
-            return [notes.error(lost.error), *_nothing()[:3], "", ""]
-        if lost and lost.state == "interrupted":
-            return [_INTERRUPTED, *_nothing()[:3], "", ""]
+        waiting, shown = jobs.waiting(jobs.owner_of(task)), jobs.find(job_id)
+        own, unloaded = jobs.of_task(task), None
         undecided = shown is not None and shown.state == "finished"
-        return [
-            gr.update(),
-            gr.update(),
-            gr.update() if undecided else gr.update(visible=False),
-            *[gr.update()] * 2,
-            job_id,
-        ]
+        if waiting and not undecided:
+            seen = panel.result(waiting)
+        elif own and own.state == "failed":
+            seen = panel.error(own.error)
+        elif own and own.state == "interrupted":
+            seen = panel.message(_INTERRUPTED)
+        elif not undecided and (unloaded := jobs.take_unloaded()):
+            seen = panel.message(views.unloaded_view(unloaded))
+        else:
+            seen = panel.unchanged(job_id, decided=not undecided)
+        return [*seen, _again(own or unloaded)]
 
     # -- keeping
 
@@ -180,20 +174,26 @@ class Actions:
         """Another name was written: nobody has been asked whether that may be replaced."""
         return gr.update(visible=False)
 
+    def named(self, job_id: str, name: str, sub_folder: str) -> str:
+        """A name was written: what is wrong with it, beside it."""
+        job = jobs.find(job_id)
+        wrong = naming.obstacle(name, sub_folder, job.request.save_as) if job else ""
+        return notes.error(wrong) if wrong else ""
+
     def _keep(self, job_id: str, name: str, sub_folder: str, *, overwrite: bool) -> list[Any]:
         """Write the file.
 
         Returns:
-            message, decision row, use row, replace button, what the browser needs to know, name
+            message, decision, use row, replace button, what the browser needs to know
         """
         try:
             job = _job(job_id)
-            wanted = name.strip() or free_name(form.short_name(job.names))
-            jobs.keep(job, form.whole_name(wanted, sub_folder), overwrite=overwrite)
-        except jobs.NameTaken as error:
-            return [notes.error(str(error)), gr.update(), gr.update(), gr.update(visible=True), "", gr.update()]
+            wanted = name.strip() or naming.proposed(job.names, job.request.save_as)
+            with_sheet = bool(settings.value("loraclr_sheet"))
+            jobs.keep(job, naming.whole_name(wanted, sub_folder), overwrite=overwrite, with_sheet=with_sheet)
         except LoraclrError as error:
-            return [notes.error(str(error)), gr.update(), gr.update(), gr.update(visible=False), "", gr.update()]
+            taken = gr.update(visible=isinstance(error, jobs.NameTaken))
+            return [notes.error(str(error)), gr.update(), gr.update(), taken, ""]
         known = json.dumps(
             {
                 "tag": views.tag(job),
@@ -203,14 +203,14 @@ class Actions:
             }
         )
         hidden, visible = gr.update(visible=False), gr.update(visible=True)
-        return [views.kept_view(job), hidden, visible, hidden, known, job.kept.name]
+        return [views.kept_view(job), hidden, visible, hidden, known]
 
     def discard(self, job_id: str) -> list[Any]:
         try:
             jobs.discard(_job(job_id))
         except LoraclrError as error:
-            return [notes.error(str(error)), *_nothing()[:-1], "", ""]
-        return [notes.note("Discarded. Nothing was written."), *_nothing()[:-1], "", ""]
+            return panel.error(str(error))
+        return panel.message(notes.note("Discarded. Nothing was written."))
 
     def open_folder(self, job_id: str) -> None:
         job = jobs.find(job_id)
@@ -221,18 +221,23 @@ class Actions:
         return dict(zip(self._names, values, strict=True))
 
 
+def _again(job: jobs.Job | None) -> str:
+    """What stood in the tab when a merge was begun there; empty for none."""
+    if job is None or job.form is None:
+        return ""
+    table, chosen, draw, values = job.form
+    try:
+        picked = catalogue.still_there(chosen, catalogue.choices())
+    except LoraclrError:
+        return ""
+    # the rows are taken over as those of a prompt are
+    taken = replace(Table.parse(table), taken=secrets.token_hex(4)).dump()
+    return json.dumps([picked, taken, draw, *values])
+
+
 def _complete(table: str, chosen: list[str] | None) -> Table:
     """The rows, and one for every LoRA that was chosen so quickly that the browser has not drawn its row yet."""
     return rows.selected([catalogue.name_of(item) for item in chosen or ()], Table.parse(table), Table())
-
-
-def _free(table: Table, sub_folder: str) -> str:
-    """A name for what is chosen that no LoRA has yet."""
-    proposed = form.proposed_name(table)
-    try:
-        return free_name(proposed, sub_folder.strip()).rsplit("/", 1)[-1] if proposed else ""
-    except LoraclrError:
-        return proposed
 
 
 def _listing(chosen: list[str] | None, *, rescan: bool) -> list[Any]:
@@ -253,21 +258,9 @@ def _instead(before: str, words: str, lines: str, prefix: str = "") -> str:
     return "\n".join([prefix + words, *others] if words else others)
 
 
-def _efforts(seconds: dict[str, float]) -> Any:
-    choices = [(f"{name.capitalize()} (est. {notes.duration(taken)})", name) for name, taken in seconds.items()]
+def _efforts(seconds: dict[str, tuple[float, float]]) -> Any:
+    choices = [(f"{name.capitalize()} ({notes.span(*taken)})", name.capitalize()) for name, taken in seconds.items()]
     return gr.update(choices=choices) if choices else gr.update()
-
-
-def _result(job: jobs.Job) -> list[Any]:
-    picture = job.result.preview
-    image = gr.update(value=picture, visible=picture is not None)
-    return [views.result_view(job), image, gr.update(visible=True), gr.update(visible=False)]
-
-
-def _nothing() -> list[Any]:
-    """No picture, no decision, no use, nothing to replace, no job."""
-    hidden = gr.update(visible=False)
-    return [gr.update(value=None, visible=False), hidden, hidden, hidden, ""]
 
 
 def _job(job_id: str) -> jobs.Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from urllib.parse import quote
 
 from ...errors import LoraclrError
@@ -15,6 +16,11 @@ _BETWEEN = "  ·  "
 _WARNING = "⚠ "
 #: emphasis of nothing: `(:1.2)`, `()`, `[]`
 _EMPTY_BRACKETS = re.compile(r"[(\[]\s*(?::\s*[\d.]+\s*)?[)\]]")
+#: words that joined something to what stands no more: at the beginning, at the end, or an article alone
+_HANGING = re.compile(
+    r"^(?:(?:a|an|the) )?(?:and|with|or|&|\+)(?= |$)|(?:^| )(?:and|with|or|&|\+)(?: (?:a|an|the))?$|^(?:a|an|the)$",
+    re.IGNORECASE,
+)
 _TAG = re.compile(r"<(?:lora|lyco):([^>]+)>", re.IGNORECASE)
 
 
@@ -100,9 +106,13 @@ def from_prompt(prompt: str) -> tuple[list[Concept], str, list[str]]:
     for inside in _TAG.findall(prompt):
         try:
             given = parse_lora_argument(inside.strip())
-            lora = find_lora(given.lora)
         except LoraclrError as error:
             unknown.append(str(error))
+            continue
+        try:
+            lora = find_lora(given.lora)
+        except LoraclrError:  # which names every LoRA that there is
+            unknown.append(f"There is no LoRA {given.lora} here: its tag was left out.{_alike(given.lora)}")
             continue
         if given.dyn:
             unknown.append(
@@ -110,6 +120,12 @@ def from_prompt(prompt: str) -> tuple[list[Concept], str, list[str]]:
             )
         concepts[lora.name] = Concept(lora.name, given.te_weight, given.unet_weight, trigger=lora.trigger)
     return list(concepts.values()), without(_TAG.sub("", prompt), ()), unknown
+
+
+def _alike(name: str) -> str:
+    """Which installed LoRA may have been meant."""
+    found = get_close_matches(name, [lora.name for lora in installed_loras()], 1)
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 def without(words: str, triggers: Sequence[str]) -> str:
@@ -122,4 +138,13 @@ def without(words: str, triggers: Sequence[str]) -> str:
         before, words = words, _EMPTY_BRACKETS.sub("", words)
         words = re.sub(r"([(\[])[\s,]+", r"\1", words)
         words = re.sub(r"[\s,]+([)\]]|:\s*[\d.]+\s*\))", r"\1", words)
-    return ", ".join(part for part in (" ".join(part.split()) for part in words.split(",")) if part)
+    return ", ".join(part for part in map(_unjoined, words.split(",")) if part)
+
+
+def _unjoined(part: str) -> str:
+    """A part of a prompt without what joined it to the words that have been taken out: "a … and a castle" is "a castle"."""
+    left = " ".join(part.split())
+    before = None
+    while before != left:
+        before, left = left, _HANGING.sub("", left).strip()
+    return left

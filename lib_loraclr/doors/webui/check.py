@@ -20,7 +20,11 @@ from . import estimate, pace, wording
 
 @dataclass(frozen=True)
 class Finding:
-    """One concept: what it is, and what stands in the way, if anything does."""
+    """One concept: what it is, and what stands in the way, if anything does.
+
+    Attributes:
+        guessed: whether nothing names the trigger words
+    """
 
     name: str
     trigger: str
@@ -29,6 +33,7 @@ class Finding:
     layers: int
     problem: str = ""
     warnings: tuple[str, ...] = ()
+    guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,9 @@ class Check:
         warnings: what a person should know
         licences: found in the inputs' metadata, with the LoRAs that name them
         seconds: expected, per stage
-        efforts: expected seconds per effort
+        span: the least and the most seconds expected of the whole
+        efforts: the same per effort
+        size: of the pictures that are recorded, width and height
         ram_mb, device_mb, file_mb: expected, the file's at most
         checkpoint: on which it would run
         examples: some of the prompts that would be asked, by teacher; of two in one picture under an empty name
@@ -52,7 +59,9 @@ class Check:
     warnings: tuple[str, ...]
     licences: dict[str, tuple[str, ...]]
     seconds: dict[Stage, float]
-    efforts: dict[str, float]
+    span: tuple[float, float]
+    efforts: dict[str, tuple[float, float]]
+    size: tuple[int, int]
     ram_mb: float
     device_mb: float
     file_mb: float
@@ -79,6 +88,7 @@ def check(
         LoraclrError: nothing can be said, as no checkpoint is loaded or its kind cannot be merged
     """
     host = pace.probe(request, wait=True)
+    request, key = pace.sized(request, host), pace.key_of(request, host)
     findings, inputs = [], []
     for concept, name in zip(request.concepts, names, strict=True):
         found = _finding(concept, name, host)
@@ -90,7 +100,7 @@ def check(
     warnings = [_in_the_tabs_words(warning, request, names, host) for warning in examination.warnings]
     if len(findings) == 1:
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
-    seconds = estimate.seconds(estimate.stages(request, host, draw=draw), pace.key_of(request, host))
+    seconds = estimate.seconds(estimate.stages(request, host, draw=draw), key)
     refining = Stage.REFINING in seconds
     needs = memory_needs(request, inputs, host, refines=refining)
     shortage = _shortage(needs.device, host, refining=refining)
@@ -103,7 +113,9 @@ def check(
         tuple(warnings),
         _licences(names),
         seconds,
+        estimate.span(sum(seconds.values()), key),
         estimate.efforts(request, host, draw=draw),
+        (request.recording.width, request.recording.height),
         needs.ram,
         needs.device,
         needs.file,
@@ -122,10 +134,12 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
     rank = max((factors.rank for factors in given.deltas.values()), default=0)
     found, lora, warnings = given.concept, running.find_lora(name), given.warnings
     # a guess that the table has filled in comes back as if a person had typed it
-    if lora.trigger_is_guess and found.trigger == lora.trigger and given.trigger is None and not found.prompts:
+    guessed = lora.trigger_is_guess and found.trigger == lora.trigger and not found.prompts
+    if guessed and given.trigger is None:
         warnings += (lora.found_trigger.warning(name),)
     light = replace(given, file=given.file.without_layers())
-    return Finding(name, found.trigger, found.kind, rank, len(given.deltas), warnings=warnings), light
+    told = (name, found.trigger, found.kind, rank, len(given.deltas))
+    return Finding(*told, warnings=warnings, guessed=guessed), light
 
 
 #: prompts that are shown of each concept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ...files import is_text_encoder
@@ -48,16 +48,31 @@ def seconds(planned: Iterable[PlannedStage], key: pace.Key) -> dict[Stage, float
     return {item.stage: item.amount * each[item.work] for item in planned}
 
 
-def efforts(request: MergeRequest, host: Host, *, draw: bool) -> dict[str, float]:
-    """Effort of the request's method -> seconds expected; empty where the method has no efforts."""
+def efforts(request: MergeRequest, host: Host, *, draw: bool) -> dict[str, tuple[float, float]]:
+    """Effort of the request's method -> least and most seconds expected; empty where the method has no efforts."""
     key = pace.key_of(request, host)
     asked = {
         effort: replace(request, options={**request.options, EFFORT: effort})
         for effort in Procedure.of(request).method.efforts
     }
-    return {effort: sum(seconds(stages(own, host, draw=draw), key).values()) for effort, own in asked.items()}
+    return {
+        effort: span(sum(seconds(stages(own, host, draw=draw), key).values()), key) for effort, own in asked.items()
+    }
 
 
-def placeholder(number: int) -> tuple[Concept, ...]:
-    """Concepts to count with before their names are known."""
-    return tuple(Concept(f"concept {i}", trigger=f"concept {i}") for i in range(max(1, number)))
+def placeholder(names: Sequence[str]) -> tuple[Concept, ...]:
+    """Concepts to count with before anybody has looked at the rows.
+
+    Args:
+        names: of the LoRAs
+    """
+    return tuple(Concept(name, trigger=name) for name in names)
+
+
+#: by how much a measurement without a merge may be wrong, either way
+_DOUBT = 2.0
+
+
+def span(total: float, key: pace.Key) -> tuple[float, float]:
+    """The least and the most seconds that are to be expected: the same where merges have shown what to expect."""
+    return (total, total) if pace.timed(key) else (total / _DOUBT, total * _DOUBT)

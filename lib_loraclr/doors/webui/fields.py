@@ -9,13 +9,18 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import DropdownEditable, FormRow
 
-from ...request import BANKS, NO_BANK, PRECISIONS, SAVE_AS, TEMPLATES, MergeRequest, Option, PromptOptions, schema
+from ...request import PRECISIONS, SAVE_AS, TEMPLATES, MergeRequest, Option, PromptOptions, schema
 from ...solving import EFFORT, METHODS, all_efforts
 from . import settings
 from .form import option_field
+from .labels import BANKS, SAVED, WAYS, method_choices, option_label, with_code
 
-_SAVED = {"lora": "LoRA", "full": "Full", "checkpoint": "Checkpoint"}
 _DEFAULTS = MergeRequest(())
+_EFFORT = next(item.default for item in schema(METHODS[_DEFAULTS.method].options) if item.name == EFFORT)
+#: what belongs to a person rather than to one merge: the WebUI's Settings > Defaults holds these, and no others
+KEPT_AS_DEFAULTS = (EFFORT, "precision", "templates", "plain", "bank", "quality", "negative")
+#: options of methods that a merge takes longer or shorter by
+_TIMED_OPTIONS = (".steps", ".batch_size", ".scenes", ".layer_steps")
 
 
 class Fields:
@@ -23,7 +28,6 @@ class Fields:
 
     Attributes:
         fields: what becomes the request (`form.settings`), by name
-        name, sub_folder: of the new LoRA
         preset: the radio that fills the templates
         draw: whether a picture is drawn
         method_boxes: method -> the column with its options
@@ -34,44 +38,38 @@ class Fields:
         self._main_fields()
         self._advanced()
 
+    @property
+    def defaults(self) -> list[Any]:
+        """The fields that the WebUI's Settings > Defaults may hold."""
+        return [self.preset, *(self.fields[name] for name in KEPT_AS_DEFAULTS)]
+
+    @property
+    def timed(self) -> list[Any]:
+        """The fields, besides the effort, that a merge takes longer or shorter by."""
+        ours = ("width", "height", "paths", "steps", "renoised", "method")
+        options = [name for name in self.fields if name.startswith("option.") and name.endswith(_TIMED_OPTIONS)]
+        return [*(self.fields[name] for name in (*ours, *options)), self.draw]
+
     def _main_fields(self) -> None:
         self.fields[EFFORT] = gr.Radio(
-            [(name.capitalize(), name) for name in all_efforts()],
-            value=settings.value("loraclr_effort"),
+            [name.capitalize() for name in all_efforts()],
+            value=_EFFORT.capitalize(),
             label="Effort",
             elem_id="loraclr_effort",
             tooltip="Layers merges layer by layer and needs no gradients; the others then refine what the model draws. "
             "Times are estimates: Check measures this computer anew, and every merge makes them better",
         )
-        with FormRow(elem_id="loraclr_name_row"):
-            self.name = gr.Textbox(
-                label="Name of the new LoRA",
-                placeholder="a free name is proposed",
-                elem_id="loraclr_name",
-                max_lines=1,
-                tooltip="Used when you keep the result; you can still change it then",
-            )
-            self.sub_folder = gr.Textbox(
-                value=settings.value("loraclr_sub_folder"),
-                label="Sub-folder",
-                placeholder="none",
-                elem_id="loraclr_sub_folder",
-                max_lines=1,
-                tooltip="Inside the LoRA folder",
-                scale=0,
-                min_width=140,
-            )
 
     def _advanced(self) -> None:
-        with gr.Accordion("Prompts that are recorded", open=False, elem_id="loraclr_prompts"):
+        with gr.Accordion("How you prompt", open=False, elem_id="loraclr_prompts"):
             self._prompt_fields()
         with gr.Accordion("Output", open=False, elem_id="loraclr_output"), FormRow():
             self.fields["save_as"] = gr.Radio(
-                [(label, name) for name, label in _SAVED.items()],
+                [(label, name) for name, label in SAVED.items()],
                 value=_DEFAULTS.save_as,
                 label="Save as",
                 elem_id="loraclr_save_as",
-                tooltip="; ".join(f"{_SAVED[name]}: {text}" for name, text in SAVE_AS.items()),
+                tooltip="; ".join(f"{SAVED[name]}: {text}" for name, text in SAVE_AS.items()),
             )
             self.fields["precision"] = gr.Radio(
                 list(PRECISIONS),
@@ -81,25 +79,24 @@ class Fields:
                 tooltip="Of the file; a checkpoint keeps its own",
             )
         with gr.Accordion("Advanced", open=False, elem_id="loraclr_advanced"):
+            self.fields["method"] = gr.Radio(
+                method_choices(),
+                value=settings.value("loraclr_method"),
+                label="Method",
+                elem_id="loraclr_method",
+                tooltip=f"What each does stands below; in requests: {', '.join(METHODS)}",
+            )
             with FormRow():
-                self.fields["method"] = gr.Dropdown(
-                    list(METHODS),
-                    value=settings.value("loraclr_method"),
-                    label="Method",
-                    elem_id="loraclr_method",
-                    tooltip="contrastive is LoRACLR; weighted_sum is exactly what several tags in one prompt do",
-                )
                 self.fields["rank"] = DropdownEditable(
                     choices=["auto", "full", "16", "32", "64", "128"],
                     value=_DEFAULTS.rank,
                     label="Rank",
                     elem_id="loraclr_rank",
                     min_width=90,
-                    tooltip="auto keeps the share beside it; full keeps everything; or a number",
+                    tooltip="How large the file may be: auto keeps the share beside it, full keeps everything, or a number",
                 )
-                self._number(
-                    "kept", "Share kept", _DEFAULTS.kept, tip="Of the merge's effect, by rank auto", step=0.001
-                )
+                tip = with_code("How much of the merge's effect rank auto keeps; 1 is all", "kept")
+                self._number("kept", "Share of the effect", _DEFAULTS.kept, tip=tip, step=0.001)
             self.method_boxes = {name: self._method_options(name) for name in METHODS}
             self._recording_fields()
 
@@ -115,22 +112,27 @@ class Fields:
         return box
 
     def _prompt_fields(self) -> None:
-        preset, defaults = settings.value("loraclr_prompts"), PromptOptions()
+        preset, defaults = next(iter(TEMPLATES)), PromptOptions()
         self.preset = gr.Radio(
-            list(TEMPLATES),
-            value=preset,
-            label="Prompted with",
+            [WAYS[name] for name in TEMPLATES],
+            value=WAYS[preset],
+            label="You write",
             elem_id="loraclr_preset",
-            tooltip="Fills the fields below",
+            tooltip="Fills the fields below with what the model is asked while it is recorded",
         )
         chosen = PromptOptions.preset(preset)
         for name, label, lines, tip in (
-            ("templates", "Templates, one per line", 6, "{trigger} stands for a concept's trigger words"),
+            (
+                "templates",
+                "How you ask for a concept, one prompt per line",
+                6,
+                "{trigger} stands for its trigger words. In requests: templates",
+            ),
             (
                 "plain",
                 "Prompts that call no concept, one per line",
                 4,
-                "They keep the merge from leaking into everything",
+                "They keep the merge from leaking into everything. In requests: plain",
             ),
         ):
             self.fields[name] = gr.Textbox(
@@ -138,11 +140,11 @@ class Fields:
             )
         with FormRow():
             self.fields["bank"] = gr.Radio(
-                [("As above", ""), *((name, name) for name in BANKS), ("Only the templates", NO_BANK)],
-                value=defaults.bank,
-                label="Other words",
+                list(BANKS),
+                value=next(iter(BANKS)),
+                label="Words around them",
                 elem_id="loraclr_bank",
-                tooltip="A bank of phrases that prompts draw from, so that the merge works in other words too",
+                tooltip="A bank of phrases that prompts draw from, so that the merge works in other words too. In requests: bank",
             )
             self.fields["phrases"] = gr.Textbox(
                 "",
@@ -155,7 +157,7 @@ class Fields:
             for name, label, tip in (
                 ("quality", "Quality words", "Added to the end of every prompt"),
                 ("negative", "Negative prompt", "Used at every step of what is recorded"),
-                ("pair", "Two concepts", "How the picture asks for two at once: {first}, {second}"),
+                ("pair", "Two at once", "How the picture asks for two at once: {first}, {second}"),
             ):
                 self.fields[name] = gr.Textbox(
                     getattr(defaults, name), label=label, elem_id=f"loraclr_{name}", tooltip=tip, max_lines=1
@@ -163,15 +165,17 @@ class Fields:
 
     def _recording_fields(self) -> None:
         recording = _DEFAULTS.recording
-        gr.HTML("<p class='loraclr-small'>How the model is run while it is recorded.</p>")
+        gr.HTML("<p class='loraclr-small'>What the model draws with each LoRA, for the merge to learn from.</p>")
         with FormRow():
-            self._number("paths", "Paths", recording.paths, tip="Denoising paths recorded per concept", precision=0)
-            self._number("steps", "Steps per path", recording.steps, tip="Denoising steps of each path", precision=0)
-            tip = "Points per concept besides, on its finished pictures with fresh noise"
-            self._number("renoised", "Renoised points", recording.renoised, tip=tip, precision=0)
-            self._number("guidance", "CFG scale", recording.guidance, tip="Of the recorded paths", step=0.5)
+            tip = with_code("Of each concept: the more, the better and the slower", "paths")
+            self._number("paths", "Pictures", recording.paths, tip=tip, precision=0)
+            tip = with_code("Sampling steps of each picture", "steps")
+            self._number("steps", "Steps of each", recording.steps, tip=tip, precision=0)
+            tip = with_code("Points of each concept besides, on its finished pictures with fresh noise", "renoised")
+            self._number("renoised", "With fresh noise", recording.renoised, tip=tip, precision=0)
+            self._number("guidance", "CFG scale", recording.guidance, tip="Of these pictures", step=0.5)
         with FormRow():
-            size_tip = "Of the recorded pictures; 0 for the checkpoint's own size"
+            size_tip = "Of these pictures; 0 for the smallest sensible size that the LoRAs were trained at"
             self._number("width", "Width", recording.width, tip=size_tip, precision=0, step=64)
             self._number("height", "Height", recording.height, tip=size_tip, precision=0, step=64)
             self._number("seed", "Seed", _DEFAULTS.seed, tip="The same seed gives the same file", precision=0)
@@ -179,9 +183,9 @@ class Fields:
             self._number("memory_mb", "Memory (MB)", budget, tip="In RAM, for what is recorded", precision=0)
         self.draw = gr.Checkbox(
             bool(settings.value("loraclr_preview")),
-            label="Draw the picture",
+            label="Draw pictures",
             elem_id="loraclr_draw",
-            tooltip="Each concept as base, alone, all tags, merged; it also becomes the card's picture",
+            tooltip="To judge the merge by: each concept as base, alone, all tags, merged; and for the card",
         )
 
     def _number(self, name: str, label: str, value: float, *, tip: str = "", **arguments: Any) -> None:
@@ -189,13 +193,12 @@ class Fields:
         self.fields[name] = gr.Number(value, label=label, elem_id=f"loraclr_{name}", min_width=90, **arguments, **extra)
 
 
-def _option(method: str, item: Option) -> gr.components.IOComponent:
+def _option(method: str, item: Option) -> Any:
     """The component of one option."""
-    label = item.name.replace("_", " ").capitalize()
     common: dict[str, Any] = {
-        "label": label,
+        "label": option_label(item),
         "elem_id": f"loraclr_{method}_{item.name}",
-        "tooltip": item.help,
+        "tooltip": with_code(item.help, item.name),
         "min_width": 90,
     }
     if item.type is bool:

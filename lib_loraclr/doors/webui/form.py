@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +13,12 @@ from ...request import (
     MergeRequest,
     PromptOptions,
     RecordingOptions,
-    clean_name,
     parse_number,
     schema,
 )
 from ...solving import EFFORT, METHODS, Procedure, find_method
 from .catalogue import require_fitting
+from .labels import BANKS, code_of
 from .rows import Table
 
 #: fields of the tab that are fields of the request or of a part of it
@@ -50,7 +49,7 @@ def sort_out(table: Table) -> tuple[dict[str, Concept], dict[str, str]]:
         LoraclrError: there are no rows
     """
     if not table.rows:
-        raise LoraclrError("There is nothing to merge: choose at least one LoRA at the top.")
+        raise LoraclrError("There is nothing to merge: choose two or more LoRAs at the top.")
     concepts, refused = {}, {}
     for row in table.rows:
         try:
@@ -84,7 +83,8 @@ def settings(fields: Mapping[str, Any]) -> MergeRequest:
     options = {}
     for item in schema(find_method(method).options):
         name = EFFORT if item.name == EFFORT else option_field(method, item.name)
-        options[item.name] = _value(fields[name], item.type, item.name)
+        value = str(fields[name]).lower() if item.name == EFFORT else fields[name]
+        options[item.name] = _value(value, item.type, item.name)
     recording = {name: _value(fields[name], type(getattr(RecordingOptions(), name)), name) for name in RECORDING}
     prompts = PromptOptions(
         templates=_lines(fields["templates"]),
@@ -92,7 +92,7 @@ def settings(fields: Mapping[str, Any]) -> MergeRequest:
         quality=fields["quality"].strip(),
         negative=fields["negative"].strip(),
         pair=fields["pair"].strip() or PromptOptions().pair,
-        bank=fields["bank"],
+        bank=code_of(fields["bank"], BANKS),
         phrases=_lines(fields["phrases"]),
     )
     return MergeRequest(
@@ -120,30 +120,6 @@ def _value(value: Any, kind: type, name: str) -> Any:
 
 def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def proposed_name(table: Table) -> str:
-    """A name that says what is inside."""
-    return short_name([row.lora for row in table.rows])
-
-
-def short_name(names: Sequence[str]) -> str:
-    """The same, of LoRAs' names; with no character that a file or a prompt reserves."""
-    if not names:
-        return ""
-    short = "-".join(names[:3]) if len(names) <= 3 else f"{'-'.join(names[:2])}-and-{len(names) - 2}-more"
-    return clean_name(short if len(short) <= 60 else f"merge-of-{len(names)}")
-
-
-def is_proposed(name: str, table: Table) -> bool:
-    """Whether nobody but us has written this name: what is proposed for these rows, or that with a number to be free."""
-    return re.fullmatch(re.escape(proposed_name(table)) + r"(-\d+)?", name) is not None
-
-
-def whole_name(name: str, sub_folder: str) -> str:
-    """Name and sub-folder as `output_path` takes them."""
-    folder = sub_folder.strip().replace("\\", "/").strip("/")
-    return f"{folder}/{name.strip()}" if folder else name.strip()
 
 
 def methods() -> list[str]:

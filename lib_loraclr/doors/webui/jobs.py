@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from modules import errors, shared
 
@@ -20,14 +19,12 @@ from ...files import Written
 from ...hosts import running
 from ...merge import merge_loras
 from ...model import Host, is_out_of_memory
-from ...output import Merge, PreviewOptions, file_size, preview_grid
+from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
 from ...progress import PlannedStage, Stage
 from ...request import MergeRequest
 from . import estimate, keeping, pace, wording
+from .clock import TimedProgress
 from .keeping import NameTaken
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = ["Job", "NameTaken", "OVER", "Result", "discard", "find", "interrupt", "interrupt_task", "is_stopped", "keep"]
 __all__ += ["of_task", "owner_of", "put_back", "run", "shown", "start", "unload", "waiting"]
@@ -56,12 +53,12 @@ class Result:
 
     Attributes:
         merge: on the CPU, without the inputs' tensors
-        preview: the picture, or None
+        pictures: to judge it by, and for its card; or None
         size: of the file in bytes
     """
 
     merge: Merge
-    preview: Image | None
+    pictures: Pictures | None
     size: int
 
 
@@ -81,6 +78,7 @@ class Job:
         result: held from "finished" until it is kept or discarded
         kept: the new LoRA or checkpoint
         written: its files, with what they replaced
+        form: what stood in the tab when it was asked for there, as that hands it over; None for HTTP
     """
 
     request: MergeRequest
@@ -95,7 +93,8 @@ class Job:
     kept: running.InstalledLora | running.InstalledCheckpoint | None = None
     written: Written | None = None
     stop: bool = False
-    progress: TimedProgress | None = None
+    progress: _Progress | None = None
+    form: Any = None
 
     def __post_init__(self) -> None:
         self.owner = self.owner or owner_of(self.task)
@@ -111,33 +110,16 @@ class Job:
         return shared.state.textinfo or "" if self.state == "running" else ""
 
 
-class TimedProgress(running.StateProgress):
-    """The WebUI's bar; notes how long each stage took, for later estimates, and hears a job's own interrupt."""
+class _Progress(TimedProgress):
+    """The progress of a job, whose own interrupt it hears, and whose picture is drawn in it after the merge."""
 
-    def __init__(self, job: Job, key: pace.Key, expected: Sequence[PlannedStage]) -> None:
-        super().__init__(estimate.seconds(expected, key))
-        self.planned = expected
-        self.seconds: dict[Stage, float] = {}
-        self._job, self._key = job, key
-        self._since, self._current = time.monotonic(), None
+    def __init__(self, job: Job, key: pace.Key, host: Host) -> None:
+        expected = estimate.stages(job.request, host, draw=job.draw)
+        super().__init__(expected, pace.seconds_per_unit(key), timed=pace.timed(key))
+        self._job = job
 
     def plan(self, stages: Sequence[PlannedStage]) -> None:
-        """The inputs have been read, and the merge itself says what it will do."""
-        self.planned = [*stages, *estimate.drawing(self._job.request, draw=self._job.draw)]
-        self.divide(estimate.seconds(self.planned, self._key))
-
-    def start(self, stage: Stage, total: int) -> None:
-        self.finish()
-        self._current = stage
-        super().start(stage, total)
-        if self.interrupted():
-            raise Interrupted
-
-    def finish(self) -> None:
-        now = time.monotonic()
-        if self._current:
-            self.seconds[self._current] = now - self._since
-        self._since, self._current = now, None
+        super().plan([*stages, *estimate.drawing(self._job.request, draw=self._job.draw)])
 
     def interrupted(self) -> bool:
         """Only its own: the WebUI's flag is set by whoever stops a picture, and that may be waiting behind this merge."""
@@ -149,6 +131,8 @@ _jobs: dict[str, Job] = {}
 _guard = threading.Lock()
 #: tasks of the tab that were stopped, the latest ones
 _stopped: list[str] = []
+#: the merge that was stopped when the scripts were unloaded
+_unloaded: list[Job] = []
 
 
 def owner_of(task: str) -> str:
@@ -167,6 +151,11 @@ def waiting(owner: str = "") -> Job | None:
     """The latest job of an owner whose result is neither kept nor discarded."""
     with _guard:
         return next((job for job in reversed(_jobs.values()) if job.state == "finished" and job.owner == owner), None)
+
+
+def take_unloaded() -> Job | None:
+    """The merge that Reload UI stopped, once: who has been told of it wants to see other things next."""
+    return _unloaded.pop() if _unloaded else None
 
 
 def of_task(task: str) -> Job | None:
@@ -267,8 +256,13 @@ def interrupt(job: Job) -> None:
             job.state = "interrupted"
 
 
-def keep(job: Job, name: str, *, overwrite: bool = False) -> running.InstalledLora | running.InstalledCheckpoint:
+def keep(
+    job: Job, name: str, *, overwrite: bool = False, with_sheet: bool = False
+) -> running.InstalledLora | running.InstalledCheckpoint:
     """Write the file and make the WebUI list it: `keeping.write`.
+
+    Args:
+        with_sheet: write the picture to judge it by as well, as `NAME.report.png`
 
     Raises:
         LoraclrError: nothing to keep, a name that may not be or is taken, or it cannot be written
@@ -278,7 +272,7 @@ def keep(job: Job, name: str, *, overwrite: bool = False) -> running.InstalledLo
             raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
         held, job.state = job.result, "saving"
     try:
-        kept, written = keeping.write(held.merge, held.preview, name, overwrite=overwrite)
+        kept, written = keeping.write(held.merge, held.pictures, name, overwrite=overwrite, with_sheet=with_sheet)
     except LoraclrError as error:
         _end(job, "finished")
         raise wording.reworded(error, _names(job)) from error
@@ -330,6 +324,8 @@ def unload() -> None:
     with _guard:
         for job in list(_jobs.values()):
             if job.state not in ("finished", "saving"):
+                if job.state not in OVER:
+                    _unloaded[:] = [job]
                 job.stop = True
                 del _jobs[job.id]
         _stopped.clear()
@@ -348,18 +344,19 @@ def _names(job: Job) -> dict[str, str]:
 
 def _merge(job: Job, host: Host) -> Result:
     key = pace.key_of(job.request, host)
+    shared.state.textinfo = "Looking how fast this computer is"
     pace.measure(host, key)
-    job.progress = TimedProgress(job, key, estimate.stages(job.request, host, draw=job.draw))
+    job.progress = _Progress(job, key, host)
     merge = merge_loras(job.request, host, job.progress)
-    preview, warnings = _preview(job, merge, host) if job.draw else (None, ())
+    pictures, warnings = _draw(job, merge, host) if job.draw else (None, ())
     job.progress.finish()
     try:
-        pace.learn(key, _done(job.progress.planned, merge, drawn=preview is not None), job.progress.seconds)
+        pace.learn(key, _done(job.progress.planned, merge, drawn=pictures is not None), job.progress.seconds)
     except Exception:  # noqa: BLE001  (the merge is complete, whatever became of the next one's estimate)
         errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
     told = tuple(wording.plain(warning, _names(job)) for warning in (*merge.report.warnings, *warnings))
     report = replace(merge.report, warnings=told)
-    return Result(replace(merge, report=report).light(), preview, file_size(merge))
+    return Result(replace(merge, report=report).light(), pictures, file_size(merge))
 
 
 def _done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list[PlannedStage]:
@@ -375,11 +372,11 @@ def _done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list
     return done
 
 
-def _preview(job: Job, merge: Merge, host: Host) -> tuple[Image | None, tuple[str, ...]]:
-    """The picture, or why there is none: a merge that is finished is not thrown away for it."""
+def _draw(job: Job, merge: Merge, host: Host) -> tuple[Pictures | None, tuple[str, ...]]:
+    """The pictures, or why there is none: a merge that is finished is not thrown away for it."""
     drawing = PreviewOptions(guidance=job.request.recording.guidance, font=running.caption_font())
     try:
-        return preview_grid(merge, host, drawing, job.progress), ()
+        return draw_pictures(merge, host, drawing, job.progress), ()
     except Interrupted:
         return None, ("The picture was interrupted; the merge is complete.",)
     except LoraclrError as error:
@@ -390,6 +387,7 @@ def _preview(job: Job, merge: Merge, host: Host) -> tuple[Image | None, tuple[st
 
 
 def _remember(job: Job) -> None:
+    _unloaded.clear()
     with _guard:
         _jobs[job.id] = job
         job.stop = job.stop or is_stopped(job.task)  # between its last look and now

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...errors import LoraclrError
 from ...files import Written
 from ...hosts import running
-from ...output import Merge, write_merge
+from ...output import Merge, Pictures, write_merge
 from ...request import output_path
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 #: whoever writes or puts back waits for the one before, so that a name that is free stays free
 _one_at_a_time = threading.RLock()
@@ -26,27 +22,31 @@ class NameTaken(LoraclrError):
 
 
 def write(
-    merge: Merge, preview: Image | None, name: str, *, overwrite: bool
+    merge: Merge, pictures: Pictures | None, name: str, *, overwrite: bool, with_sheet: bool = False
 ) -> tuple[running.InstalledLora | running.InstalledCheckpoint, Written]:
     """Write the file and make the WebUI list it.
 
     Args:
+        pictures: for its card, and to judge it by
         name: inside the LoRA folder, sub-folders separated by "/"; a checkpoint goes into the folder of checkpoints, under the
             next free name if this one is taken
         overwrite: replace a LoRA of that name; a checkpoint is never replaced
+        with_sheet: write the picture to judge it by as well, as `NAME.report.png`
 
     Raises:
         LoraclrError: a name that may not be or is taken, it cannot be written, or the WebUI would not list it; nothing is changed
     """
     wanted = name.strip().replace("\\", "/")
+    card, sheet = (pictures.card, pictures.sheet) if pictures else (None, None)
+    drawn = {"preview": card, "sheet": sheet if with_sheet else None}
     with _one_at_a_time:
         if merge.request.save_as == "checkpoint":
             path = output_path(running.checkpoint_dir(), running.free_checkpoint_name(wanted))
-            written, announce = write_merge(merge, path, preview=preview), running.announce_checkpoint
+            written, announce = write_merge(merge, path, **drawn), running.announce_checkpoint
         else:
             path = _lora_path(wanted, overwrite=overwrite)
             # pictures of what is replaced show another merge
-            written = write_merge(merge, path, preview=preview, overwrite=overwrite, stale=running.previews(path))
+            written = write_merge(merge, path, **drawn, overwrite=overwrite, stale=running.previews(path))
             announce = running.announce
         try:
             kept = announce(path)
@@ -68,7 +68,9 @@ def _lora_path(name: str, *, overwrite: bool) -> Path:
         raise LoraclrError(
             f"{path.stem} is the name of another LoRA, and prompts tell LoRAs apart by name only: rename."
         )
-    if not overwrite and any(path.with_suffix(suffix).exists() for suffix in (".safetensors", ".json", ".png")):
+    if not overwrite and any(
+        path.with_suffix(suffix).exists() for suffix in (".safetensors", ".json", ".png", ".report.png")
+    ):
         raise NameTaken(f"{name} exists already: choose another name, or replace it.")
     return path
 

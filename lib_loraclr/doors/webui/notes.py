@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import html
 
+#: the components of the result column, in the order of the events' outputs; to the last the WebUI adds the time taken
+SHOWN = ("view", "picture", "advice", "decide", "use", "replace", "name", "copy", "job", "log")
+
 WELCOME = (
     "<div class='loraclr-welcome'><p>The result appears here, before anything is written.</p>"
     "<ol><li>Choose LoRAs above; \u2199\ufe0f takes those of txt2img's prompt.</li>"
@@ -20,6 +23,12 @@ def note(text: str) -> str:
     return f"<div class='loraclr-note'>{safe(text)}</div>"
 
 
+def passing(text: str, kind: str = "") -> str:
+    """A note that can be sent away, for nothing else does."""
+    button = "<button type='button' class='loraclr-close' title='Close' aria-label='Close'>×</button>"
+    return f"<div class='loraclr-note {safe(kind)}' role='status'>{button}{safe(text)}</div>"
+
+
 def duration(seconds: float) -> str:
     """In words, no more precise than it is."""
     if seconds < 10:
@@ -29,6 +38,15 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{max(2, round(seconds / 60))} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def span(least: float, most: float) -> str:
+    """From one time to another in words; one time where both are said alike."""
+    low, high = duration(least), duration(most)
+    if low == high:
+        return low
+    number, _, unit = low.partition(" ")
+    return f"{number} to {high}" if high.endswith(f" {unit}") else f"{low} to {high}"
 
 
 def safe(value: object) -> str:

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from modules import cache, shared
@@ -18,11 +19,15 @@ from ...errors import LoraclrError
 from ...hosts import running
 from ...model import Host, is_out_of_memory
 from ...progress import PlannedStage, Stage, Work
-from ...recording import BATCH, evaluated
+from ...recording import BATCH, evaluated, with_size
 from ...request import MergeRequest
 
 #: seconds for which a measurement is taken to hold: other programs come and go
 FRESH = 60.0
+#: seconds of a kind of work that are enough to go by, and for how many a guess counts beside them
+_ENOUGH, _GUESSED = 60.0, 10.0
+#: of what is remembered: kind of work -> seconds of it that it was learnt from
+_TRUSTED = "seconds"
 #: what a pace is remembered for: checkpoint, height, width
 Key = tuple[str, int, int]
 
@@ -51,9 +56,20 @@ class _Measured:
 _measured: dict[Key, _Measured] = {}
 
 
+def sized(request: MergeRequest, host: Host) -> MergeRequest:
+    """The request with the size of its pictures, as the merge will choose it."""
+    metadata = []
+    for concept in request.concepts:
+        try:
+            metadata.append(running.find_lora(concept.label).metadata)
+        except LoraclrError:  # deleted meanwhile, which is said elsewhere
+            continue
+    return replace(request, recording=with_size(request.recording, metadata, host.default_size))
+
+
 def key_of(request: MergeRequest, host: Host) -> Key:
-    recording = request.recording
-    return host.checkpoint, recording.height or host.default_size, recording.width or host.default_size
+    recording = sized(request, host).recording
+    return host.checkpoint, recording.height, recording.width
 
 
 def seconds_per_unit(key: Key) -> dict[Work, float]:
@@ -96,29 +112,45 @@ def _seconds_per_sample(host: Host, height: int, width: int) -> float:
 def learn(key: Key, planned: Iterable[PlannedStage], taken: Mapping[Stage, float]) -> None:
     """Set the pace right by a merge that ended.
 
-    After the first merge only halfway to what was seen, on a scale of factors: one merge beside a heavy program shall not
-    spoil the next estimate.
+    What took long counts for much, on a scale of factors, and never for all: a merge of seconds is mostly beginnings and ends,
+    and one beside a heavy program shall not spoil the next estimate.
 
     Args:
         planned: what was done
         taken: stage -> seconds
     """
-    pace, first = _remembered(key), _name(key) not in _store()
+    pace, trusted = _remembered(key), dict(_store().get(_name(key), {}).get(_TRUSTED, {}))
     done = [item for item in planned if item.stage in taken]
     for kind, before in asdict(pace).items():
         own = [item for item in done if item.work is Work(kind)]
         amount, seconds = sum(item.amount for item in own), sum(taken[item.stage] for item in own)
         if amount and seconds:
             seen = seconds / amount / (1.0 if kind == Work.LAYER.value else _measured[key].seconds)
-            pace = replace(pace, **{kind: seen if first else (before * seen) ** 0.5})
-    _store()[_name(key)] = asdict(pace)
+            known_for = trusted.get(kind, 0.0)
+            new, old = min(seconds, _ENOUGH), _GUESSED + min(known_for, _ENOUGH)
+            pace = replace(pace, **{kind: (seen**new * before**old) ** (1 / (new + old))})
+            trusted[kind] = known_for + seconds
+    _store()[_name(key)] = {**asdict(pace), _TRUSTED: trusted}
+
+
+def timed(key: Key) -> bool:
+    """Whether merges on this checkpoint at this size have shown what to expect."""
+    trusted = _store().get(_name(key), {}).get(_TRUSTED, {})
+    return trusted.get(Work.EVALUATION.value, 0.0) >= _GUESSED
 
 
 def _remembered(key: Key) -> Pace:
-    return Pace(**_store().get(_name(key), {}))
+    """What is known of this checkpoint at this size, or at another size, or of another checkpoint."""
+    stored = _store()
+    names = [name for name in stored if name != _name(key)]
+    names.sort(key=lambda name: name.rpartition(", ")[0] == key[0])  # those of the same checkpoint last
+    for name in [_name(key), *reversed(names)]:
+        if name in stored:
+            return Pace(**{kind: value for kind, value in stored[name].items() if kind != _TRUSTED})
+    return Pace()
 
 
-def _store() -> MutableMapping[str, dict[str, float]]:
+def _store() -> MutableMapping[str, dict[str, Any]]:
     return cache.cache("loraclr-pace")
 
 

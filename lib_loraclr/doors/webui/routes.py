@@ -14,40 +14,37 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
-from pydantic import BaseModel, Field
+from pydantic import VERSION, BaseModel, Field
 
 from ...errors import LoraclrError
 from ...hosts.running import (
     InstalledCheckpoint,
     InstalledLora,
     find_lora,
-    free_checkpoint_name,
-    free_name,
     installed_loras,
     loaded_family,
 )
 from ...request import MergeRequest, schema
 from ...solving import METHODS, Procedure
 from . import check as checking
-from . import jobs, keeping, settings, wording
+from . import jobs, keeping, naming, settings, wording
 from .catalogue import obstacle, require_fitting
-from .form import short_name
+from .openapi import EXAMPLE, request_schema
 
-_EXAMPLE = {
-    "concepts": [
-        {"lora": "fox-face", "trigger": "sks animal"},
-        {"lora": "penguin", "te_weight": 0.8, "unet_weight": 0.8, "trigger": "ohwx bird"},
-    ],
-    "method": "contrastive",
-    "options": {"effort": "fast"},
-}
+
+def _typed(schema_: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a `Field` whose schema says more than its Python type: pydantic 1 and 2 (Forge's) take it in two ways.
+
+    The fields are described and not parsed by pydantic, so that a mistake is answered with the text that every door shows.
+    """
+    return {"json_schema_extra": schema_} if VERSION.startswith("2") else schema_
 
 
 class MergeBody(BaseModel):
     """What to merge."""
 
-    request: dict[str, Any] = Field(description="A merge request; `lora` of each concept is an installed LoRA's name.")
-    preview: bool | None = Field(None, description="Whether to draw the picture; as in the settings if left out.")
+    request: dict[str, Any] = Field(..., **_typed(request_schema()))
+    preview: bool | None = Field(None, description="Whether to draw pictures; as in the settings if left out.")
 
 
 class KeepBody(BaseModel):
@@ -55,6 +52,10 @@ class KeepBody(BaseModel):
 
     name: str = Field(description="Name inside the LoRA (or checkpoint) folder; sub-folders separated by /.")
     overwrite: bool = Field(False, description="Replace a LoRA of that name; a checkpoint takes the next free name.")
+    sheet: bool | None = Field(
+        None,
+        description="Whether the picture to judge it by is written too, as NAME.report.png; as in the settings if left out.",
+    )
 
 
 def add(app: FastAPI) -> None:
@@ -64,8 +65,8 @@ def add(app: FastAPI) -> None:
     router = APIRouter(prefix="/loraclr/v1", tags=["LoRACLR"], dependencies=guarded)
     router.add_api_route("/loras", _answer(loras), methods=["GET"])
     router.add_api_route("/methods", _answer(methods), methods=["GET"])
-    # in this way, for pydantic 1 and 2 disagree about the place of examples
-    example = {"requestBody": {"content": {"application/json": {"example": {"request": _EXAMPLE}}}}}
+    # pydantic 1 and 2 disagree about the place of examples, too
+    example = {"requestBody": {"content": {"application/json": {"example": {"request": EXAMPLE}}}}}
     router.add_api_route("/check", _answer(check), methods=["POST"], openapi_extra=example)
     router.add_api_route("/merge", _answer(merge), methods=["POST"], openapi_extra=example)
     router.add_api_route("/jobs/{job_id}", _answer(status), methods=["GET"])
@@ -215,23 +216,20 @@ def result(job_id: str, asked: Request, preview: bool = True) -> dict[str, Any]:
     held = job.result  # somebody may decide on it meanwhile
     if held is None:
         raise LoraclrError(f"There is no result: the merge is {job.state}.")
-    picture = held.preview if preview else None
+    pictures = held.pictures if preview else None
     return {
         "id": job.id,
         "report": asdict(held.merge.report),
         "size": held.size,
         "free_name": _free_name(job),
-        "preview": _encoded(picture) if picture else None,
+        "preview": _encoded(pictures.sheet) if pictures else None,
     }
 
 
 def _free_name(job: jobs.Job) -> str | None:
     """A name that is free; None where the sub-folder of the settings is none that a file may be in."""
-    wanted = short_name(job.names)
     try:
-        if job.request.save_as == "checkpoint":
-            return free_checkpoint_name(wanted)
-        return free_name(wanted, settings.value("loraclr_sub_folder"))
+        return naming.free_whole_name(job.names, job.request.save_as)
     except LoraclrError:
         return None
 
@@ -245,7 +243,8 @@ def _encoded(picture: Any) -> str:
 def keep(job_id: str, body: KeepBody, asked: Request) -> dict[str, Any]:
     """Write the file; the new LoRA is usable at once, a new checkpoint is listed. What it replaced can be put back."""
     job = _find(job_id, asked)
-    kept = jobs.keep(job, body.name, overwrite=body.overwrite)
+    with_sheet = bool(settings.value("loraclr_sheet")) if body.sheet is None else body.sheet
+    kept = jobs.keep(job, body.name, overwrite=body.overwrite, with_sheet=with_sheet)
     if isinstance(kept, InstalledCheckpoint):
         return {"name": kept.name, "title": kept.title}
     replaced = job.written is not None and keeping.can_be_put_back(job.written)

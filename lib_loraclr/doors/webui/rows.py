@@ -21,8 +21,8 @@ from .notes import safe
 _FIELDS = {item.name: item.default for item in fields(Concept) if item.name != "lora"}
 _NUMBERS = {"te_weight": "text encoder weight", "unet_weight": "UNet weight", "importance": "importance"}
 _TIPS = {
-    "te_weight": "Strength on the text encoder, as in <lora:name:te:unet>",
-    "unet_weight": "Strength on the UNet, as in <lora:name:te:unet>",
+    "te_weight": "Strength, as in <lora:name:weight>; on the text encoder alone where there are two",
+    "unet_weight": "Strength on the UNet alone, as in <lora:name:te:unet>",
     "trigger": "The words that call this concept in a prompt",
     "kind": "A subject is called by its trigger words; a style changes everything it is applied to",
     "importance": "How much this concept's errors count while merging; it is not the weight",
@@ -151,8 +151,7 @@ def render(table: Table, loras: Mapping[str, InstalledLora]) -> str:
     body = "".join(_row(row, loras.get(row.lora)) for row in table.rows)
     head = (
         "<div class='loraclr-row loraclr-head'><span></span><span>Concept</span>"
-        f"<span title='{safe(_TIPS['te_weight'])}'>Text encoder</span>"
-        f"<span title='{safe(_TIPS['unet_weight'])}'>UNet</span>"
+        f"<span title='{safe(_TIPS['te_weight'])}'>Weight</span>"
         f"<span title='{safe(_TIPS['trigger'])}'>Trigger words</span>"
         f"<span title='{safe(_TIPS['kind'])}'>Kind</span><span></span></div>"
     )
@@ -165,30 +164,44 @@ def _row(row: Row, lora: InstalledLora | None) -> str:
     kind = "unreadable" if lora and lora.problem else lora.family if lora else ""
     badge = f" <span class='loraclr-badge'>{safe(kind)}</span>" if lora and reason else ""
     refused = f"<div class='loraclr-refused'>Cannot be merged: {safe(reason)}.</div>" if reason else ""
-    guess = " loraclr-guess" if lora and lora.trigger_is_guess and row["trigger"] == lora.trigger else ""
     more = " open" if row["prompts"] or row["alone"] or _number(row["importance"]) != "1" else ""
     return (
         f"<div class='loraclr-row loraclr-concept{' loraclr-bad' if reason else ''}' data-lora='{safe(row.lora)}'>"
         f"{_picture(lora)}"
         f"<span class='loraclr-name' title='{safe(folder + row.lora)}'>"
         f"<small>{safe(folder)}</small>{safe(row.lora)}{badge}</span>"
-        f"{_cell('Text encoder', _number_input(row, 'te_weight'))}{_cell('UNet', _number_input(row, 'unet_weight'))}"
-        f"<input type='text' class='loraclr-trigger{guess}' data-field='trigger' value='{safe(row['trigger'])}' "
-        f"placeholder='trigger words' aria-label='Trigger words of {safe(row.lora)}' title='{safe(_trigger_tip(lora, guess))}'>"
-        f"{_kind(row)}"
+        f"{_weights(row)}{_trigger(row, lora)}{_cell('Kind', _kind(row), 'loraclr-kind')}"
         f"<details class='loraclr-more'{more}><summary title='Importance and own prompts'>…</summary></details>"
         f"<div class='loraclr-extra'><label>Importance {_number_input(row, 'importance')}</label>"
-        f"<textarea data-field='prompts' rows='2' placeholder='Own prompts in place of the templates, one per line' "
+        f"<label>Own prompts <textarea data-field='prompts' rows='2' placeholder='in place of the templates, one per line' "
         f"aria-label='Own prompts of {safe(row.lora)}' title='{safe(_TIPS['prompts'])}'>"
-        f"{safe(row['prompts'])}</textarea>{_alone(row)}</div>"
+        f"{safe(row['prompts'])}</textarea></label>{_alone(row)}</div>"
         f"{refused}</div>"
     )
 
 
-def _trigger_tip(lora: InstalledLora | None, guess: str) -> str:
-    if lora and guess:
-        return lora.found_trigger.warning(lora.name)
-    return _TIPS["trigger"]
+def _trigger(row: Row, lora: InstalledLora | None) -> str:
+    """The trigger words, and whether they are a guess."""
+    guessed = lora is not None and lora.trigger_is_guess and row["trigger"] == lora.trigger
+    tip = lora.found_trigger.warning(lora.name) if guessed else _TIPS["trigger"]
+    mark = f"<small class='loraclr-guessed' title='{safe(tip)}'>guessed</small>" if guessed else ""
+    return _cell(
+        "Trigger words",
+        f"<span class='loraclr-words'><input type='text' data-field='trigger' value='{safe(row['trigger'])}' "
+        f"placeholder='trigger words' aria-label='Trigger words of {safe(row.lora)}' title='{safe(tip)}'>{mark}</span>",
+        "loraclr-trigger",
+    )
+
+
+def _weights(row: Row) -> str:
+    """One weight, as most prompts have it; or one for the text encoder and one for the UNet."""
+    apart = " loraclr-apart" if _number(row["te_weight"]) != _number(row["unet_weight"]) else ""
+    tip = "One weight for the text encoder and another for the UNet, or one for both"
+    split = (
+        f"<button type='button' class='loraclr-split' title='{tip}' aria-label='{tip}: {safe(row.lora)}'>split</button>"
+    )
+    both = _number_input(row, "te_weight") + _number_input(row, "unet_weight")
+    return f"<div class='loraclr-cell loraclr-weights{apart}'><small>Weight</small><span>{both}{split}</span></div>"
 
 
 def _picture(lora: InstalledLora | None) -> str:
@@ -198,16 +211,16 @@ def _picture(lora: InstalledLora | None) -> str:
     return f"<span class='loraclr-thumb' aria-hidden='true'>{safe((lora.name if lora else '?')[:1].upper())}</span>"
 
 
-def _cell(label: str, inside: str) -> str:
+def _cell(label: str, inside: str, kind: str = "") -> str:
     """A field with its label, which is seen where the page is too narrow for the table's head."""
-    return f"<label class='loraclr-cell'><small>{label}</small>{inside}</label>"
+    return f"<label class='loraclr-cell {kind}'><small>{label}</small>{inside}</label>"
 
 
 def _number_input(row: Row, name: str) -> str:
     step = "0.1" if name == "importance" else "0.05"
     return (
         f"<input type='number' step='{step}' data-field='{name}' value='{safe(_number(row[name]))}' "
-        f"aria-label='{safe(name.replace('_', ' '))} of {safe(row.lora)}' title='{safe(_TIPS[name])}'>"
+        f"aria-label='{safe(_NUMBERS[name])} of {safe(row.lora)}' title='{safe(_TIPS[name])}'>"
     )
 
 
@@ -233,16 +246,12 @@ def _alone(row: Row) -> str:
 def _bulk(rows: Sequence[Row]) -> str:
     if len(rows) < 2:
         return ""
-    fields = "".join(
-        _cell(
-            label,
-            f"<input type='number' step='0.05' data-all='{name}' placeholder='all' aria-label='All weights: {label}' "
-            "title='Sets this weight in every row'>",
-        )
-        for name, label in (("te_weight", "Text encoder"), ("unet_weight", "UNet"))
+    tip = "Sets the weight in every row"
+    field = f"<input type='number' step='0.05' data-all='weight' placeholder='all' aria-label='Weight of all' title='{tip}'>"
+    return (
+        "<div class='loraclr-row loraclr-bulk'><span></span><span class='loraclr-name'>All concepts</span>"
+        f"{_cell('Weight', field, 'loraclr-weights')}</div>"
     )
-    cells = "<span></span>" * 3
-    return f"<div class='loraclr-row loraclr-bulk'><span></span><span>All concepts</span>{fields}{cells}</div>"
 
 
 def _number(value: Any) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gradio as gr
 from modules import shared
 
-from ...request import TEMPLATES, MergeRequest, schema
-from ...solving import EFFORT, METHODS, all_efforts
+from ...request import MergeRequest
+from .labels import method_choices
 
 #: where no setting was saved: what a request has that says nothing of it
 _METHOD = MergeRequest(()).method
-_EFFORT = next((item.default for item in schema(METHODS[_METHOD].options) if item.name == EFFORT), "")
 _SECTION = ("loraclr", "LoRACLR")
 #: key -> (default, label, component, its arguments, explanation)
 _OPTIONS = {
@@ -21,17 +20,22 @@ _OPTIONS = {
         {"precision": 0, "minimum": 64},
         "in RAM, for recorded inputs and predictions together",
     ),
-    "loraclr_method": (_METHOD, "Default method", gr.Dropdown, {"choices": list(METHODS)}, ""),
-    "loraclr_effort": (_EFFORT, "Default effort", gr.Radio, {"choices": list(all_efforts())}, ""),
-    "loraclr_prompts": (
-        "photo",
-        "Default prompt templates",
+    "loraclr_method": (
+        _METHOD,
+        "Method that a merge begins with",
         gr.Radio,
-        {"choices": list(TEMPLATES)},
-        "booru for checkpoints that are prompted with tags",
+        {"choices": method_choices()},
+        "effort, prompts and precision are kept under Settings > Defaults, as the other tabs' fields are",
     ),
     "loraclr_sub_folder": ("", "Sub-folder for merged LoRAs", gr.Textbox, {}, "inside the LoRA folder; empty for none"),
-    "loraclr_preview": (True, "Draw the picture of a merge", gr.Checkbox, {}, "it also becomes the card's picture"),
+    "loraclr_preview": (True, "Draw pictures of a merge", gr.Checkbox, {}, "to judge it by, and for its card"),
+    "loraclr_sheet": (
+        False,
+        "Keep the picture to judge a merge by",
+        gr.Checkbox,
+        {},
+        "as NAME.report.png beside the file; the card's own picture shows merged pictures only",
+    ),
 }
 
 
@@ -46,7 +50,7 @@ def value(key: str):
     """A setting, or its default where a saved one does not fit any more."""
     default, _, _, arguments, _ = _OPTIONS[key]
     found = getattr(shared.opts, key, default)
-    choices = arguments.get("choices")
+    choices = [name for _, name in arguments.get("choices", ())]
     return default if found is None or (choices and found not in choices) else found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,18 +13,25 @@ from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolB
 from ...solving import EFFORT
 from . import notes, settings, start
 from .fields import Fields
+from .notes import SHOWN
 from .rows import Table, render
 
 
 def create() -> list[tuple[gr.Blocks, str, str]]:
     """For `script_callbacks.on_ui_tabs`. Looks at no file: the list is filled when the tab is opened."""
     start.end_former()
+    own: list[Any] = []
     with gr.Blocks(analytics_enabled=False) as tab:
-        _Tab()
+        own = _Tab().left.defaults
     for block in tab.blocks.values():
         # what a person chose for one merge is no default for the next, nor may it outlive a change of defaults here
-        block.do_not_save_to_config = True
+        block.do_not_save_to_config = block not in own
     return [(tab, "LoRACLR", "loraclr")]
+
+
+def by_script(function: str) -> dict[str, str]:
+    """A function of javascript/loraclr.js for an event, as this gradio wants it named: 3 calls it `_js`, and 4 `js`."""
+    return {"_js" if gr.__version__.startswith("3.") else "js": function}
 
 
 class _Actions:
@@ -56,6 +62,7 @@ class _Tab:
                 self._picker()
             with gr.Column(scale=1, elem_id="loraclr_actions_column", min_width=320):
                 self._buttons()
+        self.message = gr.HTML("", elem_id="loraclr_message")
         with ResizeHandleRow(equal_height=False):
             with gr.Column(variant="compact", elem_id="loraclr_settings"):
                 self.rows = gr.HTML(render(Table(), {}), elem_id="loraclr_rows")
@@ -74,6 +81,7 @@ class _Tab:
         self.kept = gr.Textbox(visible=False, elem_id="loraclr_kept")
         self.opened = gr.Button(visible=False, elem_id="loraclr_opened")
         self.lost = gr.Textbox(visible=False, elem_id="loraclr_lost")
+        self.asked = gr.Textbox(visible=False, elem_id="loraclr_asked")
         self.again = gr.Button(visible=False, elem_id="loraclr_again")
         self.answered = gr.Textbox(visible=False, elem_id="loraclr_answered")
         self.timed = gr.Textbox(visible=False, elem_id="loraclr_timed")
@@ -93,7 +101,6 @@ class _Tab:
                 elem_id="loraclr_from_prompt",
                 tooltip="Take the <lora:…> tags, their weights and the other words from txt2img's prompt",
             )
-        self.message = gr.HTML("", elem_id="loraclr_message")
 
     def _buttons(self) -> None:
         with gr.Row(elem_id="loraclr_actions"):
@@ -129,23 +136,8 @@ class _Tab:
                 elem_id="loraclr_picture",
                 show_download_button=False,
             )
-            with gr.Row(visible=False, elem_id="loraclr_decide") as self.decide:
-                self.keep = gr.Button(
-                    "Keep",
-                    variant="primary",
-                    elem_id="loraclr_keep",
-                    tooltip="Write the file, its card and its picture",
-                )
-                self.replace = gr.Button(
-                    "Replace existing",
-                    visible=False,
-                    variant="stop",
-                    elem_id="loraclr_replace",
-                    tooltip="Write over the LoRA of this name, with its card and its picture",
-                )
-                self.discard = gr.Button(
-                    "Discard", elem_id="loraclr_discard", tooltip="Nothing was written, nothing stays"
-                )
+            with gr.Column(visible=False, elem_id="loraclr_decide") as self.decide:
+                self._decision()
             with gr.Row(visible=False, elem_id="loraclr_use") as self.use:
                 self.send = gr.Button(
                     "Send to txt2img",
@@ -162,24 +154,66 @@ class _Tab:
                 )
             self.log = gr.HTML("", elem_id="loraclr_log")
 
+    def _decision(self) -> None:
+        """What a result is called, and what becomes of it."""
+        self.advice = gr.HTML("", elem_id="loraclr_advice")
+        with FormRow(elem_id="loraclr_name_row"):
+            self.name = gr.Textbox(
+                label="Name of the new LoRA",
+                placeholder="a free name is proposed",
+                elem_id="loraclr_name",
+                max_lines=1,
+                tooltip="Of this result; prompts call it by that",
+            )
+            self.sub_folder = gr.Textbox(
+                value=settings.value("loraclr_sub_folder"),
+                label="Sub-folder",
+                placeholder="none",
+                elem_id="loraclr_sub_folder",
+                max_lines=1,
+                tooltip="Inside the LoRA folder",
+                scale=0,
+                min_width=140,
+            )
+        self.name_note = gr.HTML("", elem_id="loraclr_name_note")
+        with gr.Row(elem_id="loraclr_decide_buttons"):
+            self.keep = gr.Button(
+                "Keep",
+                variant="primary",
+                elem_id="loraclr_keep",
+                tooltip="Write the file, its card and its picture",
+            )
+            self.replace = gr.Button(
+                "Replace existing",
+                visible=False,
+                variant="stop",
+                elem_id="loraclr_replace",
+                tooltip="Write over the LoRA of this name, with its card and its picture",
+            )
+            self.discard = gr.Button("Discard", elem_id="loraclr_discard", tooltip="Nothing was written, nothing stays")
+
     def _connect(self) -> None:
         """The events; functions of javascript/loraclr.js put the task id and the table into the first inputs."""
         left, fields = self.left, list(self.left.fields.values())
+        self.shown = [getattr(self, name) for name in SHOWN]
         bound = _Actions(list(left.fields))
         listing = {"outputs": [self.picker, self.message], "show_progress": False}
+        again = [self.picker, self.taken, left.draw, *fields]
         opened = self.opened.click(bound.open, [self.picker], **listing).then(
             bound.restore,
             [self.job, self.lost],
-            [self.view, self.picture, self.decide, self.use, self.log, self.job],
-            _js="loraclrLost",
+            [*self.shown, self.asked],
+            **by_script("loraclrLost"),
             show_progress=False,
         )
+        # in the browser, which alone knows whether something has been chosen meanwhile
+        opened.then(None, [self.asked, *again], again, **by_script("loraclrAgain"))
         self.refresh.click(bound.refresh, [self.picker], **listing)
         taken = self.from_prompt.click(
             bound.take,
             [self.prompt, self.taken, left.fields["templates"], left.fields["plain"]],
             [self.picker, self.taken, self.message, left.fields["templates"], left.fields["plain"]],
-            _js="loraclrPrompt",
+            **by_script("loraclrPrompt"),
             show_progress=False,
         )
         # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
@@ -196,29 +230,27 @@ class _Tab:
             show_progress=False,
         )
         whole = [self.task, self.table, self.picker, self.job, self.left.draw, *fields]
-        shown = [self.view, self.picture, self.decide, self.use, self.replace, self.job]
         self.check.click(
-            bound.check, whole, [self.view, left.fields[EFFORT]], _js="loraclrCollect", show_progress="minimal"
+            bound.check, whole, [self.view, left.fields[EFFORT]], **by_script("loraclrCollect"), show_progress="minimal"
         )
-        self.merge.click(
-            wrap_gradio_gpu_call(bound.merge, extra_outputs=[gr.update() for _ in shown]),
+        merged = self.merge.click(
+            wrap_gradio_gpu_call(bound.merge, extra_outputs=[gr.update() for _ in SHOWN[1:]]),
             whole,
-            [*shown, self.log],
-            _js="loraclrSubmit",
-            show_progress=False,
-        ).then(
-            bound.another,
-            [self.table, self.left.name, self.left.sub_folder],
-            [self.left.name],
-            _js="loraclrTable",
+            self.shown,
+            **by_script("loraclrSubmit"),
             show_progress=False,
         )
+        self._connect_times(bound, merged.then)
+        for field in self.left.timed:
+            # gradio 3 tells when a number has been written; 4 knows only that it changes
+            written = getattr(field, "blur", field.change) if isinstance(field, gr.Number) else field.change
+            self._connect_times(bound, written)
         for button in (self.interrupt, self.interrupting):
-            button.click(bound.interrupt, [self.task], _js="loraclrTask", show_progress=False)
+            button.click(bound.interrupt, [self.task], **by_script("loraclrTask"), show_progress=False)
         self._connect_result(bound)
 
     def _connect_selection(self, bound: _Actions, select: Callable[..., Any]) -> None:
-        """Rows, name and times for what is chosen.
+        """Rows and times for what is chosen.
 
         gradio drops an event while the answer to the one before is awaited, as when LoRAs are chosen quickly; so every answer
         says which selection it is for, and the browser asks again where that is not the one it has (`loraclrSettle`).
@@ -228,34 +260,41 @@ class _Tab:
         """
         chosen = select(
             bound.select,
-            [self.table, self.taken, self.picker, self.left.name, self.left.sub_folder],
-            [self.rows, self.left.name, self.answered],
-            _js="loraclrTable",
+            [self.table, self.taken, self.picker],
+            [self.rows, self.answered],
+            **by_script("loraclrTable"),
             show_progress=False,
         )
-        chosen.success(None, [self.picker, self.answered], **_in_browser(chosen.success, "loraclrSettle"))
+        chosen.success(None, [self.picker, self.answered], **by_script("loraclrSettle"))
+        self._connect_times(bound, chosen.then)
+
+    def _connect_times(self, bound: _Actions, after: Callable[..., Any]) -> None:
+        """The time that each effort takes.
+
+        Args:
+            after: the event that changes it
+        """
         fields = self.left.fields
-        timed = chosen.then(
-            bound.times, [self.picker, *fields.values()], [fields[EFFORT], self.timed], show_progress=False
+        timed = after(
+            bound.times,
+            [self.picker, self.left.draw, *fields.values()],
+            [fields[EFFORT], self.timed],
+            show_progress=False,
         )
-        timed.success(None, [self.picker, self.timed], **_in_browser(timed.success, "loraclrSettle"))
+        timed.success(None, [self.picker, self.timed], **by_script("loraclrSettle"))
 
     def _connect_result(self, bound: _Actions) -> None:
-        where = [self.job, self.left.name, self.left.sub_folder]
-        kept = [self.log, self.decide, self.use, self.replace, self.kept, self.left.name]
+        where = [self.job, self.name, self.sub_folder]
+        kept = [self.log, self.decide, self.use, self.replace, self.kept]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):
-            button.click(write, where, kept, show_progress="minimal").then(None, [self.kept], _js="loraclrKept")
+            button.click(write, where, kept, show_progress="minimal").then(
+                None, [self.kept], **by_script("loraclrKept")
+            )
         for field in where[1:]:
             # what may be replaced is the name that was refused, not one that is written after it
             field.input(bound.another_name, outputs=[self.replace], show_progress=False)
-        gone = [self.view, self.picture, self.decide, self.use, self.replace, self.log, self.job]
-        self.discard.click(bound.discard, [self.job], gone, show_progress=False)
-        self.send.click(None, [self.kept], _js="loraclrSend")
-        self.copy.click(None, [self.kept], _js="loraclrCopy")
+            field.blur(bound.named, where, [self.name_note], show_progress=False)
+        self.discard.click(bound.discard, [self.job], self.shown, show_progress=False)
+        self.send.click(None, [self.kept], **by_script("loraclrSend"))
+        self.copy.click(None, [self.kept], **by_script("loraclrCopy"))
         self.folder.click(bound.open_folder, [self.job], show_progress=False)
-
-
-def _in_browser(event: Callable[..., Any], function: str) -> dict[str, str]:
-    """The argument by which gradio is told of a function in the browser: gradio 4 has another name for it, and Forge, which has
-    gradio 4, takes the old one for components' own events and `.then` only."""
-    return {"js" if "js" in inspect.signature(event).parameters else "_js": function}

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...hosts.running import InstalledCheckpoint
-from ...output import ConceptReport, MergeReport, figure, percent
+from ...output import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
 from ...solving import METHODS
-from .notes import duration, error, note, safe
+from .notes import error, note, safe, span
 
 if TYPE_CHECKING:
     from .check import Check, Finding
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 def check_view(check: Check) -> str:
     """What a merge would do."""
-    verdict = "Ready to merge." if check.possible else "This cannot be merged as it is."
-    style = "" if check.possible else " loraclr-error"
+    warnings = [*check.warnings, *(w for finding in check.findings for w in finding.warnings)]
+    style = " loraclr-doubt" if check.possible and warnings else "" if check.possible else " loraclr-error"
     parts = [
-        f"<div class='loraclr-note{style}' role='status'><b>{verdict}</b> Checkpoint: {safe(check.checkpoint)}.</div>"
+        f"<div class='loraclr-note{style}' role='status'><b>{_verdict_of(check, len(warnings))}</b> "
+        f"Checkpoint: {safe(check.checkpoint)}.</div>"
     ]
     parts += [error(problem) for problem in check.problems]
+    if warnings:
+        parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{safe(w)}</li>' for w in warnings)}</ul>")
     rows = "".join(_finding(finding) for finding in check.findings)
     head = "<tr><th>Concept</th><th>Trigger words</th><th>Kind</th><th>Rank</th><th>Layers</th></tr>"
     parts.append(f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>")
     parts.append(_needs(check))
-    warnings = [*check.warnings, *(w for finding in check.findings for w in finding.warnings)]
-    if warnings:
-        parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{safe(w)}</li>' for w in warnings)}</ul>")
     parts.append(_examples(check.examples))
     licences = [f"{licence} ({', '.join(names)})" for licence, names in check.licences.items()]
     told = (
@@ -43,10 +43,17 @@ def check_view(check: Check) -> str:
     return f"<div class='loraclr-result'>{''.join(parts)}</div>"
 
 
+def _verdict_of(check: Check, doubts: int) -> str:
+    if not check.possible:
+        return "This cannot be merged as it is."
+    return f"Ready to merge, but look at {'these' if doubts > 1 else 'this'} first:" if doubts else "Ready to merge."
+
+
 def _finding(finding: Finding) -> str:
     if finding.problem:
         return f"<tr class='loraclr-bad'><td>{safe(finding.name)}</td><td colspan='4'>{safe(finding.problem)}</td></tr>"
-    cells = [finding.name, finding.trigger or "(none: acts on everything)", finding.kind, finding.rank, finding.layers]
+    words = f"{finding.trigger} (guessed)" if finding.guessed else finding.trigger or "(none: acts on everything)"
+    cells = [finding.name, words, finding.kind, finding.rank, finding.layers]
     return f"<tr>{''.join(f'<td>{safe(cell)}</td>' for cell in cells)}</tr>"
 
 
@@ -65,9 +72,18 @@ def _examples(asked: Mapping[str, Sequence[str]]) -> str:
 
 
 def _needs(check: Check) -> str:
-    seconds = sum(check.seconds.values())
+    width, height = check.size
     facts = [
-        ("Time (estimate)", duration(seconds), "From a measurement made just now, and what merges took before"),
+        (
+            "Time",
+            span(*check.span),
+            "From a measurement made just now, and from merges before; it is set right by each",
+        ),
+        (
+            "Pictures",
+            f"{width}×{height}",
+            "Of this size the model is asked for: as the LoRAs were trained, unless you say another under Advanced",
+        ),
         ("RAM", _megabytes(check.ram_mb), "Beside the WebUI's own; the memory budget is under Advanced"),
     ]
     if check.device_mb:
@@ -81,14 +97,15 @@ def _needs(check: Check) -> str:
 
 
 def result_view(job: Job) -> str:
-    """Retention as a chart and a table, and what else a person decides by."""
+    """What became of each concept, and what else a person decides by."""
     report, size = job.result.merge.report, job.result.size
     smallest, mean, largest = report.rank
     facts = [
         (
-            "Base drift",
-            f"{figure(report.base_drift)} (all tags: {figure(report.base_drift_all_tags)})",
-            "How much prompts change that call no concept; 0 is not at all",
+            "Pictures without a trigger",
+            drift_in_words(report.base_drift),
+            f"How much prompts change that call no concept (base drift {figure(report.base_drift)}; with all tags "
+            f"{figure(report.base_drift_all_tags)}; 0 is not at all)",
         ),
         (
             "Rank",
@@ -102,63 +119,56 @@ def result_view(job: Job) -> str:
     warnings = "".join(f"<li>{safe(warning)}</li>" for warning in report.warnings)
     return (
         "<div class='loraclr-result'>"
-        "<div class='loraclr-heading'>Retention <span class='loraclr-small'>how much of each concept is left: 1 is as its own "
-        "LoRA makes it, 0 is as if it were not there</span></div>"
-        f"{_table(report.concepts)}{_chart(report)}{_together(report)}{_facts(facts)}"
+        f"<div class='loraclr-heading'>What is left of each concept</div>{_table(report.concepts)}"
+        f"{_together(report)}{_facts(facts)}"
         f"{f'<ul class=loraclr-warnings>{warnings}</ul>' if warnings else ''}</div>"
     )
 
 
-def _chart(report: MergeReport) -> str:
-    values = [v for c in report.concepts for v in (c.all_tags, c.merged) if v is not None]
-    low = max(-1.0, min([0.0, *values]))  # further down a bar only says "gone", and would dwarf the others
-    span = max([1.0, *values]) - low
-    bars = []
-    for concept in report.concepts:
-        merged = _bar(concept.merged, low, span, "merged")
-        together = _bar(concept.all_tags, low, span, "together")
-        bars.append(
-            f"<div class='loraclr-bars'><span class='loraclr-label' title='{safe(concept.name)}'>{safe(concept.name)}</span>"
-            f"<div class='loraclr-tracks'>{merged}{together}</div></div>"
-        )
-    legend = (
-        "<div class='loraclr-legend'><span class='loraclr-key merged'></span>merged"
-        "<span class='loraclr-key together'></span>all tags in one prompt</div>"
-    )
-    return f"<div class='loraclr-chart' role='img' aria-label='Retention per concept'>{''.join(bars)}{legend}</div>"
-
-
-def _bar(value: float | None, low: float, span: float, kind: str) -> str:
-    """A bar from 0 to the value, on a track from `low` to `low + span`."""
-    if value is None:
-        return "<div class='loraclr-track'></div>"
-    drawn = max(value, low)
-    left, width = (min(drawn, 0.0) - low) / span * 100, abs(drawn) / span * 100
-    zero = -low / span * 100
-    return (
-        f"<div class='loraclr-track'><i class='loraclr-zero' style='left:{zero:.1f}%'></i>"
-        f"<i class='loraclr-bar {kind}' style='left:{left:.1f}%;width:{width:.1f}%'></i>"
-        f"<span>{figure(value)}</span></div>"
-    )
+def advice_view(job: Job) -> str:
+    """What to do about the concept that came out worst, beside the button that would keep it."""
+    merge = job.result.merge
+    said = advice(merge.report, merge.request)
+    verdicts = [concept.verdict for concept in merge.report.concepts]
+    worst = next((word for word in ("lost", "weakened") if word in verdicts), "kept")
+    if not said:
+        return ""
+    return f"<div class='loraclr-note loraclr-advice loraclr-{worst}' role='status'>{safe(said)}</div>"
 
 
 def _table(concepts: Sequence[ConceptReport]) -> str:
+    retention = "1 is as its own LoRA makes it, 0 as if it were not there"
     head = (
-        "<tr><th>Concept</th><th>Trigger words</th><th title='Share of unseen prompts at which this concept is drawn, and "
-        "no other'>Recognised</th><th></th><th>All tags</th><th>Merged</th></tr>"
+        "<tr><th>Concept</th><th>Trigger words</th><th></th><th title='Share of prompts and seeds that the merge never saw at "
+        "which this concept is drawn, and no other'>Recognised</th>"
+        f"<th title='How near it is to what its own LoRA draws: {retention}'>Retention</th>"
+        f"<th title='Retention with every tag in one prompt: {retention}'>All tags</th></tr>"
     )
     rows = "".join(
         f"<tr><td>{safe(c.name)}</td><td>{safe(c.trigger or '(none)')}</td>"
-        f"<td><b>{percent(c.recognised)}</b></td><td class='loraclr-{safe(c.verdict or 'unknown')}'>{_verdict(c)}</td>"
-        f"<td>{figure(c.all_tags)}</td><td>{figure(c.merged)}</td></tr>"
+        f"<td class='loraclr-{safe(c.verdict or 'unknown')}'>{_verdict(c)}</td><td>{_share(c.recognised)}</td>"
+        f"<td>{figure(c.merged)}</td><td>{figure(c.all_tags)}</td></tr>"
         for c in concepts
     )
     return f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
+def _share(value: float | None) -> str:
+    """A share as a bar with its figure."""
+    if value is None:
+        return percent(None)
+    width = 100 * max(0.0, min(1.0, value))
+    return (
+        f"<span class='loraclr-share'><b>{percent(value)}</b>"
+        f"<span class='loraclr-track' aria-hidden='true'><i style='width:{width:.0f}%'></i></span></span>"
+    )
+
+
 def _verdict(concept: ConceptReport) -> str:
-    taken = f", mostly {concept.mistaken_for} instead" if concept.verdict not in ("", "kept") else ""
-    return safe(concept.verdict + taken)
+    instead = (
+        f": {concept.mistaken_for} instead" if concept.verdict not in ("", "kept") and concept.mistaken_for else ""
+    )
+    return safe(concept.verdict + instead)
 
 
 def _together(report: MergeReport) -> str:
@@ -179,6 +189,13 @@ def _together(report: MergeReport) -> str:
         "concept on the left</span></div>"
         f"<table class='loraclr-table loraclr-together'><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
+
+
+def unloaded_view(job: Job) -> str:
+    """After Reload UI stopped a merge."""
+    names = ", ".join(job.names)
+    again = " What it was asked for is filled in again: press Merge to begin anew." if job.form else ""
+    return note(f"The merge of {names} was stopped by Reload UI, and nothing was kept.{again}")
 
 
 def kept_view(job: Job) -> str:

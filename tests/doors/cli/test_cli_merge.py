@@ -16,6 +16,7 @@ import lib_loraclr.doors.cli.merge as merge_command
 from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.output.merged import Merge
+from lib_loraclr.output.preview import Pictures
 from lib_loraclr.request.merge_request import Concept, MergeRequest
 
 
@@ -24,7 +25,8 @@ def merged(loaded: DiffusersHost, make_merge: MakeMerge, monkeypatch: pytest.Mon
     """`merge_loras` returns a merge made by hand."""
     merge = make_merge()
     monkeypatch.setattr(merge_command, "merge_loras", lambda *_: merge)
-    monkeypatch.setattr(merge_command, "preview_grid", lambda *_: Image.new("RGB", (8, 8)))
+    drawn = Pictures(sheet=Image.new("RGB", (16, 8)), card=Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(merge_command, "draw_pictures", lambda *_: drawn)
     return merge
 
 
@@ -35,7 +37,9 @@ def test_a_merge_prints_its_table_the_files_and_how_to_use_them(run: Run, folder
     assert "<lora:zoo:1>" in result.out
     assert "sks animal" in result.out
     written = sorted(path.name for path in (folder / "out").iterdir())
-    assert written == ["zoo.json", "zoo.png", "zoo.report.json", "zoo.safetensors"]
+    assert written == ["zoo.json", "zoo.png", "zoo.report.json", "zoo.report.png", "zoo.safetensors"]
+    sizes = [Image.open(folder / "out" / name).size for name in ("zoo.png", "zoo.report.png")]
+    assert sizes == [(8, 8), (16, 8)], "the card has its own picture"
     assert all(f"wrote {Path('out', name)}" in result.out for name in written)
 
 
@@ -135,3 +139,13 @@ def test_measure_prints_the_report(
     result = run("measure", "fox.safetensors:.5", "--merged", "cat.safetensors:0.8")
     assert (result.code, result.out) == (0, report.table() + "\n")
     assert asked == [((Concept("fox.safetensors", 0.5, 0.5),), loaded, "cat.safetensors:0.8")]
+
+
+def test_what_to_do_about_the_weakest_concept_is_printed(
+    run: Run, folder: Path, merged: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = [replace(c, recognised=0.1 if i else 1.0, taken_for={"": 0.9}) for i, c in enumerate(merged.report.concepts)]
+    weak = replace(merged, report=replace(merged.report, concepts=tuple(seen)))
+    monkeypatch.setattr(merge_command, "merge_loras", lambda *_: weak)
+    told = run("merge", "fox.safetensors", "cat.safetensors", "-o", "out/zoo", "--no-preview").out
+    assert f"{seen[1].name} is lost: it is recognised in 10% of what was tried" in told and "Merge again with" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 from webui_doors import SMALL, Doors
 
-from lib_loraclr.request.merge_request import MergeRequest
+from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.request.prompts import PromptOptions
 
 pytest.importorskip("fastapi", reason="fastapi is not installed here; it comes with the WebUI")
 pytest.importorskip("httpx", reason="httpx is not installed here; it comes with the WebUI")
@@ -101,6 +103,41 @@ def test_the_list_above_is_every_route(client: Client) -> None:
     for path in ("/check", "/merge"):  # what /docs offers to try
         example = told["POST", f"/loraclr/v1{path}"]["requestBody"]["content"]["application/json"]["example"]
         assert len(MergeRequest.from_dict(example["request"]).concepts) == 2
+
+
+def _described(client: Client) -> dict[str, Any]:
+    """The schema of a merge request in the WebUI's description of its routes."""
+    return client.webui.openapi()["components"]["schemas"]["MergeBody"]["properties"]["request"]
+
+
+def test_every_field_of_a_request_is_described_with_its_type(client: Client) -> None:
+    described = _described(client)
+    parts = {MergeRequest: described["properties"]}
+    for name, cls in (("prompts", PromptOptions), ("recording", RecordingOptions)):
+        parts[cls] = described["properties"][name]["properties"]
+    parts[Concept] = described["properties"]["concepts"]["items"]["properties"]
+    for cls, properties in parts.items():
+        assert list(properties) == [field.name for field in dataclasses.fields(cls)]
+        assert all(field["description"] and field["type"] for field in properties.values()), cls
+    assert described["required"] == ["concepts"]
+    assert parts[Concept]["kind"]["enum"] == ["subject", "style"] and parts[Concept]["lora"]["example"] == "fox-face"
+    [contrastive] = [m for m in described["properties"]["options"]["anyOf"] if m["title"] == "contrastive"]
+    margin = contrastive["properties"]["margin"]
+    assert (margin["type"], margin["minimum"], margin["maximum"], margin["default"]) == ("number", 0.0, 2.0, 1.0)
+    assert len(MergeRequest.from_dict(described["example"]).concepts) == 2
+
+
+def test_the_ranges_that_are_described_are_those_that_are_held(client: Client) -> None:
+    described = _described(client)["properties"]
+    ranges = {name: of for name, of in described["recording"]["properties"].items() if "maximum" in of}
+    assert len(ranges) == 7
+    for name, of in ranges.items():
+        for value, right in ((of["minimum"], True), (of["maximum"], True), (of["maximum"] + 64, False)):
+            body = {
+                "request": {**SMALL, "concepts": [{"lora": "fox"}], "recording": {**SMALL["recording"], name: value}}
+            }
+            told = client.ask("POST", "/check", body)[1].get("detail", "")
+            assert (f"recording.{name} is" not in told) is right, (name, value, told)
 
 
 def test_loras_have_names_and_no_paths(client: Client) -> None:

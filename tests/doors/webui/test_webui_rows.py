@@ -6,6 +6,7 @@ import json
 
 import pytest
 from webui_doors import Doors, doors  # noqa: F401  (a fixture)
+from webui_tab import tab
 
 from lib_loraclr.request.merge_request import Concept
 
@@ -34,7 +35,9 @@ def test_from_prompt_takes_weights_and_names_what_is_not_there(doors: Doors) -> 
     concepts, words, unknown = catalogue.from_prompt(prompt)
     assert [(c.lora, c.te_weight, c.unet_weight) for c in concepts] == [("fox", 0.7, 0.7), ("penguin", 0.5, 0.25)]
     assert words == "a castle, at night"
-    assert len(unknown) == 1 and "nobody" in unknown[0]
+    assert unknown == ["There is no LoRA nobody here: its tag was left out."]
+    *_, unknown = catalogue.from_prompt("<lora:foxx:1>")
+    assert unknown[0].endswith("Did you mean fox?"), "and not a list of all that are installed"
 
 
 @pytest.mark.parametrize(
@@ -43,8 +46,12 @@ def test_from_prompt_takes_weights_and_names_what_is_not_there(doors: Doors) -> 
         ("sks animal, a castle", "sks animal", "a castle"),
         ("(hatsune miku:1.2), aqua hair, twin tails, night", "hatsune miku, twin tails, aqua hair", "night"),
         ("a photo of Sks Animal at night", "sks animal", "a photo of at night"),
-        ("((sks)), [sks], (sks, red:1.1), (blue, sks:1.1), a", "sks", "(red:1.1), (blue:1.1), a"),
+        ("((sks)), [sks], (sks, red:1.1), (blue, sks:1.1), sea", "sks", "(red:1.1), (blue:1.1), sea"),
         ("caterpillar, cat", "cat", "caterpillar"),
+        ("a sks and a SKS, at night", "sks", "at night"),
+        ("sks and sks in a castle and", "sks", "in a castle"),
+        ("a sks with a castle", "sks", "a castle"),
+        ("salt and pepper, sks", "sks", "salt and pepper"),
         ("(red:1.2), blue", "sks", "(red:1.2), blue"),
     ],
 )
@@ -99,3 +106,26 @@ def test_a_row_that_does_not_fit_says_why(doors: Doors) -> None:  # noqa: F811
     html = rows.render(table, rows.found(table.rows))
     assert "made for SDXL, the loaded checkpoint is SD1" in html
     assert "it is not installed any more" in html
+
+
+def test_a_weight_is_one_until_it_is_two(doors: Doors) -> None:  # noqa: F811
+    rows = doors.module("rows")
+    for unet, apart in (("0.5", False), ("0.50", False), ("0.7", True)):
+        row = rows.Row("fox", {"te_weight": "0.5", "unet_weight": unet})
+        html = rows.render(rows.Table((row,)), rows.found((row,)))
+        assert ("loraclr-apart" in html) is apart and html.count("data-field='unet_weight'") == 1
+
+
+def test_a_guess_is_called_one_until_somebody_writes_another_word(doors: Doors) -> None:  # noqa: F811
+    rows = doors.module("rows")
+    for name, trigger, guessed in (
+        ("penguin", "penguin", True),
+        ("penguin", "bird", False),
+        ("fox", "sks animal", False),
+    ):
+        row = rows.Row(name, {"trigger": trigger})
+        html = rows.render(rows.Table((row,)), rows.found((row,)))
+        assert (">guessed<" in html) is guessed
+        bound, values = tab(doors)
+        table = json.dumps({"rows": [{"lora": name, "trigger": trigger}]})
+        assert ("(guessed)" in bound.check("", table, [name], "", False, *values)[0]) is guessed

@@ -85,12 +85,17 @@ def test_without_the_lora_extension_the_tab_says_so(tmp_path: Path, monkeypatch:
     assert all("built-in extension Lora is switched off" in text for text in told)
 
 
-@pytest.mark.parametrize("name", ["_js", "js"])
-def test_a_function_in_the_browser_is_named_as_the_gradio_at_hand_does(doors: Doors, name: str) -> None:  # noqa: F811
+@pytest.mark.parametrize(("version", "name"), [("3.41.2", "_js"), ("4.40.0", "js")])
+def test_a_function_in_the_browser_is_named_as_the_gradio_at_hand_does(
+    doors: Doors,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    name: str,
+) -> None:
     """AUTOMATIC1111's WebUI has gradio 3, Forge gradio 4, which calls the argument `js`."""
     made = doors.module("tab")
-    event = {"_js": lambda fn, inputs, _js=None: None, "js": lambda fn, inputs, js=None: None}[name]
-    assert made._in_browser(event, "loraclrSettle") == {name: "loraclrSettle"}
+    monkeypatch.setattr(made.gr, "__version__", version, raising=False)
+    assert made.by_script("loraclrSettle") == {name: "loraclrSettle"}
 
 
 def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
@@ -98,10 +103,56 @@ def test_check_says_what_would_happen(doors: Doors) -> None:  # noqa: F811
     view, efforts = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)
     for text in ("Ready to merge", "fox", "sks animal", "MIT (fox)", "Time", "RAM", "up to", "tiny.safetensors"):
         assert text in view
-    assert [value for _, value in efforts["choices"]] == ["layers", "fast", "balanced", "thorough"]
+    assert [value for _, value in efforts["choices"]] == ["Layers", "Fast", "Balanced", "Thorough"]
     bound, values = tab(doors, method="average")
     efforts = bound.check("", json.dumps(TABLE), CHOSEN, "", False, *values)[1]
     assert "choices" not in efforts, "a method without efforts leaves them as they are"
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (
+            {"te_weight": "0", "unet_weight": "0"},
+            "All that fox changes has the weight 0, so nothing of it would be merged",
+        ),
+        ({"trigger": "ohwx"}, "have the same prompts"),
+    ],
+)
+def test_check_refuses_what_makes_no_sense(doors: Doors, first: dict[str, str], told: str) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    rows = json.dumps({"rows": [{**TABLE["rows"][0], **first}, {"lora": "penguin", "trigger": "ohwx"}]})
+    for action in (bound.check, bound.merge):
+        view = action("", rows, CHOSEN, "", False, *values)[0]
+        assert told in view and "loraclr-error" in view and "Ready" not in view
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        ({"te_weight": "5", "unet_weight": "-1"}, "The UNet weight of fox is -1: below 0"),
+        ({"trigger": "sks animal, ohwx"}, "The trigger words of fox (sks animal, ohwx) have those of penguin (ohwx)"),
+    ],
+)
+def test_check_doubts_what_is_hardly_meant(doors: Doors, first: dict[str, str], told: str) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    rows = json.dumps({"rows": [{**TABLE["rows"][0], **first}, {"lora": "penguin", "trigger": "ohwx"}]})
+    view = bound.check("", rows, CHOSEN, "", False, *values)[0]
+    assert told in view and "Ready to merge, but look at" in view
+    assert view.index(told) < view.index("<table"), "above everything else"
+    sane = json.dumps({"rows": [TABLE["rows"][0], {"lora": "penguin", "trigger": "ohwx"}]})
+    assert "Ready to merge.<" in bound.check("", sane, CHOSEN, "", False, *values)[0], "control"
+
+
+def test_check_and_the_times_go_by_the_size_that_the_loras_were_trained_at(doors: Doors) -> None:  # noqa: F811
+    doors.lora("small", ss_resolution="(64, 64)", **{"modelspec.trigger_phrase": "tiny"})
+    rows, pace = json.dumps({"rows": [{"lora": "small", "trigger": "tiny"}]}), doors.module("pace")
+    for typed, size in ((0.0, 64), (192.0, 192)):  # the checkpoint's own is 128
+        bound, values = tab(doors, method="contrastive", width=typed, height=typed)
+        assert f"{size}×{size}" in bound.check("", rows, ["small"], "", False, *values)[0]
+        pace._measured.clear()
+        bound.times(["small"], False, *values)
+        assert [key[1:] for key in pace._measured] == [(size, size)], "the time is that of the same pictures"
 
 
 def test_check_finds_the_same_trigger_and_the_same_file(doors: Doors) -> None:  # noqa: F811
@@ -200,16 +251,16 @@ def test_an_answer_says_which_selection_it_is_for(doors: Doors) -> None:  # noqa
     """gradio drops what changes while it waits; the browser asks again where they differ."""
     bound, values = tab(doors, method="contrastive")
     chosen = ["fox", "animals/penguin  ·  pingu"]
-    assert json.loads(bound.select("{}", "{}", chosen, "", "")[2]) == chosen
-    efforts, timed = bound.times(chosen, *values)
+    assert json.loads(bound.select("{}", "{}", chosen)[1]) == chosen
+    efforts, timed = bound.times(chosen, True, *values)
     assert json.loads(timed) == chosen and len(efforts["choices"]) == 4
-    assert [json.loads(answer) for answer in (bound.select("{}", "{}", None, "", "")[2], bound.times([])[1])] == [
+    assert [json.loads(answer) for answer in (bound.select("{}", "{}", None)[1], bound.times([], True)[1])] == [
         [],
         [],
     ]
     doors.webui.shared.state.job = "txt2img"
     doors.module("pace")._measured.clear()
-    efforts, timed = bound.times(chosen, *values)
+    efforts, timed = bound.times(chosen, True, *values)
     assert json.loads(timed) == chosen and "choices" not in efforts, "nothing to say is an answer, too"
 
 
@@ -217,15 +268,6 @@ def test_a_list_made_anew_leaves_what_is_chosen_meanwhile(doors: Doors) -> None:
     bound, _ = tab(doors)
     assert "value" not in bound.refresh(["fox"])[0]
     assert bound.refresh(["fox", "gone"])[0]["value"] == ["fox"]
-
-
-def test_a_name_is_proposed_and_a_persons_own_stays(doors: Doors) -> None:  # noqa: F811
-    bound, _ = tab(doors)
-    assert bound.select("{}", "{}", ["fox", "animals/penguin  ·  pingu"], "", "")[1] == "fox-penguin"
-    assert bound.select("{}", "{}", ["fox"], "", "")[1] == "fox-2"
-    assert bound.select("{}", "{}", ["fox"], "my own", "")[1] == "my own"
-    before = json.dumps({"rows": [{"lora": "fox"}]})
-    assert bound.select(before, "{}", ["fox", "animals/penguin  ·  pingu"], "fox-2", "")[1] == "fox-penguin"
 
 
 def test_a_lora_chosen_faster_than_its_row_is_drawn_is_merged_too(doors: Doors) -> None:  # noqa: F811
@@ -237,10 +279,8 @@ def test_a_lora_chosen_faster_than_its_row_is_drawn_is_merged_too(doors: Doors) 
     assert "<td>fox</td>" in view and "<td>penguin</td>" not in view, "and one that was taken out is not"
 
 
-def test_names_are_proposed_that_files_may_have_and_a_persons_own_stays(doors: Doors) -> None:  # noqa: F811
-    bound, _ = tab(doors)
-    doors.lora("what? a fox")
-    assert bound.select("", "", ["what? a fox"], "", "")[1] == "what_ a fox"
-    shown = json.dumps({"rows": [{"lora": "fox"}]})
-    assert bound.select(shown, "", ["fox", "penguin"], "fox-2", "")[1] == "fox-penguin"
-    assert bound.select(shown, "", ["fox", "penguin"], "fox-and-friends", "")[1] == "fox-and-friends"
+def test_names_are_proposed_that_files_may_have(doors: Doors) -> None:  # noqa: F811
+    naming = doors.module("naming")
+    assert naming.proposed(["what? a fox"], "lora") == "what_ a fox"
+    assert naming.proposed(["fox"], "lora") == "fox-2", "a free one"
+    assert naming.proposed(list("abcd"), "lora") == "a-b-and-2-more"

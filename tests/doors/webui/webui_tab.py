@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -57,3 +58,18 @@ def let_fail(doors: Doors, patch: pytest.MonkeyPatch, module: str, name: str, er
         raise error
 
     patch.setattr(doors.module(module), name, fail)
+
+
+def shown(doors: Doors, values: list[Any]) -> dict[str, Any]:  # noqa: F811
+    """What stands in the result column, by name."""
+    return dict(zip(doors.module("notes").SHOWN, values, strict=True))
+
+
+def merged(doors: Doors, bound: Any, values: list[Any], before: str = "", *, draw: bool = False) -> dict[str, Any]:  # noqa: F811
+    """What the column shows after a merge of the table."""
+    return shown(doors, bound.merge("", json.dumps(TABLE), CHOSEN, before, draw, *values))
+
+
+def restored(doors: Doors, bound: Any, job_id: str, task: str) -> dict[str, Any]:  # noqa: F811
+    """What the column shows in a page that was loaded anew."""
+    return shown(doors, bound.restore(job_id, task)[:-1])
