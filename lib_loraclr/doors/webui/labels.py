@@ -20,6 +20,7 @@ _OPTIONS = {
     "scenes": "Several in one, per step",
     "contrast": "Do not mix up",
     "learning_rate": "Length of a step",
+    "weight_decay": "Pull towards zero in each step",
     "mse": "Share of the squared error",
     "iterations": "Number of steps",
 }
