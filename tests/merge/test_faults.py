@@ -30,7 +30,7 @@ from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge import stage_plan, stages
 from lib_loraclr.merge.merging import merge_loras
-from lib_loraclr.output.preview import PreviewOptions, preview_grid
+from lib_loraclr.output.preview import PreviewOptions, draw_pictures
 from lib_loraclr.output.saving import save_merge
 from lib_loraclr.progress import PlannedStage, Progress, Stage
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
@@ -188,8 +188,8 @@ def merge_and_save(host: DiffusersHost, folder: Path, effort: str, faults: Fault
     progress = Watched(faults)
     with faults.let_in(host, folder / "temporary"):
         merge = merge_loras(asked, host, progress)
-        preview = preview_grid(merge, host, PreviewOptions(steps=1, pairs=1), progress)
-        save_merge(merge, folder / "out" / "zoo.safetensors", preview=preview, overwrite=True)
+        pictures = draw_pictures(merge, host, PreviewOptions(steps=1, pairs=1), progress)
+        save_merge(merge, folder / "out" / "zoo.safetensors", preview=pictures.card, overwrite=True)
 
 
 def few_layers(path: Path) -> bytes:

@@ -18,7 +18,7 @@ from ...errors import Interrupted, LoraclrError
 from ...files import Written
 from ...hosts import running
 from ...merge import merge_loras
-from ...model import Host, is_out_of_memory
+from ...model import Host
 from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
 from ...progress import PlannedStage, Stage
 from ...request import MergeRequest
@@ -37,14 +37,6 @@ _REMEMBERED = 32
 _HELD, _HELD_IN_ALL = 2, 8
 #: merges of HTTP that wait at the same time, of one owner and in all
 _WAITING, _WAITING_IN_ALL = 4, 16
-_NO_MEMORY = (
-    "The graphics memory ran out, and nothing was kept: choose effort Layers, merge fewer LoRAs at a time, or record smaller "
-    "pictures (width and height under Advanced)."
-)
-_NO_RAM = (
-    "The computer's memory ran out, and nothing was kept: close other programs, lower the memory budget under Advanced, or merge "
-    "fewer LoRAs at a time."
-)
 
 
 @dataclass
@@ -187,21 +179,13 @@ def run(job: Job, *, lock_held: bool) -> None:
         _end(job, "failed", shown(error, job))
         raise LoraclrError(job.error) from error
     except BaseException as error:
-        ran_out = _ran_out(error)
+        ran_out = wording.of_memory(error)
         _end(job, "failed", ran_out or wording.plain(f"{type(error).__name__}: {error}"))
         if ran_out:
             raise LoraclrError(ran_out) from error
         raise
     finally:
         _let_go()
-
-
-def _ran_out(error: BaseException) -> str:
-    """What to say where memory ran out; empty where something else went wrong."""
-    if is_out_of_memory(error):
-        return _NO_MEMORY
-    ram = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
-    return _NO_RAM if ram else ""
 
 
 def _end(job: Job, state: str, error: str = "") -> None:

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from ...errors import LoraclrError
 from ...hosts import running
+from ...model import is_out_of_memory
 
+_NO_MEMORY = (
+    "The graphics memory ran out, and nothing was kept: choose effort Layers, merge fewer LoRAs at a time, or record smaller "
+    "pictures (width and height under Advanced)."
+)
+_NO_RAM = (
+    "The computer's memory ran out, and nothing was kept: close other programs, lower the memory budget under Advanced, or merge "
+    "fewer LoRAs at a time."
+)
 _PHRASES = {
     "allow overwriting it (--overwrite)": "replace it",
     " (trigger=…)": "",
@@ -54,3 +63,11 @@ def _folders() -> dict[str, str]:
 def reworded(error: LoraclrError, names: Mapping[str, str] | None = None) -> LoraclrError:
     """The error, of the same kind, with its text as `plain` has it."""
     return type(error)(plain(str(error), names))
+
+
+def of_memory(error: BaseException) -> str:
+    """What to say where memory ran out; empty where something else went wrong."""
+    if is_out_of_memory(error):
+        return _NO_MEMORY
+    ram = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    return _NO_RAM if ram else ""
