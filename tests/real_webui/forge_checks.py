@@ -235,7 +235,7 @@ def finite_differences(name: str, layers: int = 12) -> dict[str, Any]:
         for key in chosen:
             slope, up = float(plain[key].norm()), found[key].up.detach()
             # far enough for the loss to change by more than it is rounded
-            step = plain[key] / slope * min(2e-3 * float(loss) / slope, 0.2 * float(up.norm()))
+            step = plain[key] / slope * min(2e-3 * float(loss) / slope, 0.05 * float(up.norm()))
             values = []
             for sign in (1, -1):
                 with torch.no_grad(), host.apply({**found, key: Factors(up + sign * step, found[key].down)}):
