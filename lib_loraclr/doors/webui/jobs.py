@@ -25,6 +25,7 @@ from ...request import MergeRequest
 from . import estimate, keeping, pace, wording
 from .clock import TimedProgress
 from .keeping import NameTaken
+from .start import is_closing
 
 __all__ = ["Job", "NameTaken", "OVER", "Result", "discard", "find", "interrupt", "interrupt_task", "is_stopped", "keep"]
 __all__ += ["of_task", "owner_of", "put_back", "run", "shown", "start", "unload", "waiting"]
@@ -114,7 +115,9 @@ class _Progress(TimedProgress):
         super().plan([*stages, *estimate.drawing(self._job.request, draw=self._job.draw)])
 
     def interrupted(self) -> bool:
-        """Only its own: the WebUI's flag is set by whoever stops a picture, and that may be waiting behind this merge."""
+        """Its own, or that the WebUI closes: the WebUI's flag is set by whoever stops a picture, which may wait behind it."""
+        if not self._job.stop and is_closing():
+            self._job.stop, _unloaded[:] = True, [self._job]
         return self._job.stop
 
 

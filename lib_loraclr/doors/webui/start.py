@@ -39,6 +39,12 @@ def actions(names: Sequence[str]) -> Actions:
     return Actions(names)
 
 
+def is_closing() -> bool:
+    """Whether Reload UI or the WebUI's end has been asked for: its server waits for what runs, and so would everybody."""
+    server = getattr(getattr(shared, "demo", None), "server", None)
+    return getattr(server, "should_exit", False) is True
+
+
 def end_former() -> None:
     """Stop what runs of the scripts that were loaded before; "Reload UI" keeps their modules."""
     jobs = sys.modules.get(f"{__package__}.jobs")

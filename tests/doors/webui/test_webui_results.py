@@ -323,6 +323,18 @@ def test_a_merge_that_reload_ui_stopped_is_told_of_and_offered_again(doors: Door
     assert "value" not in restored(doors, bound, "", "")["view"], "once: what is looked at next stays"
 
 
+def test_a_merge_gives_way_to_reload_ui_which_waits_for_it(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    server = SimpleNamespace(should_exit=False)
+    monkeypatch.setattr(doors.webui.shared, "demo", SimpleNamespace(server=server), raising=False)
+    assert "Recognised" in merged(doors, bound, values)["view"], "control: it is not closing"
+    bound.discard(doors.module("jobs").waiting().id)
+    server.should_exit = True
+    assert "Interrupted" in bound.merge("task(1)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
+    doors.module("start").end_former()
+    assert "stopped by Reload UI" in restored(doors, bound, "", "")["view"]
+
+
 def test_a_result_that_becomes_a_checkpoint_is_called_one(doors: Doors) -> None:  # noqa: F811
     doors.webui.write_checkpoint()
     for save_as, label, copy in (("checkpoint", "checkpoint", "Copy trigger words"), ("lora", "LoRA", "Copy tag")):
