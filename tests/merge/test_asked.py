@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_the_text_encoder_is_asked_in_every_form_and_not_by_the_alphabet(
     (run,) = merge._text_encoder_runs([own])
     heard: list[str] = []
     monkeypatch.setattr(merge.host, "encode", heard.extend)
-    run.evaluate(slice(0, run.samples))
+    run.evaluate(slice(0, run.samples), nullcontext)
     assert run.samples == len(heard) == 40 == len(set(heard)) and heard[-1] == "ugly"
     called = [prompt for prompt in heard if prompt.startswith(("zwx", "a zwx"))]
     everything = [prompt for prompt in set(prompts) if prompt.startswith(("zwx", "a zwx"))]
