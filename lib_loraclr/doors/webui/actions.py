@@ -14,7 +14,7 @@ from modules import errors, util
 from ...errors import Interrupted, LoraclrError
 from ...request import PromptOptions
 from ...solving import METHODS
-from . import catalogue, estimate, form, jobs, labels, naming, notes, pace, panel, rows, settings, views
+from . import catalogue, estimate, form, jobs, keeping, labels, naming, notes, pace, panel, rows, settings, views
 from .check import check as checked
 from .rows import Table
 
@@ -184,7 +184,7 @@ class Actions:
         """Write the file.
 
         Returns:
-            message, decision, use row, replace button, what the browser needs to know
+            message, decision, use row, replace button, put-back button, what the browser needs to know
         """
         try:
             job = _job(job_id)
@@ -193,17 +193,24 @@ class Actions:
             jobs.keep(job, naming.whole_name(wanted, sub_folder), overwrite=overwrite, with_sheet=with_sheet)
         except LoraclrError as error:
             taken = gr.update(visible=isinstance(error, jobs.NameTaken))
-            return [notes.error(str(error)), gr.update(), gr.update(), taken, ""]
-        known = json.dumps(
-            {
-                "tag": views.tag(job),
-                "triggers": views.triggers(job),
-                "inputs": catalogue.known_as(job.names),
-                "fresh": secrets.token_hex(4),
-            }
-        )
+            return [notes.error(str(error)), gr.update(), gr.update(), taken, gr.update(), ""]
         hidden, visible = gr.update(visible=False), gr.update(visible=True)
-        return [views.kept_view(job), hidden, visible, hidden, known]
+        replaced = gr.update(visible=keeping.can_be_put_back(job.written))
+        return [views.kept_view(job), hidden, visible, hidden, replaced, _known(job)]
+
+    def put_back(self, job_id: str) -> list[Any]:
+        """Give what was replaced its name again.
+
+        Returns:
+            message, use row, what the browser needs to know
+        """
+        try:
+            job = _job(job_id)
+            jobs.put_back(job)
+        except LoraclrError as error:
+            return [notes.error(str(error)), gr.update(), ""]
+        said = f"Put back: {job.kept.name} is again what it was, and this merge is deleted."
+        return [notes.note(said), gr.update(visible=False), _known(job)]
 
     def discard(self, job_id: str) -> list[Any]:
         try:
@@ -219,6 +226,12 @@ class Actions:
 
     def _fields(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self._names, values, strict=True))
+
+
+def _known(job: jobs.Job) -> str:
+    """What the browser needs to know of a merge that was kept."""
+    known = {"tag": views.tag(job), "triggers": views.triggers(job), "inputs": catalogue.known_as(job.names)}
+    return json.dumps({**known, "fresh": secrets.token_hex(4)})
 
 
 def _again(job: jobs.Job | None) -> str:

@@ -75,9 +75,9 @@ def _lora_path(name: str, *, overwrite: bool) -> Path:
     return path
 
 
-def can_be_put_back(written: Written) -> bool:
-    """Whether it replaced something that is still kept."""
-    return _replaced.get(written.paths[0]) is written
+def can_be_put_back(written: Written | None) -> bool:
+    """Whether something was written, and replaced something that is still kept."""
+    return written is not None and _replaced.get(written.paths[0]) is written
 
 
 def put_back(written: Written) -> None:

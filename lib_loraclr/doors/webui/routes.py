@@ -247,8 +247,11 @@ def keep(job_id: str, body: KeepBody, asked: Request) -> dict[str, Any]:
     kept = jobs.keep(job, body.name, overwrite=body.overwrite, with_sheet=with_sheet)
     if isinstance(kept, InstalledCheckpoint):
         return {"name": kept.name, "title": kept.title}
-    replaced = job.written is not None and keeping.can_be_put_back(job.written)
-    return {**_described(kept), "tag": f"<lora:{kept.alias}:1>", "can_be_put_back": replaced}
+    return {
+        **_described(kept),
+        "tag": f"<lora:{kept.alias}:1>",
+        "can_be_put_back": keeping.can_be_put_back(job.written),
+    }
 
 
 def put_back(job_id: str, asked: Request) -> dict[str, Any]:

@@ -152,6 +152,12 @@ class _Tab:
                     visible=settings.may_open_folders(),
                     tooltip="Where the new LoRA is, on the computer that the WebUI runs on",
                 )
+                self.put_back = gr.Button(
+                    "Put back",
+                    elem_id="loraclr_put_back",
+                    visible=False,
+                    tooltip="Delete the new file, and give the one that it replaced its name again, with its card and pictures",
+                )
             self.log = gr.HTML("", elem_id="loraclr_log")
 
     def _decision(self) -> None:
@@ -285,7 +291,7 @@ class _Tab:
 
     def _connect_result(self, bound: _Actions) -> None:
         where = [self.job, self.name, self.sub_folder]
-        kept = [self.log, self.decide, self.use, self.replace, self.kept]
+        kept = [self.log, self.decide, self.use, self.replace, self.put_back, self.kept]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):
             button.click(write, where, kept, show_progress="minimal").then(
                 None, [self.kept], **by_script("loraclrKept")
@@ -297,4 +303,7 @@ class _Tab:
         self.discard.click(bound.discard, [self.job], self.shown, show_progress=False)
         self.send.click(None, [self.kept], **by_script("loraclrSend"))
         self.copy.click(None, [self.kept], **by_script("loraclrCopy"))
+        self.put_back.click(bound.put_back, [self.job], [self.log, self.use, self.kept], show_progress="minimal").then(
+            None, [self.kept], **by_script("loraclrKept")
+        )
         self.folder.click(bound.open_folder, [self.job], show_progress=False)

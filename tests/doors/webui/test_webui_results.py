@@ -68,9 +68,9 @@ def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
     assert seen["picture"]["visible"] and seen["picture"]["value"].width > 100
     assert seen["decide"]["visible"] and not seen["use"]["visible"] and not seen["replace"]["visible"]
     assert restored(doors, bound, "", "")["job"] == job_id  # the page was loaded anew
-    message, decide, use, replaced, known = bound.keep(job_id, "fox", "")
+    message, decide, use, replaced, _, known = bound.keep(job_id, "fox", "")
     assert "exists already" in message and replaced["visible"] and known == ""
-    message, decide, use, replaced, known = bound.keep(job_id, "pair", "made")
+    message, decide, use, replaced, _, known = bound.keep(job_id, "pair", "made")
     assert "&lt;lora:pair:1&gt;" in message and not decide["visible"] and use["visible"]
     assert {k: v for k, v in json.loads(known).items() if k != "fresh"} == {
         "tag": "<lora:pair:1>",
@@ -292,6 +292,24 @@ def test_replacing_without_a_picture_leaves_no_old_one(doors: Doors) -> None:  #
         (doors.folder / "pair.preview.jpg").write_bytes(b"")
     bound.replace(merged(doors, bound, values, draw=True)["job"], "pair", "")
     assert [path.name for path in doors.folder.glob("pair.*g")] == ["pair.png"]
+
+
+def test_what_was_replaced_can_be_put_back_and_only_that(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    first = merged(doors, bound, values, draw=True)["job"]
+    *_, offered, _ = bound.keep(first, "pair", "")
+    assert offered["visible"] is False, "nothing was replaced"
+    before = {path.name: path.read_bytes() for path in doors.folder.glob("pair.*")}
+    second = merged(doors, bound, values, draw=False)["job"]
+    *_, offered, known = bound.replace(second, "pair", "")
+    assert offered["visible"] is True
+    assert {path.name: path.read_bytes() for path in doors.folder.glob("pair.*")} != before
+    said, use, told = bound.put_back(second)
+    assert "Put back: pair is again what it was" in said and use["visible"] is False
+    assert json.loads(told)["fresh"] != json.loads(known)["fresh"], "the browser lists the LoRAs anew"
+    assert {path.name: path.read_bytes() for path in doors.folder.glob("pair.*")} == before
+    said, use, told = bound.put_back(second)
+    assert "There is nothing to put back" in said and "visible" not in use and not told
 
 
 def test_a_page_that_is_loaded_anew_has_the_rows_and_fields_of_its_own_merge(doors: Doors) -> None:  # noqa: F811
