@@ -261,7 +261,8 @@ class Stages:
             for teacher, inputs in recorded
         )
         to = (device, torch.float32)
-        own = self.host.layers()[key].weight.detach().flatten(1).to(*to) if weight else None
+        layer = self.host.layers()[key]
+        own = layer.weight.detach().reshape(layer.shape).to(*to) if weight else None
         return LayerProblem(key, tuple(delta and delta.to(*to) for delta in deltas), recordings, own)
 
     def refine(
