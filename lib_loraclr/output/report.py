@@ -124,7 +124,7 @@ class MergeReport:
 
 
 def advice(report: MergeReport, request: MergeRequest) -> str:
-    """One sentence about the concept that came out worst, and what to do about it; empty where nobody looked."""
+    """What came out worst, and what to do about it, in a sentence or two; empty where nobody looked."""
     judged = [
         (told, concept)
         for told, concept in zip(report.concepts, request.concepts, strict=True)
@@ -137,8 +137,12 @@ def advice(report: MergeReport, request: MergeRequest) -> str:
         return "Every concept is kept."
     instead = worst.mistaken_for
     drawn = f", and {instead} is drawn instead" if instead else ""
+    alike = [told.name for told, _ in judged if told.verdict == worst.verdict]
+    said = f"{worst.name} is {worst.verdict}: it"
+    if len(alike) > 1:
+        said = f"{', '.join(alike[:-1])} and {alike[-1]} are {worst.verdict}; {worst.name} the most: it"
     return (
-        f"{worst.name} is {worst.verdict}: it is recognised in {percent(worst.recognised)} of what was tried{drawn}. "
+        f"{said} is recognised in {percent(worst.recognised)} of what was tried{drawn}. "
         f"Merge again with {' or '.join(_remedies(worst, concept, request))}."
     )
 

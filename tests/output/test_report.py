@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from lib_loraclr.output.report import ConceptReport, MergeReport, figure, format_table
+from lib_loraclr.output.report import ConceptReport, MergeReport, advice, figure, format_table
+from lib_loraclr.request.merge_request import Concept, MergeRequest
 
 REPORT = MergeReport(
     "contrastive",
@@ -75,3 +76,24 @@ def test_json_says_who_is_taken_for_whom_and_how_two_are_drawn_together() -> Non
     assert read["together"] == [["fox-face", "mono", 0.5]]
     assert seen.table().splitlines()[2].split()[-2:] == ["75%", "kept"]
     assert "Two in one picture: both are themselves at 50% of unseen points." in seen.table()
+
+
+def judged(**recognised: float) -> tuple[MergeReport, MergeRequest]:
+    told = tuple(
+        ConceptReport(name, f"{name} word", 0.0, 0.5, recognised=share, taken_for={name: share, "": 1 - share})
+        for name, share in recognised.items()
+    )
+    concepts = tuple(Concept(f"{name}.safetensors", trigger=f"{name} word") for name in recognised)
+    return replace(REPORT, concepts=told), MergeRequest(concepts, method="contrastive")
+
+
+def test_advice_names_all_that_came_out_as_bad_as_the_worst() -> None:
+    assert advice(*judged(fox=1.0, owl=0.8)) == "Every concept is kept."
+    one = advice(*judged(fox=1.0, owl=0.5))
+    assert one.startswith(
+        "owl is weakened: it is recognised in 50% of what was tried, and nothing is drawn instead. Merge"
+    )
+    several = advice(*judged(fox=0.3, owl=0.1, cat=0.2, dog=0.6))
+    assert several.startswith("fox, owl and cat are lost; owl the most: it is recognised in 10% of what was tried")
+    assert "dog" not in several, "it is only weakened"
+    assert advice(*judged()) == ""
