@@ -139,7 +139,9 @@ function loraclrPrompt(...inputs) {
 
 function loraclrShow(button) {
     for (const name of ["interrupt", "interrupting"]) {
-        gradioApp().getElementById("loraclr_" + name).style.display = name === button ? "block" : "none";
+        const shown = gradioApp().getElementById("loraclr_" + name);
+        // Reload UI takes the page away while the bar still waits for an answer
+        if (shown) shown.style.display = name === button ? "block" : "none";
     }
 }
 
@@ -180,7 +182,7 @@ function loraclrWatch(id, patience) {
         loraclrWatched = null;
         if (patience) return;
         loraclrOver = id;
-        gradioApp().getElementById("loraclr_opened").click();
+        gradioApp().getElementById("loraclr_opened")?.click();
     }, (answer) => {
         const bar = anchor.parentNode.querySelector(".progressDiv");
         if (!bar) return;
@@ -351,13 +353,13 @@ onOptionsChanged(function() {
     const before = loraclrCheckpoint;
     loraclrCheckpoint = opts.sd_checkpoint_hash;
     if (before !== null && before !== loraclrCheckpoint && loraclrIsShown()) {
-        gradioApp().getElementById("loraclr_opened").click();
+        gradioApp().getElementById("loraclr_opened")?.click();
     }
 });
 
 onUiTabChange(function() {
     if (loraclrIsShown()) {
-        gradioApp().getElementById("loraclr_opened").click();
+        gradioApp().getElementById("loraclr_opened")?.click();
         // The page was loaded anew while a merge went on: show how far it is, then its result.
         const id = localGet("loraclr_task_id");
         if (id && !loraclrWatched) loraclrWatch(id, 0);
