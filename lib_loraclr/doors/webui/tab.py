@@ -73,7 +73,8 @@ class _Tab:
 
     def _hidden(self) -> None:
         """What the browser hands over: task ids, rows as JSON, txt2img's prompt; and what Python hands back."""
-        self.task = gr.Label(visible=False, elem_id="loraclr_task")
+        # not a label, as which the WebUI hides its own: that of gradio 4 takes no text
+        self.task = gr.Textbox(visible=False, elem_id="loraclr_task")
         self.table = gr.Textbox(visible=False, elem_id="loraclr_table")
         self.taken = gr.Textbox(Table().dump(), visible=False, elem_id="loraclr_taken")
         self.prompt = gr.Textbox(visible=False, elem_id="loraclr_prompt")
