@@ -95,8 +95,11 @@ class Way:
     def pick(self, *names: str) -> None:
         box = self.page.locator("#loraclr_loras input")
         for name in names:
+            # gradio 3 and 4 name what an item stands for in different attributes
             wanted = ", ".join(
-                f"#loraclr_loras li[data-value{how}]" for how in (f"='{name}'", f"$='/{name}'", f"^='{name} '")
+                f"#loraclr_loras li[{attribute}{how}]"
+                for attribute in ("data-value", "aria-label")
+                for how in (f"='{name}'", f"$='/{name}'", f"^='{name} '")
             )
             for _ in range(12):  # what is typed before the list is there is not looked for once it is
                 box.click()

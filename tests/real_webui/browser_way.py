@@ -81,6 +81,23 @@ def _use(way: Way) -> dict[str, Any]:
     return seen
 
 
+def plain(way: Way) -> dict[str, Any]:
+    """From picking to sending, with nothing that only one WebUI has."""
+    page, seen = way.page, {}
+    way.open()
+    way.pick("fox-face", "penguin")
+    way.quick(width=128, height=128)
+    seen["check"] = way.check()
+    page.click("#loraclr_generate")
+    seen["bar"] = way.wait_for_the_bar()
+    seen["result"] = way.wait_for_the_result()
+    way.shot("16-plain")
+    seen["kept"] = way.keep()
+    page.click("#loraclr_send")
+    page.wait_for_selector("#txt2img_generate", state="visible", timeout=MINUTES)
+    return {**seen, "prompt": page.locator("#txt2img_prompt textarea").input_value()}
+
+
 def overwrite(way: Way) -> dict[str, Any]:
     """Two merges under one name; the picture made with it before and after."""
     page, seen = way.page, {}
@@ -367,6 +384,7 @@ WAYS = {
         way.__name__: way
         for way in (
             whole,
+            plain,
             overwrite,
             many,
             family,
