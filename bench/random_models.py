@@ -16,7 +16,7 @@ from lib_loraclr.hosts.diffusers.recognition import Kind
 from lib_loraclr.hosts.diffusers.text_encoders import TextEncoder, bundled_tokenizer
 from lib_loraclr.model import Host
 
-from .shapes import Architecture
+from .shapes import ADAPTED, Architecture
 
 #: a LoRA's change beside the weight it changes; real ones have a few percent
 STRENGTH = 0.03
@@ -67,8 +67,9 @@ def random_lora(host: Host, path: Path, *, rank: int, seed: int) -> Path:
 
 
 def adapted(host: Host) -> dict[str, model.Layer]:
-    """The layers that LoRA trainers adapt by default: those of attention, feed-forward, and between transformers."""
-    parts = ("attn", "ff_net", "proj_in", "proj_out", "mlp")
+    """The layers that LoRA trainers adapt by default."""
     return {
-        key: layer for key, layer in host.layers().items() if not layer.is_vector and any(part in key for part in parts)
+        key: layer
+        for key, layer in host.layers().items()
+        if not layer.is_vector and any(part in key for part in ADAPTED)
     }

@@ -26,6 +26,8 @@ from lib_loraclr.progress import Progress, Stage
 
 Shapes = dict[str, tuple[int, ...]]
 TOKENS = 77
+#: in the keys of the layers that LoRA trainers adapt by default: attention, feed-forward, and what is between transformers
+ADAPTED = ("attn", "ff_net", "proj_in", "proj_out", "mlp")
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,10 @@ class ShapesHost:
             self._texts.append(_input_shapes(layers, lambda encoder=encoder, ids=ids: encoder(ids)))
             real = {**real, **layers}
         self._by_size: dict[tuple[int, ...], tuple[Shapes, dict[str, str]]] = {}
-        adapted = ("attn", "ff_net", "proj_in", "proj_out", "mlp")
         self._layers = {
             key: Layer.of(_StandIn(module.weight.shape))
             for key, module in real.items()
-            if any(part in key for part in adapted)
+            if any(part in key for part in ADAPTED)
         }
 
     def layers(self) -> Mapping[str, Layer]:

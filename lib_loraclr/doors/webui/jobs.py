@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -254,18 +255,9 @@ def keep(
     Raises:
         LoraclrError: nothing to keep, a name that may not be or is taken, or it cannot be written
     """
-    with _guard:  # of two clicks one finds nothing left to keep, and Discard finds nothing to discard
-        if job.state != "finished":
-            raise LoraclrError(f"There is nothing to keep: the merge is {job.state}.")
-        held, job.state = job.result, "saving"
-    try:
+    with _saving(job, "finished", "keep"):
+        held = job.result
         kept, written = keeping.write(held.merge, held.pictures, name, overwrite=overwrite, with_sheet=with_sheet)
-    except LoraclrError as error:
-        _end(job, "finished")
-        raise wording.reworded(error, _names(job)) from error
-    except BaseException:
-        _end(job, "finished")
-        raise
     with _guard:
         job.state, job.result, job.kept, job.written = "kept", None, kept, written
     return kept
@@ -277,20 +269,28 @@ def put_back(job: Job) -> None:
     Raises:
         LoraclrError: it was not kept, replaced nothing, or what it replaced is not kept any more
     """
-    with _guard:
-        if job.state != "kept":
-            raise LoraclrError(f"There is nothing to put back: the merge is {job.state}.")
-        job.state = "saving"
-    try:
+    with _saving(job, "kept", "put back"):
         keeping.put_back(job.written)
-    except LoraclrError as error:
-        _end(job, "kept")
-        raise wording.reworded(error, _names(job)) from error
-    except BaseException:
-        _end(job, "kept")
-        raise
     with _guard:
         job.state, job.written = "put back", None
+
+
+@contextmanager
+def _saving(job: Job, state: str, what: str) -> Iterator[None]:
+    """Files are written or moved: of two clicks one finds nothing left to do, and so does Discard; where that fails the job is in
+    its former state again, and the error in the tab's words."""
+    with _guard:
+        if job.state != state:
+            raise LoraclrError(f"There is nothing to {what}: the merge is {job.state}.")
+        job.state = "saving"
+    try:
+        yield
+    except LoraclrError as error:
+        _end(job, state)
+        raise wording.reworded(error, _names(job)) from error
+    except BaseException:
+        _end(job, state)
+        raise
 
 
 def discard(job: Job) -> None:
