@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from ..recording import (
     unweighted_prompts,
 )
 from ..request import (
+    Concept,
     MergeRequest,
     check_prompts,
     plain_prompts_that_call,
@@ -74,6 +76,7 @@ def examine(
         *plain_prompts_that_call(concepts, request.prompts),
         *recorded_clip_skip(request.recording.clip_skip, inputs, host)[1],
         *unweighted_prompts(request.prompts, host),
+        *(_prompts_never_asked(request, concepts) if procedure.method.records else ()),
     ]
     return Examination(problems, tuple(warnings))
 
@@ -115,6 +118,17 @@ def _obstacles(
     obstacle = host.refinement_obstacle()
     if obstacle and procedure.refinement(len(inputs)):
         yield obstacle
+
+
+def _prompts_never_asked(request: MergeRequest, concepts: Sequence[Concept]) -> Iterator[str]:
+    """A warning where somebody wrote more prompts than there are points to ask them at: at every other one (`Teacher.prompt`)."""
+    plan = learning_paths(request)
+    for teacher in make_teachers(concepts, request.prompts):
+        asked = math.ceil(plan.of(teacher).points / 2)
+        if not teacher.guest and len(teacher.texts) > asked:
+            yield (
+                f"{teacher.name}: of {len(teacher.texts)} prompts only {asked} are recorded: raise paths or steps, or give fewer."
+            )
 
 
 def _same_file_twice(inputs: Sequence[InputLora]) -> Iterator[str]:
