@@ -99,7 +99,7 @@ def plain(way: Way) -> dict[str, Any]:
 
 
 def overwrite(way: Way) -> dict[str, Any]:
-    """Two merges under one name; the picture made with it before and after."""
+    """Two merges under one name; the picture made with it before, after, and when the first is put back."""
     page, seen = way.page, {}
     prompt = {"prompt": "ohwx bird, <lora:again:1>", "seed": "7"}
     for first, partner in ((True, "penguin"), (False, "fox-face")):
@@ -129,7 +129,10 @@ def overwrite(way: Way) -> dict[str, Any]:
             way.open()
             seen["kept"] = way.keep("replace")
         seen["first" if first else "second"] = way.generate(**prompt)
-    return seen
+    way.open()
+    page.click("#loraclr_put_back")
+    page.wait_for_selector("#loraclr_log:has-text('Put back')", timeout=MINUTES)
+    return {**seen, "put back": way.generate(**prompt)}
 
 
 def many(way: Way) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def test_an_existing_name_is_replaced_only_after_confirmation(here: tuple[WebUI,
     assert not seen["replace offered at once"] and "exists already" in seen["refused"]
     assert seen["untouched"] == seen["first"], "asking is not replacing"
     assert seen["second"] != seen["first"], "not the stale picture"
+    assert seen["put back"] == seen["first"]
 
 
 def test_defaults_and_a_merge_that_reload_ui_stops(here: tuple[WebUI, str]) -> None:
