@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -121,11 +120,11 @@ def _obstacles(
 
 
 def _prompts_never_asked(request: MergeRequest, concepts: Sequence[Concept]) -> Iterator[str]:
-    """A warning where somebody wrote more prompts than there are points to ask them at: at every other one (`Teacher.prompt`)."""
+    """A warning where somebody wrote more prompts than there are points to ask them at."""
     plan = learning_paths(request)
     for teacher in make_teachers(concepts, request.prompts):
-        asked = math.ceil(plan.of(teacher).points / 2)
-        if not teacher.guest and len(teacher.texts) > asked:
+        asked = len(teacher.texts_asked(plan.called(teacher)))
+        if not teacher.guest and len({*teacher.texts}) > asked:
             yield (
                 f"{teacher.name}: of {len(teacher.texts)} prompts only {asked} are recorded: raise paths or steps, or give fewer."
             )

@@ -22,6 +22,8 @@ MEASURE_PATHS, MEASURE_STEPS = 4, 8
 RECORDED_POINTS = 64
 #: prompts per teacher whose passage through the text encoder is recorded
 RECORDED_PROMPTS = 256
+#: of so many points to learn from the negative prompt is asked at one: guidance subtracts what is predicted there at every step
+NEGATIVE_EVERY = 4
 #: points per teacher at which the size of its effect is measured, as the unit of the loss
 SCALE_POINTS = 32
 
@@ -40,8 +42,19 @@ def learning_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
         most: points of a teacher that there is room for; None for as many as there are
     """
     own = request.recording
-    seed, drawn = LEARN + request.seed, (own.paths, own.steps, own.renoised)
-    return _within(PathPlan(Part.LEARN, seed, *drawn, effects=SCALE_POINTS, partners=True), most)
+    # A concept merged alone has no teacher without triggers (teachers.make_teachers), and keeps what it does there.
+    every = NEGATIVE_EVERY if len(request.concepts) > 1 else 0
+    plan = PathPlan(
+        Part.LEARN,
+        LEARN + request.seed,
+        own.paths,
+        own.steps,
+        own.renoised,
+        negative_every=every,
+        effects=SCALE_POINTS,
+        partners=True,
+    )
+    return _within(plan, most)
 
 
 def stopping_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
@@ -85,7 +98,7 @@ def plan_stages(
     def merged(stage: Stage, own: int) -> PlannedStage:
         return PlannedStage(stage, own, Work.LAYER, cost * own * number / 2)
 
-    recorded = sum(min(learn.of(teacher).points, RECORDED_POINTS) for teacher in teachers)
+    recorded = sum(min(len(learn.called(teacher)), RECORDED_POINTS) for teacher in teachers)
     stages = [PlannedStage(Stage.READING, number, Work.LAYER, _READING * per_layer)]
     if method.records:
         prompts = taught * RECORDED_PROMPTS
@@ -104,7 +117,7 @@ def plan_stages(
         wide = refinement.scene_rows * _SCENE_WIDTH if sum(teacher.in_scenes for teacher in teachers) > 1 else 0
         samples = refinement.steps * (refinement.batch_size + wide) + looks
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
-        beside = min(count_pairs(learn.points, len(subjects_beside(teachers))), RECORDED_POINTS)
+        beside = min(count_pairs(learn.points - len(learn.negative()), len(subjects_beside(teachers))), RECORDED_POINTS)
         if cuts(request):
             stages.append(_evaluations(Stage.CUTTING, recorded + beside))
     measured = _evaluations(Stage.MEASURING, measuring_evaluations(teachers, test, number))

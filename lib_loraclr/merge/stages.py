@@ -157,7 +157,7 @@ class Stages:
         phrases, runs = phrases_of(self.request, self.inputs, Part.LEARN), []
         more = [Slot(k, Part.LEARN, phrases.draw(), {}) for k in range(RECORDED_PROMPTS)]
         for own in examples:
-            asked = sorted({*own.prompts, *(own.teacher.prompt(slot) for slot in more)})
+            asked = sorted({*own.called.prompts, *(own.teacher.prompt(slot) for slot in more)})
             # spread, as they are in the order of the alphabet, in which many have their form first and others their trigger
             prompts = [asked[k] for k in spread(len(asked), RECORDED_PROMPTS - 1)] + [self.request.prompts.negative]
             deltas = self._part(own.teacher, self.text_encoder_keys)
@@ -169,7 +169,7 @@ class Stages:
         text_encoder = {key: factors.to(self.host.device) for key, factors in merged.items()}
         runs = []
         for own in examples:
-            few = own.select(spread(len(own), RECORDED_POINTS))
+            few = _few(own)
             deltas = {**text_encoder, **self._part(own.teacher, self.unet_keys)}
             runs.append(Run(own.teacher, deltas, len(few), self._denoising(few.x, few.t, few.prompts)))
         return runs
@@ -303,9 +303,9 @@ class Stages:
         """
         runs = []
         for own in examples:
-            few = own.select(spread(len(own), RECORDED_POINTS))
+            few = _few(own)
             runs.append(Run(own.teacher, refined, len(few), self._denoising(few.x, few.t, few.prompts)))
-        scenes = make_scenes(examples, windows=2)
+        scenes = make_scenes([own.called for own in examples], windows=2)
         if scenes:
             some = [scenes[i] for i in spread(len(scenes), RECORDED_POINTS).tolist()]
             x, t = torch.stack([scene.beside("x") for scene in some]), torch.stack([scene.t for scene in some])
@@ -338,3 +338,9 @@ class Stages:
         after = measure(self.predictor, factors, examples, single_drift=drift)
         candidates = gather_candidates(self.predictor, examples)
         return before, after, recognise(self.predictor, factors, candidates, examples)
+
+
+def _few(examples: Examples) -> Examples:
+    """Those of the points with the teacher's prompts whose layer inputs are recorded."""
+    called = examples.called
+    return called.select(spread(len(called), RECORDED_POINTS))

@@ -20,7 +20,7 @@ LEAST_ROWS, MOST_ROWS = 16, 256
 #: points of a teacher below which there is little to learn from
 LEAST_POINTS = 16
 #: tensors of the size of a latent that each point keeps (`recording.Examples`)
-TENSORS_PER_POINT = 4
+TENSORS_PER_POINT = 3
 
 
 @dataclass(frozen=True)

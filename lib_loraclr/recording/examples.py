@@ -34,6 +34,7 @@ class PathPlan:
         seed: of everything that is drawn
         paths, steps: denoising paths of each teacher, and steps of each; all their points are kept
         renoised: points besides, on finished pictures with fresh noise
+        negative_every: of so many points the negative prompt is asked at one instead; 0: at none
         effects: at how many of a teacher's points its concept's effect is measured; None for all
         partners: whether every point of a subject is also asked as if another subject stood there
     """
@@ -43,6 +44,7 @@ class PathPlan:
     paths: int
     steps: int
     renoised: int = 0
+    negative_every: int = 0
     effects: int | None = None
     partners: bool = False
 
@@ -60,18 +62,54 @@ class PathPlan:
         """How many there are."""
         return self.paths * self.steps + self.renoised
 
+    def places(self, teacher: Teacher) -> list[int]:
+        """The numbers of the slots that a teacher has points in, in the order of its points."""
+        own = self.of(teacher)
+        paths = [self.paths * step + path for step in range(own.steps) for path in range(own.paths)]
+        return [*paths, *(self.paths * self.steps + k for k in range(own.renoised))]
+
+    def called(self, teacher: Teacher) -> list[int]:
+        """Those of its places in which the teacher is called, and not the negative prompt asked."""
+        negative = self.negative()
+        return [place for place in self.places(teacher) if place not in negative]
+
+    def known(self, teacher: Teacher) -> set[int]:
+        """Those of them in which it is asked what its path was followed with: what it predicts is known from there."""
+        # a teacher's own texts are taken in turn, so that as many as possible are asked
+        again = range(self.paths) if teacher.texts else self.followed()
+        return {*again} & {*self.called(teacher)}
+
+    def followed(self) -> set[int]:
+        """The slots that are asked as the path that leads there is followed: all first ones, and `FOLLOWED` of the others."""
+        later = range(self.paths, self.paths * self.steps)
+        chosen = self._random("followed").sample(later, round(FOLLOWED * len(later)))
+        return {*range(self.paths), *chosen}
+
+    def negative(self) -> set[int]:
+        """The slots in which the negative prompt is asked; of no path all."""
+        along = [self.paths * step + path for path in range(self.paths) for step in range(self.steps)]
+        along += range(self.paths * self.steps, self.points)
+        drawn, every = self._random("negative"), self.negative_every
+        starts = range(0, len(along) - every + 1, every) if every else ()
+        return {drawn.choice(along[start : start + every]) for start in starts}
+
+    def _random(self, what: str) -> random.Random:
+        return random.Random(f"{self.seed} {self.part.value} {what}")
+
     def evaluations(self, teacher: Teacher, subjects: Sequence[int]) -> int:
         """How many samples `record_examples` runs through the model for one teacher.
 
         Args:
             subjects: those that can stand beside each other, as `draw_slots` was told
         """
-        own = self.of(teacher)
-        measured = 0 if teacher.concept is None else own.points if own.effects is None else min(own.effects, own.points)
-        rounds = _rounds(subjects)
-        partners = [teacher.concept in rounds[number % len(rounds)] for number in range(own.points)]
+        own, called, rounds = self.of(teacher), self.called(teacher), _rounds(subjects)
+        asked = len(self.places(teacher)) - len(self.known(teacher))
+        measured = (
+            0 if teacher.concept is None else len(called) if own.effects is None else min(own.effects, len(called))
+        )
+        partners = [teacher.concept in rounds[place % len(rounds)] for place in called]
         beside = sum(partners) if own.partners and teacher.in_scenes else 0
-        return own.paths * 2 * own.steps + 2 * own.points + measured + beside
+        return own.paths * 2 * own.steps + asked + measured + beside
 
     def within(self, points: int) -> PathPlan:
         """The same with at most so many points: first fewer on finished pictures, then fewer paths, then fewer steps."""
@@ -87,18 +125,15 @@ def draw_slots(plan: PathPlan, phrases: Phrases, subjects: Sequence[int]) -> lis
     Args:
         subjects: those that can stand beside each other in scenes, as numbers of concepts
     """
-    drawn = random.Random(f"{plan.seed} {plan.part.value} slots")
+    followed, negative, rounds = plan.followed(), plan.negative(), _rounds(subjects)
     # A LoRA draws its concept best in plain words; other media are asked for at the points of its paths.
     paths = [phrases.draw(plain=True) for _ in range(plan.paths)]
-    followed = [path for _ in range(plan.steps) for path in range(plan.paths)]
-    followed += [number % plan.paths for number in range(plan.renoised)]
-    rounds = _rounds(subjects)
     slots = []
-    for number, path in enumerate(followed):
-        # with the words of its first slot a path is followed (`_points`)
-        own = number < plan.paths or drawn.random() < FOLLOWED
-        phrase = paths[path] if own else phrases.draw()
-        slots.append(Slot(number, plan.part, phrase, rounds[number % len(rounds)]))
+    for number in range(plan.points):
+        path = number % plan.paths if number in followed else None
+        phrase = phrases.draw() if path is None else paths[path]
+        partner = rounds[number % len(rounds)]
+        slots.append(Slot(number, plan.part, phrase, partner, path, number in negative))
     return slots
 
 
@@ -127,10 +162,9 @@ class Examples:
         prompts: the prompt of each point, `n`
         x: noisy latents `[n, c, h, w]`
         t: timesteps `[n]`
-        target: the teacher's prediction with the prompt `[n, c, h, w]`
+        target: the teacher's prediction with the prompt, or with the negative one and no subject active, `[n, c, h, w]`
         effect: mean square of what the concept changes in it, against the teacher without the concept, `[n]`; NaN where
             it was not measured
-        negative_target: the prediction with the negative prompt and no subject active `[n, c, h, w]`
         other: what the slot's partner would predict in its own words `[n, c, h, w]`, or None
         has_other: at which points there is a partner, `[n]`
     """
@@ -142,7 +176,6 @@ class Examples:
     t: Tensor
     target: Tensor
     effect: Tensor
-    negative_target: Tensor
     other: Tensor | None
     has_other: Tensor
 
@@ -151,7 +184,7 @@ class Examples:
 
     def select(self, index: Tensor) -> Examples:
         """The points at `index [m]`."""
-        fields = ("x", "t", "target", "effect", "negative_target", "has_other")
+        fields = ("x", "t", "target", "effect", "has_other")
         return replace(
             self,
             slots=tuple(self.slots[i] for i in index.tolist()),
@@ -159,6 +192,11 @@ class Examples:
             other=None if self.other is None else self.other[index],
             **{name: getattr(self, name)[index] for name in fields},
         )
+
+    @property
+    def called(self) -> Examples:
+        """The points at which the teacher is called, without those of the negative prompt."""
+        return self.select(torch.tensor([k for k, slot in enumerate(self.slots) if not slot.negative]))
 
 
 def spread(count: int, most: int) -> Tensor:
@@ -176,34 +214,41 @@ def record_examples(
         slots: of the whole plan, from `draw_slots`
     """
     teacher, own = teachers[number], plan.of(teachers[number])
-    paths = [plan.paths * step + path for step in range(own.steps) for path in range(own.paths)]
-    places = [*paths, *(plan.paths * plan.steps + k for k in range(own.renoised))]
-    mine = [slots[place] for place in places]
-    x, t = _points(predictor, teacher, own, [slots[path] for path in range(own.paths)], own.seed + number * _SEEDS)
-    prompts = [teacher.prompt(slot) for slot in mine]
-    target = predictor.predict(teacher.active, x, t, prompts, teacher.name)
-    negatives = [predictor.negative_prompt] * len(t)
-    negative_target = predictor.predict(predictor.background, x, t, negatives, teacher.name)
+    mine = [slots[place] for place in plan.places(teacher)]
+    seed = own.seed + number * _SEEDS
+    x, t, target = _points(predictor, teacher, own, [slots[path] for path in range(own.paths)], seed)
+    prompts = [predictor.negative_prompt if slot.negative else teacher.prompt(slot) for slot in mine]
+
+    def ask(active: Sequence[int], at: Sequence[int]) -> Tensor:
+        return predictor.predict(active, x[at], t[at], [prompts[k] for k in at], teacher.name)
+
+    known = plan.known(teacher)
+    negative = [k for k, slot in enumerate(mine) if slot.negative]
+    called = [k for k, slot in enumerate(mine) if not slot.negative]
+    new = [k for k in called if mine[k].number not in known]
+    for active, at in ((predictor.background, negative), (teacher.active, new)):
+        if at:
+            target[at] = ask(active, at)
     effect = torch.full((len(t),), torch.nan)
     if teacher.concept is not None:
-        at = spread(len(t), len(t) if own.effects is None else own.effects)
-        without = predictor.predict(teacher.absent, x[at], t[at], [prompts[i] for i in at], teacher.name)
-        effect[at] = (target[at].float() - without.float()).square().mean((1, 2, 3))
+        at = [called[k] for k in spread(len(called), len(called) if own.effects is None else own.effects).tolist()]
+        effect[at] = (target[at].float() - ask(teacher.absent, at).float()).square().mean((1, 2, 3))
     other, has_other = _partners(predictor, teachers, teacher, mine, x, t) if own.partners else (None, None)
     has_other = torch.zeros(len(t), dtype=torch.bool) if has_other is None else has_other
-    return Examples(teacher, tuple(mine), tuple(prompts), x, t, target, effect, negative_target, other, has_other)
+    return Examples(teacher, tuple(mine), tuple(prompts), x, t, target, effect, other, has_other)
 
 
 def _points(
     predictor: Predictor, teacher: Teacher, plan: PathPlan, first: Sequence[Slot], seed: int
-) -> tuple[Tensor, Tensor]:
-    """Noisy latents `[n, c, h, w]` fp16 and timesteps `[n]` of a teacher's points, in the order of its slots.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A teacher's points, in the order of its slots: noisy latents `[n, c, h, w]` fp16, timesteps `[n]`, and what it predicted
+    there as its paths were followed, `[n, c, h, w]` fp16, zero where none came by.
 
     Args:
         first: the slots of the paths' first step, whose words the paths are followed with
     """
     host, active, guidance = predictor.host, teacher.active, predictor.recording.guidance
-    chunks: list[list[Tensor]] = []
+    chunks: list[list[tuple[Tensor, Tensor]]] = []
     clean = []
     for start in range(0, plan.paths, BATCH):
         asked = [teacher.prompt(slot) for slot in first[start : start + BATCH]]
@@ -216,13 +261,19 @@ def _points(
             for step in path:
                 if isinstance(step, Step):
                     predictor.progress.advance(2 * len(asked), teacher.name)
-                    chunks[-1].append(step.x.half().cpu())
+                    chunks[-1].append((step.x.half().cpu(), step.conditional.half().cpu()))
                 else:
                     clean.append(step.float().cpu())
-    on_paths = [torch.cat([chunk[step] for chunk in chunks]) for step in range(plan.steps)]
+    on_paths, predicted = (
+        torch.cat([chunk[step][column] for step in range(plan.steps) for chunk in chunks]) for column in range(2)
+    )
     schedule = timesteps(plan.steps, len(host.alphas_cumprod))
     x, t = _renoised(predictor, torch.cat(clean), plan, seed)
-    return torch.cat([*on_paths, x]), torch.cat([schedule.repeat_interleave(plan.paths), t])
+    return (
+        torch.cat([on_paths, x]),
+        torch.cat([schedule.repeat_interleave(plan.paths), t]),
+        torch.cat([predicted, torch.zeros_like(x)]),
+    )
 
 
 def _renoised(predictor: Predictor, clean: Tensor, plan: PathPlan, seed: int) -> tuple[Tensor, Tensor]:
@@ -243,7 +294,7 @@ def _partners(
     if not teacher.in_scenes:
         return None, None
     beside = {own.concept: own for own in teachers if own.in_scenes}
-    partners = [slot.partner.get(teacher.concept) for slot in slots]
+    partners = [None if slot.negative else slot.partner.get(teacher.concept) for slot in slots]
     has = torch.tensor([partner is not None for partner in partners])
     if not has.any():
         return None, None

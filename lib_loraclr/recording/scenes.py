@@ -31,6 +31,8 @@ class Scene:
     def prompt(self) -> str:
         """What the merge is asked."""
         (first, k), *others = self.points
+        if first.slots[k].negative:
+            return first.prompts[k]
         return first.teacher.prompt_beside([own.teacher for own, _ in others], first.slots[k])
 
     @property

@@ -9,7 +9,7 @@ Where there is no such style, the teacher for prompts without triggers is the ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..request import Concept, Part, Phrase, PromptOptions, is_background
@@ -24,12 +24,16 @@ class Slot:
         part: of the bank of phrases that it was drawn from
         phrase: how is asked
         partner: subject -> the subject that stands beside it in this slot's scenes, as numbers of concepts
+        path: the denoising path that leads here, where the words are those that it was followed with; else None
+        negative: whether the negative prompt is asked instead, with no subject active
     """
 
     number: int
     part: Part
     phrase: Phrase
     partner: dict[int, int]
+    path: int | None = None
+    negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Teacher:
         return [tuple(sorted({*self.absent, j})) for j in subjects if j not in self.active]
 
     def prompt(self, slot: Slot) -> str:
-        """What is asked in a slot."""
+        """What calls the teacher in a slot."""
         phrase = slot.phrase
         half = slot.part is Part.LEARN and slot.number % 2 == 0
         if self.fixed or (self.texts and (half or not phrase.thing)):
@@ -89,6 +93,10 @@ class Teacher:
         else:
             text = phrase.asking(self.words or phrase.thing)
         return ", ".join(part for part in (text, self.style, self.quality) if part)
+
+    def texts_asked(self, numbers: Iterable[int]) -> set[str]:
+        """Which of its own texts are asked in slots of the learnt part, by the slots' numbers."""
+        return {self.texts[k // 2 % len(self.texts)] for k in numbers if self.texts and (self.fixed or k % 2 == 0)}
 
     def prompt_beside(self, others: Sequence[Teacher], slot: Slot) -> str:
         """What is asked in a slot for several subjects at once, this one first."""

@@ -1,8 +1,7 @@
-"""What is compared in each step of the refinement: single concepts, scenes, and the predictions that guidance subtracts."""
+"""What is compared in each step of the refinement: single concepts, and scenes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +12,6 @@ from ..recording import Examples, Scene, make_scenes
 from ..solving import RefinementOptions
 from .scales import NoiseLevels, scales
 
-#: share of each batch that keeps the predictions without trigger, which guidance subtracts at every step
-NEGATIVE_SHARE = 0.25
 #: how much an error in a scene counts, beside one on a single concept
 SCENE_WEIGHT = 0.5
 #: every so many steps the scenes have three windows instead of two; more often, pictures with two suffer (docs/method.md)
@@ -89,20 +86,6 @@ class _Turns:
         return own, queue.pop()
 
 
-class _Share:
-    """How many of some rows have their share of something, the rest of one batch carried over to the next: a quarter of six
-    rows is one, then two."""
-
-    def __init__(self, share: float) -> None:
-        self._share, self._left = share, 0.0
-
-    def of(self, rows: int) -> int:
-        self._left += self._share * rows
-        whole = math.floor(self._left + 1e-9)
-        self._left -= whole
-        return whole
-
-
 class _Shuffled:
     """Draws scenes without replacement until all were had."""
 
@@ -116,17 +99,11 @@ class _Shuffled:
 
 
 class Sampler:
-    """Draws what each step compares: `NEGATIVE_SHARE` of it with the negative prompt, the rest with prompts of their own."""
+    """Draws what each step compares."""
 
-    def __init__(
-        self, examples: Sequence[Examples], negative_prompt: str, options: RefinementOptions, seed: int
-    ) -> None:
+    def __init__(self, examples: Sequence[Examples], options: RefinementOptions, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.negative_prompt, self._options = negative_prompt, options
-        # A concept merged alone has no teacher without triggers (teachers.make_teachers), and keeps what it does there.
-        share = NEGATIVE_SHARE if len(examples) > 1 else 0.0
-        self._share, self._scene_share = _Share(share), _Share(share)
-        self._singles, self._negatives = _Turns(examples, generator), _Turns(examples, generator)
+        self._options, self._singles = options, _Turns(examples, generator)
         widths = (2, 3) if options.scene_rows else ()
         self._scenes = {n: _Shuffled(scenes, generator) for n in widths if (scenes := make_scenes(examples, windows=n))}
         self._scales, self._level = scales(examples), NoiseLevels.fit(examples)
@@ -138,44 +115,29 @@ class Sampler:
         batches = [self.singles(self._options.batch_size)]
         if self._scenes:
             wide = 3 if 3 in self._scenes and self._step % TRIPLE_EVERY == 0 else min(self._scenes)
-            batches.append(self._scene_batch(self._scenes[wide]))
+            scenes = self._scenes[wide]
+            batches.append(_stacked([self._scene(scenes.next()) for _ in range(self._options.scene_rows)]))
         return batches
 
     def singles(self, size: int) -> Batch:
         """So many predictions of single concepts."""
-        negatives = self._share.of(size)
-        rows = [self._single(*self._singles.next()) for _ in range(size - negatives)]
-        rows += [self._negative(*self._negatives.next()) for _ in range(negatives)]
-        return _stacked(rows)
-
-    def _scene_batch(self, scenes: _Shuffled) -> Batch:
-        negatives = self._scene_share.of(self._options.scene_rows)
-        drawn = [scenes.next() for _ in range(self._options.scene_rows)]
-        return _stacked([self._scene(scene, negative=k < negatives) for k, scene in enumerate(drawn)])
+        return _stacked([self._single(*self._singles.next()) for _ in range(size)])
 
     def _single(self, own: Examples, k: int) -> _Row:
         target = own.target[k].float()
         # In scenes the contrast says more, who stands where; on singles besides, it had one of two drawn twice more often.
         has = not self._scenes and own.other is not None and bool(own.has_other[k])
         other = own.other[k].float() if has else target
-        return (own.prompts[k], *self._common(own, k, target), other, torch.tensor([has]), _importance(own))
+        scale = torch.tensor([self._scales[own.teacher.name] * self._level(own.t[k])])
+        there = torch.tensor([has])
+        return own.prompts[k], own.x[k].float(), own.t[k], target, scale, other, there, _importance(own)
 
-    def _negative(self, own: Examples, k: int) -> _Row:
-        target = own.negative_target[k].float()
-        return (self.negative_prompt, *self._common(own, k, target), target, torch.tensor([False]), _importance(own))
-
-    def _common(self, own: Examples, k: int, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scale = self._scales[own.teacher.name] * self._level(own.t[k])
-        return own.x[k].float(), own.t[k], target, torch.tensor([scale])
-
-    def _scene(self, scene: Scene, *, negative: bool) -> _Row:
+    def _scene(self, scene: Scene) -> _Row:
         level = self._level(scene.t) / SCENE_WEIGHT
         scale = torch.tensor([self._scales[own.teacher.name] * level for own, _ in scene.points])
         importance = torch.stack([_importance(own) for own, _ in scene.points]).mean()
-        target = scene.beside("negative_target" if negative else "target").float()
-        other, there = (target, torch.zeros(len(scale), dtype=torch.bool)) if negative else scene.rivals()
-        prompt = self.negative_prompt if negative else scene.prompt
-        return prompt, scene.beside("x").float(), scene.t, target, scale, other.float(), there, importance
+        target, (other, there) = scene.beside("target").float(), scene.rivals()
+        return scene.prompt, scene.beside("x").float(), scene.t, target, scale, other.float(), there, importance
 
 
 def _importance(own: Examples) -> Tensor:

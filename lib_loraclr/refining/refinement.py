@@ -70,9 +70,9 @@ def refine(
         LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
     """
     parameters = {key: _trainable(factors, predictor.host.device) for key, factors in start.items()}
-    sampler = Sampler(examples, predictor.negative_prompt, options, seed)
+    sampler = Sampler(examples, options, seed)
     # of its own, so that what is learnt from does not depend on how much memory there is
-    tried = Sampler(examples, predictor.negative_prompt, options, seed)
+    tried = Sampler(examples, options, seed)
     fit = find_fit(
         predictor,
         parameters,

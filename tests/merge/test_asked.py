@@ -75,7 +75,7 @@ def test_the_text_encoder_is_asked_in_every_form_and_not_by_the_alphabet(
     prompts = tuple(teacher.prompt(slot) for slot in slots)
     nothing = torch.zeros(60, 1, 1, 1)
     flags = torch.zeros(60, dtype=torch.bool)
-    own = Examples(teacher, slots, prompts, nothing, torch.zeros(60), nothing, torch.zeros(60), nothing, None, flags)
+    own = Examples(teacher, slots, prompts, nothing, torch.zeros(60), nothing, torch.zeros(60), None, flags)
     (run,) = merge._text_encoder_runs([own])
     heard: list[str] = []
     monkeypatch.setattr(merge.host, "encode", heard.extend)

@@ -112,7 +112,7 @@ def test_twice_the_concepts_have_half_as_much_each(job: dict) -> None:
 
 def test_what_a_point_takes_is_what_the_recordings_hold() -> None:
     """The budget counts the tensors of the size of a latent that `Examples` has."""
-    latents = {"x", "target", "negative_target", "other"}
+    latents = {"x", "target", "other"}
     assert latents <= set(Examples.__dataclass_fields__)
     others = {"teacher", "slots", "prompts", "t", "effect", "has_other"}
     assert set(Examples.__dataclass_fields__) == latents | others

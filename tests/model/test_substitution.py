@@ -209,7 +209,6 @@ def test_a_refinement_that_must_recompute_its_activations_makes_the_same_steps(h
             torch.tensor([300, 700]),
             latents,
             torch.ones(2),
-            torch.zeros_like(latents),
             None,
             torch.zeros(2, dtype=torch.bool),
         )

@@ -22,7 +22,7 @@ from tests.small import PROMPTS, concept, examples_of, predictor_of, slots_of
 
 #: half precision of what is kept
 CLOSE = {"atol": 5e-3, "rtol": 5e-3}
-LITTLE = PathPlan(Part.LEARN, seed=4, paths=2, steps=3, renoised=2, partners=True)
+LITTLE = PathPlan(Part.LEARN, seed=4, paths=2, steps=3, renoised=2, negative_every=4, partners=True)
 
 
 class Counted(Progress):
@@ -61,11 +61,17 @@ def test_examples_hold_what_the_models_predict_at_their_points(host: Host, demo:
         with torch.no_grad(), host.apply(predictor.together(active)):
             return host.denoise(examples.x[k : k + 1].float(), examples.t[k : k + 1], host.encode([prompt]))[0]
 
+    assert sum(slot.negative for slot in examples.slots) == 2
+    assert any(slot.path is not None and k > 1 and not slot.negative for k, slot in enumerate(examples.slots))
     for k, slot in enumerate(examples.slots):
+        if slot.negative:
+            assert examples.prompts[k] == ""
+            assert not examples.has_other[k] and examples.effect[k].isnan()
+            torch.testing.assert_close(examples.target[k].float(), predict((), "", k), **CLOSE)
+            continue
         assert examples.prompts[k] == teachers[0].prompt(slot)
         teacher, base = (predict(active, examples.prompts[k], k) for active in ((0,), ()))
         torch.testing.assert_close(examples.target[k].float(), teacher, **CLOSE)
-        torch.testing.assert_close(examples.negative_target[k].float(), predict((), "", k), **CLOSE)
         torch.testing.assert_close(examples.effect[k], (teacher - base).square().mean(), atol=1e-5, rtol=0.05)
         # the partner is asked in words of its own
         other = predict((1,), teachers[1].prompt(slot), k)
@@ -81,7 +87,7 @@ def test_points_lie_on_the_teachers_own_path_in_the_words_of_its_first_slot(host
     (pizza,) = examples_of(predictor, teachers, LITTLE)[1:2]
     # the second teacher's noise begins where the first's can never come
     noise = initial_noise(host, [1004, 1005], *predictor.size)
-    conditioning = predictor.encode((1,), pizza.prompts[:2])
+    conditioning = predictor.encode((1,), [teachers[1].prompt(slot) for slot in pizza.slots[:2]])
     negative = predictor.encode((1,), ["", ""])
     with host.apply(predictor.together((1,))):
         *steps, clean = denoising_path(host, noise, conditioning, negative, steps=3, guidance=4.0)
@@ -139,7 +145,7 @@ def test_selected_points_are_those_points(host: Host, demo: Path) -> None:
         few = own.select(torch.tensor([5, 0, 6]))
         for place, k in enumerate((5, 0, 6)):
             assert (few.slots[place], few.prompts[place]) == (own.slots[k], own.prompts[k])
-            for name in ("x", "t", "target", "negative_target", "has_other"):
+            for name in ("x", "t", "target", "has_other"):
                 assert torch.equal(getattr(few, name)[place], getattr(own, name)[k]), name
             assert own.other is None or torch.equal(few.other[place], own.other[k])
 
@@ -158,7 +164,7 @@ MERGES = {
 @pytest.mark.parametrize(
     "plan",
     [
-        PathPlan(Part.LEARN, 0, paths=2, steps=2, renoised=3, effects=2, partners=True),
+        PathPlan(Part.LEARN, 0, paths=2, steps=4, renoised=3, negative_every=3, effects=2, partners=True),
         PathPlan(Part.STOP, 0, paths=1, steps=2),
     ],
     ids=["learnt", "stopped by"],
@@ -217,12 +223,44 @@ def test_slots_are_numbered_and_their_words_are_those_of_their_part() -> None:
 def test_half_of_the_points_on_a_path_are_asked_in_the_words_that_it_was_followed_with() -> None:
     plan = PathPlan(Part.LEARN, 0, paths=40, steps=10, renoised=80)
     slots = draw(plan, [])
-    followed = [slots[path].phrase for path in range(40)]
-    later = [slots[k].phrase is followed[k % 40] for k in range(40, plan.points)]
-    # two phrases of the bank may be equal by chance; the same one is not
-    assert sum(later) / len(later) == pytest.approx(FOLLOWED, abs=0.06)
+    later = slots[40:400]
+    assert sum(slot.path is not None for slot in later) == FOLLOWED * len(later)
     for path in range(40):
-        assert 0 < sum(later[path::40]) < len(later[path::40]), "on every path some and not all"
+        assert slots[path].path == path
+        on_path = later[path::40]
+        assert 0 < sum(slot.path == path for slot in on_path) < len(on_path), "on every path some and not all"
+        # two phrases of the bank may be equal by chance; the same one is not
+        assert all((slot.phrase is slots[path].phrase) == (slot.path == path) for slot in on_path)
+    assert {slot.path for slot in slots[400:]} == {None}, "finished pictures are asked about in words of their own"
+
+
+@pytest.mark.parametrize("drawn", [(40, 10, 80), (2, 2, 0), (3, 3, 5), (1, 2, 0)])
+@pytest.mark.parametrize("every", [0, 3, 4])
+def test_the_negative_prompt_has_its_share_of_the_slots_and_no_whole_path(drawn: tuple, every: int) -> None:
+    plan = PathPlan(Part.LEARN, 0, *drawn, negative_every=every)
+    slots = draw(plan, [])
+    negative = {slot.number for slot in slots if slot.negative}
+    assert len(negative) == (plan.points // every if every else 0)
+    for path in range(plan.paths):
+        assert any(not slot.negative for slot in slots[path : plan.paths * plan.steps : plan.paths])
+    words = [slot.phrase for slot in draw(PathPlan(Part.LEARN, 0, *drawn), [])]
+    assert [slot.phrase for slot in slots] == words, "it is asked at the same points, of the same paths"
+
+
+def test_what_a_path_says_already_is_not_asked_again(host: Host, demo: Path) -> None:
+    """Control: a teacher with texts of its own asks them in turn, and knows only what each path began with."""
+    predictor = silent(predictor_of(host, demo, "fox-face", "pizza"))
+    predictor.progress = Counted()
+    teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
+    plan = PathPlan(Part.LEARN, 0, paths=4, steps=5, effects=1)
+    slots, asked = slots_of(plan, teachers), []
+    predict = predictor.predict
+    predictor.predict = lambda active, x, t, prompts, note: asked.append(len(prompts)) or predict(
+        active, x, t, prompts, note
+    )
+    for number in (0, 2):
+        record_examples(predictor, teachers, number, plan, slots)
+    assert asked == [8, 1, 16], "half of the sixteen later ones; an effect; all later ones"
 
 
 # -- plans

@@ -27,7 +27,7 @@ NAMES = ("fox-face", "pizza", "penguin")
 def lesson(host: Host, demo: Path) -> tuple[list[Teacher], list[Examples]]:
     predictor = predictor_of(host, demo, *NAMES)
     teachers = make_teachers([concept(demo, name) for name in NAMES], PROMPTS)
-    plan = PathPlan(Part.LEARN, seed=2, paths=2, steps=2, renoised=2, partners=True)
+    plan = PathPlan(Part.LEARN, seed=2, paths=2, steps=2, renoised=2, negative_every=4, partners=True)
     return teachers, examples_of(predictor, teachers, plan)
 
 
@@ -50,7 +50,6 @@ def numbered(count: int, points: int = 12, *, absent: Sequence[int] = ()) -> lis
             torch.arange(points),
             x + 0.5,
             torch.ones(points),
-            -x,
             other + 0.5,
             has,
         )
@@ -71,8 +70,8 @@ def test_a_collage_is_what_each_lora_predicts_in_its_own_window(
         x, target = scene.beside("x"), scene.beside("target")
         assert x.shape == target.shape == (4, 8, 2 * width)
         rivals, there = scene.rivals()
-        assert there.tolist() == [True, True]
         slot = scene.points[0][0].slots[scene.points[0][1]]
+        assert there.tolist() == [not slot.negative] * 2
         left, right = scene.subjects
         assert slot.partner[left] == right and slot.partner[right] == left
         for window, (own, other) in enumerate(((left, right), (right, left))):
@@ -80,12 +79,15 @@ def test_a_collage_is_what_each_lora_predicts_in_its_own_window(
             t = torch.tensor([int(scene.points[window][0].t[scene.points[window][1]])])
             found = []
             for subject in (own, other):
-                with torch.no_grad(), host.apply(predictor.together((subject,))):
-                    asked = host.encode([teachers[subject].prompt(slot)])
+                active, prompt = ((), "") if slot.negative else ((subject,), teachers[subject].prompt(slot))
+                with torch.no_grad(), host.apply(predictor.together(active)):
+                    asked = host.encode([prompt])
                     found.append(host.denoise(x[None, ..., part].float(), t, asked)[0])
             torch.testing.assert_close(target[..., part].float(), found[0], **CLOSE)
             torch.testing.assert_close(rivals[..., part].float(), found[1], **CLOSE)
-            assert not torch.allclose(found[0], found[1], **CLOSE), "control: they are not the same"
+            assert slot.negative or not torch.allclose(found[0], found[1], **CLOSE), "control: they are not the same"
+    negative = [scene for scene in scenes if scene.points[0][0].slots[scene.points[0][1]].negative]
+    assert 0 < len(negative) < len(scenes) and {scene.prompt for scene in negative} == {""}
 
 
 def test_the_prompt_names_the_subjects_in_the_order_of_their_windows(
@@ -93,7 +95,7 @@ def test_the_prompt_names_the_subjects_in_the_order_of_their_windows(
 ) -> None:
     teachers, examples = lesson
     for windows in (2, 3):
-        for scene in make_scenes(examples, windows=windows):
+        for scene in make_scenes([own.called for own in examples], windows=windows):
             words = [teachers[subject].words for subject in scene.subjects]
             places = [scene.prompt.index(word) for word in words]
             assert places == sorted(places) and len(set(places)) == windows

@@ -13,16 +13,7 @@ import torch
 from lib_loraclr.recording.examples import Examples
 from lib_loraclr.recording.scenes import make_scenes
 from lib_loraclr.recording.teachers import Slot, Teacher
-from lib_loraclr.refining.batches import (
-    NEGATIVE_SHARE,
-    SCENE_WEIGHT,
-    TRIPLE_EVERY,
-    Batch,
-    Sampler,
-    _Share,
-    _Turns,
-    scales,
-)
+from lib_loraclr.refining.batches import SCENE_WEIGHT, TRIPLE_EVERY, Batch, Sampler, _Turns, scales
 from lib_loraclr.request.phrases import Part, Phrase
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 
@@ -43,27 +34,31 @@ def numbered(
 
     Args:
         of: number of subjects, which stand beside the next (and the previous) in every slot; 0 for none beside it
+
+    At every third point the negative prompt is asked, "ugly", and the target is the latent's opposite.
     """
     numbers = torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(count, 4, 2, 2) + 1000 * (
         concept or 0
     )
     partner = {k: k ^ 1 for k in range(of - of % 2)}
-    slots = tuple(Slot(k, Part.LEARN, Phrase("{}"), partner) for k in range(count))
+    slots = tuple(Slot(k, Part.LEARN, Phrase("{}"), partner, negative=k % 3 == 2) for k in range(count))
+    negative = torch.tensor([slot.negative for slot in slots])
     words = "" if concept is None else name
     teacher = Teacher(name, concept, (0,), words, style=style, importance=importance)
-    has = torch.full((count,), bool(of) and not style and concept in partner)
+    has = torch.full((count,), bool(of) and not style and concept in partner) & ~negative
     other = numbers - 1000 * (concept or 0) + 1000 * partner.get(concept, 0) + 1 if has.any() else None
     effects = torch.full((count,), effect if concept is not None else torch.nan)
-    prompts = (name,) * count
-    return Examples(teacher, slots, prompts, numbers, torch.arange(count), numbers + 1, effects, -numbers, other, has)
+    prompts = tuple("ugly" if slot.negative else name for slot in slots)
+    target = torch.where(negative[:, None, None, None], -numbers, numbers + 1)
+    return Examples(teacher, slots, prompts, numbers, torch.arange(count), target, effects, other, has)
 
 
 def subjects(count: int, points: int = 6, **changes: float) -> list[Examples]:
     return [numbered(points, f"t{k}", k, of=count, **changes) for k in range(count)]
 
 
-def sampler(examples: Sequence[Examples], negative: str = "ugly", seed: int = 0, **changes: int) -> Sampler:
-    return Sampler(examples, negative, replace(OPTIONS, **changes), seed)
+def sampler(examples: Sequence[Examples], seed: int = 0, **changes: int) -> Sampler:
+    return Sampler(examples, replace(OPTIONS, **changes), seed)
 
 
 def origin(batch: Batch, row: int) -> tuple[int, int]:
@@ -97,25 +92,11 @@ def test_concepts_have_equal_turns_however_many_teachers_they_have() -> None:
     assert {count for (concept, _), count in drawn.items() if concept == 4} == {10}, "and its teachers in turn"
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
-def test_every_concept_is_asked_for_both_kinds_of_prediction(count: int) -> None:
-    """However many there are: turns that run in step with the batch would ask some for one kind only."""
-    drawing = sampler([*subjects(count), numbered(6, "plain", None)], scene_rows=0)
-    batches = [drawing.draw()[0] for _ in range(count + 1)]
-    for wanted, per_batch in (("ugly", 2), (None, 6)):
-        rows = [(b, k) for b in batches for k, prompt in enumerate(b.prompts) if (prompt == "ugly") == bool(wanted)]
-        assert len(rows) == per_batch * (count + 1)
-        # those without a concept have the latents of concept 0
-        asked = Counter(origin(b, k)[0] for b, k in rows)
-        share = per_batch
-        assert asked == {k: share * (2 if k == 0 else 1) for k in range(count)}
-
-
 def test_a_batch_holds_prompts_and_negative_prompts_with_their_own_targets() -> None:
     examples = [*subjects(2), numbered(6, "plain", None)]
     assert not sampler(examples).singles(8).apart.any(), "where scenes say who stands where"
     batch = sampler(examples, scene_rows=0).singles(8)
-    assert batch.prompts.count("ugly") == 8 * NEGATIVE_SHARE == 2
+    assert 0 < batch.prompts.count("ugly") < 8, "control: both kinds are there"
     for k, (prompt, x, target) in enumerate(zip(batch.prompts, batch.x, batch.target, strict=True)):
         negative, called = prompt == "ugly", prompt.startswith("t")
         assert torch.equal(target, -x if negative else x + 1)
@@ -127,20 +108,6 @@ def test_a_batch_holds_prompts_and_negative_prompts_with_their_own_targets() -> 
         assert called == (prompt == f"t{concept}") or not called
     assert batch.windows == 1 and batch.scale.shape == batch.apart.shape == (8, 1)
     assert torch.equal(batch.scale, torch.full((8, 1), 2.0))
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"), [(6, [1, 2, 1, 2]), (4, [1, 1, 1, 1]), (1, [0, 0, 0, 1]), (7, [1, 2, 2, 2])]
-)
-def test_a_share_that_is_no_whole_number_is_carried_over(rows: int, expected: list[int]) -> None:
-    share = _Share(0.25)
-    assert [share.of(rows) for _ in range(4)] == expected
-    assert sum(expected) == rows, "in the end a quarter"
-
-
-def test_a_concept_alone_is_asked_with_its_own_prompts_only() -> None:
-    batch = sampler([numbered(6, "a")]).singles(8)
-    assert set(batch.prompts) == {"a"} and not batch.apart.any()
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
@@ -164,7 +131,6 @@ def test_the_rows_of_scenes_are_their_windows_side_by_side() -> None:
     seen = Counter()
     for _ in range(2 * TRIPLE_EVERY):
         _, scenes = drawing.draw()
-        assert scenes.prompts.count("ugly") == 4 * NEGATIVE_SHARE == 1
         for k, prompt in enumerate(scenes.prompts):
             concepts = []
             for w in range(scenes.windows):
@@ -188,8 +154,8 @@ def test_the_rows_of_scenes_are_their_windows_side_by_side() -> None:
             assert float(scenes.importance[k]) == pytest.approx(
                 sum(3.0 if c == 1 else 1.0 for c in concepts) / len(concepts)
             )
-            seen[len(set(concepts))] += 1
-    assert set(seen) == {2, 3}
+            seen[len(set(concepts)), prompt == "ugly"] += 1
+    assert set(seen) == {(2, False), (3, False), (2, True), (3, True)}
 
 
 def test_every_scene_is_drawn_once_before_any_is_drawn_again() -> None:
