@@ -13,7 +13,7 @@ import torch
 from lib_loraclr.recording.examples import Examples
 from lib_loraclr.recording.scenes import make_scenes
 from lib_loraclr.recording.teachers import Slot, Teacher
-from lib_loraclr.refining.batches import SCENE_WEIGHT, TRIPLE_EVERY, Batch, Sampler, _Turns, scales
+from lib_loraclr.refining.batches import SCENE_WEIGHT, TRIPLE_EVERY, Batch, Sampler, _Turns, scales, spread_levels
 from lib_loraclr.request.phrases import Part, Phrase
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 
@@ -74,6 +74,25 @@ def test_every_point_is_drawn_once_before_any_is_drawn_again() -> None:
         assert sorted(order[:count]) == list(range(count))
         assert len(order) == 15
         assert all(Counter(order[i : i + count]) == Counter(range(count)) for i in range(0, 15 - count + 1, count))
+
+
+def test_every_stretch_has_all_noise_levels_in_proportion() -> None:
+    t = torch.arange(8).repeat(20) * 100
+
+    def worst(order: Sequence[int]) -> float:
+        """The largest difference of any level's number among the first points from its share."""
+        drawn = t[torch.tensor(order)][:, None] == t[:8]
+        return float((drawn.cumsum(0) - torch.arange(1, 161)[:, None] / 8).abs().max())
+
+    generator = torch.Generator().manual_seed(0)
+    orders = [spread_levels(t, generator) for _ in range(5)]
+    assert all(sorted(order) == list(range(160)) for order in orders) and orders[0] != orders[1]
+    assert max(map(worst, orders)) < 2
+    assert min(worst(torch.randperm(160, generator=generator).tolist()) for _ in range(5)) > 2, (
+        "control: a plain shuffle has not"
+    )
+    levels = torch.cat([t, torch.tensor([7])])  # and one that no other point has
+    assert sorted(spread_levels(levels, generator)) == list(range(161))
 
 
 def test_concepts_have_equal_turns_however_many_teachers_they_have() -> None:
