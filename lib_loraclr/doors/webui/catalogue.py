@@ -137,7 +137,8 @@ def without(words: str, triggers: Sequence[str]) -> str:
     while before != words:  # one pair of brackets may stand in another
         before, words = words, _EMPTY_BRACKETS.sub("", words)
         words = re.sub(r"([(\[])[\s,]+", r"\1", words)
-        words = re.sub(r"[\s,]+([)\]]|:\s*[\d.]+\s*\))", r"\1", words)
+        # from the first of many on only, or a long run of them would be tried from each
+        words = re.sub(r"(?<![\s,])[\s,]+([)\]]|:\s*[\d.]+\s*\))", r"\1", words)
     return ", ".join(part for part in map(_unjoined, words.split(",")) if part)
 
 

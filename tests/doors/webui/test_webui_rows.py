@@ -59,6 +59,11 @@ def test_a_concepts_own_words_are_no_other_words(doors: Doors, prompt: str, trig
     assert doors.module("catalogue").without(prompt, [trigger]) == rest
 
 
+def test_a_long_run_of_blanks_in_a_prompt_is_gone_through_once(doors: Doors) -> None:  # noqa: F811
+    """Tried from each of them it would take hours."""
+    assert doors.module("catalogue").without("a fox" + " ," * 1_000_000 + "sks", ["sks"]) == "a fox"
+
+
 def test_a_new_row_has_the_files_trigger_words_and_edits_stay(doors: Doors) -> None:  # noqa: F811
     rows = doors.module("rows")
     first = rows.selected(["fox", "penguin"], rows.Table(), rows.Table())
