@@ -75,6 +75,14 @@ class Progress:
         if self.interrupted():
             raise Interrupted
 
+    def found(self, units: int, note: str = "") -> None:
+        """`units` more are done that took no time: what they make was kept from a former merge.
+
+        Raises:
+            Interrupted: the user asked to stop
+        """
+        self.advance(units, note)
+
     def log(self, line: str) -> None:
         """One line about how the merge is going."""
 

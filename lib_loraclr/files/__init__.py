@@ -12,6 +12,7 @@ licences           author and licence, and what the licence asks
 embeddings         embeddings that a file bundles
 triggers           the words that call a LoRA
 writing            files written whole or not at all, and what they replace
+work_folder        tensors kept by what they were computed from
 """
 
 from .deltas import kind_name, kind_of, layer_delta, unused_parameters
@@ -42,24 +43,30 @@ from .tensor_files import DTYPE_NAMES, DTYPES, NewTensor, StoredTensor, read_hea
 from .training import clip_skip, few_steps, few_steps_warning
 from .triggers import Trigger, find_trigger, tag_frequency
 from .unet_names import compvis_names, diffusers_name
+from .work_folder import LIMIT_MB, Kept, WorkFolder, code_key, content_key, file_key
 from .writing import Written, refuse_existing, require_space, write_files
 
 __all__ = [
     "CREDITS",
     "DTYPES",
     "DTYPE_NAMES",
+    "Kept",
+    "LIMIT_MB",
     "LoraFile",
     "NewTensor",
     "StoredTensor",
     "Terms",
     "Trigger",
     "UNET",
+    "WorkFolder",
     "Written",
     "attention_projections",
     "bias_key",
     "embeddings_by_name",
     "clip_skip",
+    "code_key",
     "compvis_names",
+    "content_key",
     "conditions",
     "credit",
     "credit_lines",
@@ -68,6 +75,7 @@ __all__ = [
     "family_of",
     "few_steps",
     "few_steps_warning",
+    "file_key",
     "find_trigger",
     "incomplete_attention",
     "is_text_encoder",

@@ -141,6 +141,36 @@ def write_files(
     return Written(tuple(writers), moving.aside, {path: _stamp(path) for path in writers})
 
 
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that a program keeps for itself: at any moment the old one is there or the new one, whole.
+
+    What it replaces is gone, and whoever has it open still has it.
+
+    Args:
+        write: writes the content to the binary stream it is given
+
+    Raises:
+        LoraclrError: it cannot be written (disk full, no permission)
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _another_name(path, "tmp")
+        with temporary.open("xb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _cannot(path, error, "written") from error
+        raise
+    _sweep({path.parent})
+
+
 class _Moving:
     """Files given other names, each of which can be taken back.
 

@@ -2,14 +2,31 @@
 
 merging            `merge_loras`, which reads from top to bottom
 examination        what stands in a merge's way, known before anything is recorded
-needs              how much memory it will take
+needs              how much memory it will take; forecasting that and how long, without merging
 stage_plan         which stages there will be, and what each takes
-stages             the stages
+stages             the stages; layer_merging one layer
+keeping            what they keep in a work folder
+start              a finished merge that another one goes on from
 """
 
 from .examination import examine
-from .merging import measure_loras, merge_loras
+from .forecasting import Forecast, forecast, seconds_per_sample
+from .merging import measure_loras, merge_loras, refine_further
 from .needs import MemoryNeeds, memory_needs
 from .stage_plan import plan_stages
+from .start import Start, start_from
 
-__all__ = ["MemoryNeeds", "examine", "measure_loras", "memory_needs", "merge_loras", "plan_stages"]
+__all__ = [
+    "Forecast",
+    "MemoryNeeds",
+    "Start",
+    "examine",
+    "forecast",
+    "measure_loras",
+    "memory_needs",
+    "merge_loras",
+    "plan_stages",
+    "refine_further",
+    "seconds_per_sample",
+    "start_from",
+]

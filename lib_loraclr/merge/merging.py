@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..model import Host
+from ..errors import LoraclrError
+from ..files import LoraFile, WorkFolder, require_safetensors
+from ..model import ALONE, Host, Processes
 from ..output import ConceptReport, Merge, MergeReport, Target
 from ..progress import Progress
 from ..recording import (
@@ -22,36 +24,61 @@ from ..request import MergeRequest, parse_lora_argument
 from ..solving import MergedLayer, Procedure
 from .examination import examine, merged_keys
 from .stages import Stages
+from .start import Start
+from .watching import watching
 
 
-def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = None) -> Merge:
+def merge_loras(
+    request: MergeRequest,
+    host: Host,
+    progress: Progress | None = None,
+    *,
+    start: Start | None = None,
+    work: WorkFolder | None = None,
+    processes: Processes = ALONE,
+) -> Merge:
     """Merge LoRAs on a loaded model.
 
     Args:
         request: what to merge and how; checked before a tensor is read
         host: holds the model; left as it was on success, error and interrupt
         progress: is told how far it is, and may interrupt
+        start: a finished merge of all these concepts, or of some of them, to go on from
+        work: where what is computed is kept while it runs; a merge that was ended, by whatever, goes on from there
+        processes: that do it together, each of which calls this with the same request and a host of its own
 
     Raises:
         LoraclrError: something in the request or the files that a person can mend
         Interrupted: the user asked to stop
     """
-    progress = progress or Progress()
+    with processes.failing():
+        return _merged(request, host, watching(progress or Progress(), processes), start, work, processes)
+
+
+def _merged(
+    request: MergeRequest,
+    host: Host,
+    progress: Progress,
+    start: Start | None,
+    work: WorkFolder | None,
+    processes: Processes,
+) -> Merge:
+    """As `merge_loras`."""
     request.check()
     procedure = Procedure.of(request)
     inputs = load_inputs(request.concepts, host, progress)
-    request = _completed(request, inputs, host)
+    request = completed(request, inputs, host)
     serves = served_layers(host, merged_keys(inputs)) if procedure.method.records else None
     examination = examine(request, inputs, host, serves)
     examination.require_possible()
     skip, _ = recorded_clip_skip(request.recording.clip_skip, inputs, host)
     with host.knowing(bundled_embeddings(inputs)) as unknown, host.skipping(skip):
-        # Sorted by content, so that the order in which the LoRAs were named changes nothing.
-        stages = Stages(request, sorted(inputs, key=lambda lora: lora.order), host, serves, progress)
+        order = _ordered(inputs, start)
+        stages = Stages(request, order, host, serves, progress, start=start, work=work, processes=processes)
         progress.plan(stages.plan(procedure))
         examples = stages.learn() if procedure.method.records else []
         layers = stages.solve(procedure, examples)
-        refinement = procedure.refinement(len(inputs))
+        refinement = stages.refinement(procedure)
         refined = stages.refine(layers, examples, refinement) if refinement else None
         layers = stages.cut_refined(refined.factors, layers, examples) if refined else layers
         del examples
@@ -65,9 +92,53 @@ def merge_loras(request: MergeRequest, host: Host, progress: Progress | None = N
         together=_together(stages, recognition),
         base_drift_all_tags=before.base_drift,
         base_drift=after.base_drift,
-        warnings=(*_own_warnings(inputs), *examination.warnings, *stages.warnings, *unknown),
+        warnings=(*_own_warnings(inputs), *examination.warnings, *stages.warnings, *stages.trouble, *unknown),
     )
-    return Merge(request, factors, tuple(inputs), target, report)
+    return Merge(request, factors, tuple(inputs), target, report, start.begun if start else None)
+
+
+def refine_further(
+    merge: Merge,
+    host: Host,
+    progress: Progress | None = None,
+    *,
+    steps: int = 0,
+    work: WorkFolder | None = None,
+) -> Merge:
+    """A finished merge, kept or not, refined for some more steps; a merge of its own, and the first one stays as it is.
+
+    What the LoRAs predict is recorded again, or found where the merge's own `work` folder is given, which leaves little but the
+    steps to be done; and it is measured on the same points as before, so that both reports compare.
+
+    Args:
+        merge: as `merge_loras` or this made it; `Merge.light` is enough
+        host: holds the checkpoint that it was made on
+        progress: as of `merge_loras`
+        steps: at the model's output; 0: a third of what the merge itself took
+        work: as of `merge_loras`
+
+    Raises:
+        LoraclrError: another checkpoint is loaded, a LoRA is gone or was changed since, or the method does not refine; and as
+            `merge_loras`
+        Interrupted: the user asked to stop
+    """
+    if host.checkpoint != merge.target.checkpoint:
+        raise LoraclrError(
+            f"The merge was made on {merge.target.checkpoint}, and {host.checkpoint} is loaded: load that one to go on."
+        )
+    for lora in merge.inputs:
+        require_safetensors(lora.file.path)
+        if LoraFile(lora.file.path, {}, {}).hash != lora.file.hash:
+            raise LoraclrError(f"{lora.concept.lora} was changed since it was merged: merge afresh.")
+    labels = frozenset(concept.label for concept in merge.request.concepts)
+    return merge_loras(merge.request, host, progress, start=Start(merge.factors, labels, steps), work=work)
+
+
+def _ordered(inputs: Sequence[InputLora], start: Start | None) -> list[InputLora]:
+    """By content, so that the order in which the LoRAs were named changes nothing; what a start holds first, and so in the same
+    places, and recorded with the same seeds, as when that was merged."""
+    labels = start.labels if start else frozenset()
+    return sorted(inputs, key=lambda lora: (lora.concept.label not in labels, lora.order))
 
 
 def measure_loras(
@@ -87,7 +158,7 @@ def measure_loras(
     progress = progress or Progress()
     request.check()
     inputs = load_inputs(request.concepts, host, progress)
-    request = replace(_completed(request, inputs, host), method="weighted_sum", options={})
+    request = replace(completed(request, inputs, host), method="weighted_sum", options={})
     examination = examine(request, inputs, host)
     examination.require_possible()
     result = load_input(parse_lora_argument(merged), host).deltas if merged else None
@@ -106,7 +177,7 @@ def measure_loras(
     )
 
 
-def _completed(request: MergeRequest, inputs: Sequence[InputLora], host: Host) -> MergeRequest:
+def completed(request: MergeRequest, inputs: Sequence[InputLora], host: Host) -> MergeRequest:
     """With what the files say where the request says nothing: trigger words, and the size of the pictures."""
     recording = with_size(request.recording, [lora.file.metadata for lora in inputs], host.default_size)
     return replace(request, concepts=tuple(lora.concept for lora in inputs), recording=recording)

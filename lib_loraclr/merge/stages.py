@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraclrError
-from ..files import DTYPES, is_text_encoder
-from ..model import LEAST_ROWS, Factors, Host, free_cached, is_out_of_memory
+from ..files import DTYPES, WorkFolder, is_text_encoder
+from ..model import ALONE, LEAST_ROWS, Factors, Host, Processes
 from ..progress import PlannedStage, Progress, Stage
 from ..recording import (
     Attempt,
@@ -41,8 +41,10 @@ from ..refining import (
     refine,
 )
 from ..request import MergeRequest, Part, is_background
-from ..solving import Cut, LayerProblem, MergedLayer, Procedure, Recording, RefinementOptions, merge_layer
+from ..solving import Cut, MergedLayer, Procedure, RefinementOptions
 from .examination import merged_keys, recording_plan
+from .keeping import Keeping
+from .layer_merging import LayerMerger, Recorded
 from .stage_plan import (
     RECORDED_POINTS,
     RECORDED_PROMPTS,
@@ -55,11 +57,10 @@ from .stage_plan import (
     stopping_paths,
     subjects_beside,
 )
+from .start import Networks, Start, as_layers
 
-_SOLVED_ON_CPU = "The graphics memory was too small for some layers: they were merged on the CPU, which takes longer."
-
-#: what a run of the model recorded: on whose prompts, and layer key -> `[n, d_in]`
-_Recorded = tuple[Teacher, Mapping[str, Tensor]]
+#: what is left out where a start has all layers
+_MERGED_ANEW = (Stage.TEXT_INPUTS, Stage.TEXT_LAYERS, Stage.UNET_INPUTS, Stage.UNET_LAYERS)
 
 
 class Stages:
@@ -72,16 +73,25 @@ class Stages:
         host: Host,
         serves: Mapping[str, str] | None,
         progress: Progress,
+        *,
+        start: Start | None = None,
+        work: WorkFolder | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """
         Args:
             serves: which recording serves each layer (`recording.served_layers`); None where no layer's inputs are recorded
+            start: a finished merge to go on from
+            work: where what is computed is kept
+            processes: that do the merge together
         """
         concepts = [lora.concept for lora in inputs]
         self.request, self.inputs, self.host, self.progress = request, inputs, host, progress
+        self.processes = processes
         self.labels = [concept.label for concept in concepts]
         self.teachers = make_teachers(concepts, request.prompts)
         self.subjects = [i for i, concept in enumerate(concepts) if concept.kind == "subject"]
+        self.keeping = Keeping(work, request, inputs, host, start) if work else None
         self.predictor = Predictor(
             host,
             [lora.deltas for lora in inputs],
@@ -90,13 +100,18 @@ class Stages:
             background=tuple(i for i, concept in enumerate(concepts) if is_background(concept)),
             memory=request.memory_mb << 20,
             progress=progress,
+            shelf=self.keeping.shelf if self.keeping else None,
         )
+        self.predictor.processes = processes
+        self.start = start
         self.serves = serves or {}
         self.warnings: tuple[str, ...] = ()
+        self.planned: list[PlannedStage] = []
         keys = merged_keys(inputs)
         keys = keys if serves is None else self._taking_part(keys)
         self.text_encoder_keys = [key for key in keys if is_text_encoder(key)]
         self.unet_keys = [key for key in keys if not is_text_encoder(key)]
+        self.layer_merger = LayerMerger(host, Networks(inputs, start), self.serves, self.subjects)
         self.memory = recording_plan(request, inputs, host, self.serves)
 
     def _taking_part(self, keys: Sequence[str]) -> list[str]:
@@ -115,11 +130,32 @@ class Stages:
 
     def plan(self, procedure: Procedure) -> list[PlannedStage]:
         """What is to come."""
-        refinement = procedure.refinement(len(self.inputs))
+        refinement = self.refinement(procedure)
         layers = len(self.text_encoder_keys), len(self.unet_keys)
-        return plan_stages(
+        planned = plan_stages(
             self.request, procedure.method, refinement, self.teachers, layers=layers, most=self.memory.points
         )
+        self.planned = [item for item in planned if not (self.whole_start and item.stage in _MERGED_ANEW)]
+        return self.planned
+
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        """Warnings of what did not go as it should."""
+        return (*self.layer_merger.trouble, *(self.keeping.trouble if self.keeping else ()))
+
+    @property
+    def whole_start(self) -> Start | None:
+        """The start, where every concept is in it."""
+        return self.start if self.start and self.start.labels >= set(self.labels) else None
+
+    def refinement(self, procedure: Procedure) -> RefinementOptions | None:
+        """What is done at the model's output; None for nothing.
+
+        Raises:
+            LoraclrError: a start cannot be gone on from without
+        """
+        whole = procedure.refinement(len(self.inputs))
+        return self.start.refinement(whole, self.inputs) if self.start else whole
 
     def learn(self) -> list[Examples]:
         """What every teacher predicts: the examples that the merge is made from."""
@@ -128,24 +164,46 @@ class Stages:
     def _follow(self, stage: Stage, plan: PathPlan) -> list[Examples]:
         """What every teacher predicts in the slots of a plan."""
         self.progress.start(stage, following_evaluations(self.teachers, plan))
-        slots = draw_slots(plan, phrases_of(self.request, self.inputs, plan.part), subjects_beside(self.teachers))
-        return [record_examples(self.predictor, self.teachers, k, plan, slots) for k in range(len(self.teachers))]
+        subjects = subjects_beside(self.teachers)
+        slots = draw_slots(plan, phrases_of(self.request, self.inputs, plan.part), subjects)
+
+        def told(k: int) -> None:
+            self.progress.found(plan.evaluations(self.teachers[k], subjects), self.teachers[k].name)
+
+        return self.processes.each(
+            len(self.teachers), lambda k: record_examples(self.predictor, self.teachers, k, plan, slots), told
+        )
 
     def solve(self, procedure: Procedure, examples: Sequence[Examples]) -> dict[str, MergedLayer]:
         """Merge layer by layer: the text encoder(s), then the UNet behind the merged text encoder(s).
 
         Where a refinement follows, at the full rank: it goes further there, and cuts once, at its end.
         """
+        if self.whole_start:
+            layers = self.host.layers()
+            return as_layers(
+                self.whole_start, {key: layers[key].shape for key in (*self.text_encoder_keys, *self.unet_keys)}
+            )
+        found = self.processes.from_one(self.keeping.find_layers()) if self.keeping else None
+        if found:
+            for item in self.planned:
+                if item.stage in _MERGED_ANEW:
+                    self.progress.start(item.stage, item.units)
+                    self.progress.found(item.units)
+            return found
         # of files that hold whole deltas the rank costs nothing
         full = self.request.whole and self.request.rank == "auto"
         cut = self.cut if not (full or procedure.refinement(len(self.inputs))) else Cut("full", 1.0)
         recorded = self._record(Stage.TEXT_INPUTS, self.text_encoder_keys, self._text_encoder_runs(examples))
-        text_encoder = self._merge_layers(Stage.TEXT_LAYERS, self.text_encoder_keys, procedure, cut, recorded)
+        text_encoder = self._merge(Stage.TEXT_LAYERS, self.text_encoder_keys, procedure, cut, recorded)
         del recorded
         runs = self._unet_runs(examples, {key: layer.factors for key, layer in text_encoder.items()})
         recorded = self._record(Stage.UNET_INPUTS, self.unet_keys, runs)
-        unet = self._merge_layers(Stage.UNET_LAYERS, self.unet_keys, procedure, cut, recorded)
-        return {**text_encoder, **unet}
+        unet = self._merge(Stage.UNET_LAYERS, self.unet_keys, procedure, cut, recorded)
+        layers = {**text_encoder, **unet}
+        if self.keeping and self.processes.rank == 0:
+            self.keeping.keep_layers(layers)
+        return layers
 
     @property
     def cut(self) -> Cut:
@@ -202,68 +260,39 @@ class Stages:
         together = self.predictor.together(teacher.active)
         return {key: together[key] for key in keys if key in together}
 
-    def _record(self, stage: Stage, keys: Sequence[str], runs: Sequence[Run]) -> list[_Recorded]:
+    def _record(self, stage: Stage, keys: Sequence[str], runs: Sequence[Run]) -> list[Recorded]:
         """The inputs of these layers in every run."""
         if not (runs and keys):
             return []
         self.progress.start(stage, sum(run.samples for run in runs))
-        capacity = {self.serves[key]: self.memory.rows for key in keys}
-        return [(run.teacher, record_run(self.host, run, capacity, self.request.seed, self.progress)) for run in runs]
+        return self._recorded(runs, {self.serves[key]: self.memory.rows for key in keys})
 
-    def _merge_layers(
-        self, stage: Stage, keys: Sequence[str], procedure: Procedure, cut: Cut, recorded: Sequence[_Recorded]
+    def _recorded(self, runs: Sequence[Run], capacity: Mapping[str, int]) -> list[Recorded]:
+        """What enters layers in every run.
+
+        Args:
+            capacity: layer key -> rows to keep at most; the layers to record
+        """
+        rows = self.processes.each(
+            len(runs),
+            lambda k: record_run(self.host, runs[k], capacity, self.request.seed, self.progress),
+            lambda k: self.progress.found(runs[k].samples, runs[k].teacher.name),
+        )
+        return [(run.teacher, own) for run, own in zip(runs, rows, strict=True)]
+
+    def _merge(
+        self, stage: Stage, keys: Sequence[str], procedure: Procedure, cut: Cut, recorded: Sequence[Recorded]
     ) -> dict[str, MergedLayer]:
         """Each of these layers merged."""
         self.progress.start(stage, len(keys))
-        merged = {}
-        for key in keys:
-            merged[key] = self._merge_layer(key, procedure, cut, recorded)
-            self.progress.advance(1, key)
-        return merged
 
-    def _merge_layer(self, key: str, procedure: Procedure, cut: Cut, recorded: Sequence[_Recorded]) -> MergedLayer:
-        """One layer, on the CPU where the graphics card has no room for it."""
+        def merge(k: int) -> MergedLayer:
+            layer = self.layer_merger.merge(keys[k], procedure, cut, recorded)
+            self.progress.advance(1, keys[k])
+            return replace(layer, factors=layer.factors.to("cpu"))
 
-        def merged(device: torch.device) -> MergedLayer:
-            problem = self._problem(key, recorded, device, weight=procedure.method.weight)
-            return merge_layer(problem, procedure.method, procedure.options, cut)
-
-        device = self.host.device
-        try:
-            return merged(device)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # here, where the error and all that it holds on the card are gone
-        free_cached(device)
-        if _SOLVED_ON_CPU not in self.warnings:
-            self.warnings += (_SOLVED_ON_CPU,)
-        layer = merged(torch.device("cpu"))
-        return replace(layer, factors=layer.factors.to(device))
-
-    def _problem(
-        self, key: str, recorded: Sequence[_Recorded], device: torch.device, *, weight: bool = False
-    ) -> LayerProblem:
-        """One layer in fp32.
-
-        Args:
-            weight: whether the layer's own weight is asked for
-        """
-        deltas = [lora.deltas.get(key) for lora in self.inputs]
-        recordings = tuple(
-            Recording(
-                inputs[self.serves[key]].to(device, torch.float32),
-                teacher.active,
-                teacher.importance,
-                tuple(teacher.rivals(self.subjects)),
-                teacher.absent,
-            )
-            for teacher, inputs in recorded
-        )
-        to = (device, torch.float32)
-        layer = self.host.layers()[key]
-        own = layer.weight.detach().reshape(layer.shape).to(*to) if weight else None
-        return LayerProblem(key, tuple(delta and delta.to(*to) for delta in deltas), recordings, own)
+        layers = self.processes.each(len(keys), merge, lambda k: self.progress.found(1, keys[k]))
+        return dict(zip(keys, layers, strict=True))
 
     def refine(
         self, layers: Mapping[str, MergedLayer], examples: Sequence[Examples], options: RefinementOptions
@@ -272,7 +301,9 @@ class Stages:
         held_back = self._follow(Stage.HOLDING_BACK, stopping_paths(self.request, self.memory.points))
         self.progress.start(Stage.REFINING, options.steps)
         start = {key: layer.factors for key, layer in layers.items()}
-        return refine(self.predictor, start, examples, held_back, options, seed=self.request.seed)
+        seed = self.request.seed + (self.start.seed if self.start else 0)
+        keeper = self.keeping.state if self.keeping else None
+        return refine(self.predictor, start, examples, held_back, options, seed=seed, keeper=keeper)
 
     def cut_refined(
         self, refined: Mapping[str, Factors], layers: Mapping[str, MergedLayer], examples: Sequence[Examples]
@@ -285,16 +316,15 @@ class Stages:
         self.progress.start(Stage.CUTTING, sum(run.samples for run in runs))
         # both stages at once, within the room of the larger one
         capacity = {self.serves[key]: max(LEAST_ROWS, self.memory.rows // 2) for key in layers}
-        recorded = [
-            (run.teacher, record_run(self.host, run, capacity, self.request.seed, self.progress)) for run in runs
-        ]
-        cut = {}
-        for key, layer in layers.items():
-            problem = self._problem(key, recorded, self.host.device)
-            truncated = self.cut(here[key].to(torch.float32), problem.called_inputs() or None)
-            cut[key] = replace(layer, factors=truncated.factors.to("cpu"), kept=truncated.kept)
-            self.progress.advance(0, key)
-        return cut
+        recorded, keys = self._recorded(runs, capacity), list(layers)
+
+        def cut(k: int) -> MergedLayer:
+            problem = self.layer_merger.problem(keys[k], recorded, self.host.device)
+            truncated = self.cut(here[keys[k]].to(torch.float32), problem.called_inputs() or None)
+            self.progress.advance(0, keys[k])
+            return replace(layers[keys[k]], factors=truncated.factors.to("cpu"), kept=truncated.kept)
+
+        return dict(zip(keys, self.processes.each(len(keys), cut), strict=True))
 
     def _refined_runs(self, refined: Mapping[str, Factors], examples: Sequence[Examples]) -> list[Run]:
         """Some of every teacher's points, and of the scenes, through the refined model.

@@ -4,6 +4,7 @@ host, families     what is asked of whatever holds the model, and the families o
 substitution       the model run with changed weights, which are never written
 low_rank           factors and their algebra
 memory             how a budget is spent, and what a graphics card has left
+processes          one merge in several processes
 """
 
 from .families import FAMILIES, OTHER_CHANNELS, REFINER, SD1, SD2, SDXL, Family
@@ -26,9 +27,11 @@ from .low_rank import (
     zero,
 )
 from .memory import LEAST_ROWS, MEGABYTE, MemoryPlan, free_cached, free_on_card, is_out_of_memory, plan_memory
+from .processes import ALONE, Group, Processes
 from .substitution import INPAINTING_CHANNELS, LATENT_CHANNELS, Layer, adaptable_layers, always_one, substituted
 
 __all__ = [
+    "ALONE",
     "Conditioning",
     "Deltas",
     "FAMILIES",
@@ -36,6 +39,7 @@ __all__ = [
     "SDXL",
     "Factors",
     "Family",
+    "Group",
     "Host",
     "INPAINTING_CHANNELS",
     "LATENT_CHANNELS",
@@ -43,6 +47,7 @@ __all__ = [
     "LEAST_ROWS",
     "MEGABYTE",
     "MemoryPlan",
+    "Processes",
     "REFINER",
     "SD1",
     "SD2",

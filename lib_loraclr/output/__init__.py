@@ -8,12 +8,13 @@ report             what it did
 """
 
 from .baking import require_copyable, require_places
-from .merged import Merge, Target
+from .merged import Begun, Merge, Target
 from .preview import Pictures, PreviewOptions, draw_pictures, plan_preview
 from .report import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
-from .saving import check_destination, file_size, read_recipe, save_merge, write_merge
+from .saving import check_destination, file_size, read_recipe, save_merge, went_on, write_merge
 
 __all__ = [
+    "Begun",
     "ConceptReport",
     "Merge",
     "MergeReport",
@@ -32,5 +33,6 @@ __all__ = [
     "require_copyable",
     "require_places",
     "save_merge",
+    "went_on",
     "write_merge",
 ]

@@ -48,6 +48,21 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """The finished merge that another one went on from.
+
+    Attributes:
+        hash: of its factors
+        concepts: labels of the concepts that were in it
+        steps: that were asked for; 0: as many as are usual
+    """
+
+    hash: str
+    concepts: tuple[str, ...]
+    steps: int
+
+
+@dataclass(frozen=True)
 class Merge:
     """A finished merge, not yet a file; it holds all that its files need.
 
@@ -58,6 +73,7 @@ class Merge:
         inputs: the LoRAs, in the order of the request
         target: the checkpoint it was made on
         report: what it did
+        begun: the finished merge that it went on from, if it did
     """
 
     request: MergeRequest
@@ -65,6 +81,7 @@ class Merge:
     inputs: tuple[InputLora, ...]
     target: Target
     report: MergeReport
+    begun: Begun | None = None
 
     def light(self) -> Merge:
         """The same on the CPU, without what only merging and drawing needed: a result may wait for hours."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ..model import Deltas, Host, together
+from ..model import ALONE, Deltas, Host, Processes, together
 from ..progress import PlannedStage, Progress, Stage, Work
 from ..recording import BATCH, bundled_embeddings, recorded_clip_skip, sample
 from ..request import concept_prompts, is_background
@@ -74,9 +74,24 @@ def plan_preview(called: int, concepts: int, options: PreviewOptions) -> Planned
     return PlannedStage(Stage.DRAWING, evaluations, Work.EVALUATION, 2 * options.steps * pictures)
 
 
-def draw_pictures(merge: Merge, host: Host, options: PreviewOptions, progress: Progress | None = None) -> Pictures:
-    """Draw the pictures; the model is left as it was."""
-    progress = progress or Progress()
+def draw_pictures(
+    merge: Merge,
+    host: Host,
+    options: PreviewOptions,
+    progress: Progress | None = None,
+    processes: Processes = ALONE,
+) -> Pictures:
+    """Draw the pictures; the model is left as it was.
+
+    Args:
+        processes: that draw together, as of the merge
+    """
+    with processes.failing():
+        return _drawn(merge, host, options, progress or Progress(), processes)
+
+
+def _drawn(merge: Merge, host: Host, options: PreviewOptions, progress: Progress, processes: Processes) -> Pictures:
+    """As `draw_pictures`."""
     concepts, negative = merge.request.concepts, merge.request.prompts.negative
     height = merge.request.recording.height or host.default_size
     width = merge.request.recording.width or host.default_size
@@ -102,13 +117,22 @@ def draw_pictures(merge: Merge, host: Host, options: PreviewOptions, progress: P
             )
         return host.decode(latents)
 
-    base = draw({}, prompts, options.seed)
+    def drawn(place: int) -> list[Image.Image]:
+        processes.check()
+        deltas, texts, seed, wide = wanted[place]
+        if place == 0:  # what the LoRAs bundle is not known to the model without them
+            return draw(deltas, texts, seed, wide)
+        with host.knowing(bundled_embeddings(merge.inputs)), host.skipping(skip):
+            return draw(deltas, texts, seed, wide)
+
     skip, _ = recorded_clip_skip(merge.request.recording.clip_skip, merge.inputs, host)
-    with host.knowing(bundled_embeddings(merge.inputs)), host.skipping(skip):
-        summed, merged = (draw(deltas, prompts, options.seed) for deltas in (everyone, merge.factors))
-        alone = [draw(lora.deltas, [prompts[i]], options.seed + i)[0] for i, lora in enumerate(merge.inputs)]
-        seed = options.seed + len(prompts)
-        both = [draw(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors) if doubles]
+    wanted = [(deltas, prompts, options.seed, 1) for deltas in ({}, everyone, merge.factors)]
+    wanted += [(lora.deltas, [prompts[i]], options.seed + i, 1) for i, lora in enumerate(merge.inputs)]
+    seed = options.seed + len(prompts)
+    wanted += [(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors) if doubles]
+    found = processes.each(len(wanted), drawn)
+    (base, summed, merged), both = found[:3], found[3 + len(prompts) :]
+    alone = [one[0] for one in found[3 : 3 + len(prompts)]]
     rows = [([base[i], alone[i], summed[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
     for k, (a, b) in enumerate(pairs):
         rows.append(([both[0][k], both[1][k]], f"{concepts[a].label} + {concepts[b].label}"))

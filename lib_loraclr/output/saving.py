@@ -36,7 +36,7 @@ from .merged_tensors import full_tensors, lora_tensors
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_RECIPE = "loraclr.request"
+_RECIPE, _BEGUN = "loraclr.request", "loraclr.begun"
 #: what stands beside a merge, and belongs to it
 BESIDE = (".json", ".png", ".report.json", ".report.png")
 
@@ -84,7 +84,7 @@ def checkpoint_metadata(merge: Merge, name: str, base: Mapping[str, str]) -> dic
     Args:
         base: the metadata of the checkpoint that was copied; kept, but for what was said of its content
     """
-    stale = ("sshs_", "modelspec.hash", "modelspec.thumbnail", "modelspec.date")
+    stale = (_BEGUN, "sshs_", "modelspec.hash", "modelspec.thumbnail", "modelspec.date")
     kept = {key: value for key, value in base.items() if not key.startswith(stale)}
     known = {name: kept[name] for name in ("modelspec.architecture",) if name in kept}
     own = {
@@ -117,6 +117,7 @@ def _told(merge: Merge, name: str, sources: Sequence[Mapping[str, str]]) -> dict
         CREDITS: json.dumps(_credits(merge), ensure_ascii=False),
         _RECIPE: json.dumps(_recipe(request), ensure_ascii=False),
         "loraclr.inputs": json.dumps({c.label: lora.file.hash for c, lora in zip(concepts, merge.inputs, strict=True)}),
+        _BEGUN: json.dumps(dataclasses.asdict(merge.begun)) if merge.begun else "",
         "loraclr.checkpoint": PurePosixPath(merge.target.checkpoint.replace("\\", "/")).name,
         "loraclr.source": merge.report.source,
         "loraclr.versions": json.dumps({"loraclr": __version__, "torch": torch.__version__, "host": merge.target.host}),
@@ -151,6 +152,11 @@ def read_recipe(metadata: Mapping[str, str], source: str) -> tuple[MergeRequest,
         raise LoraclrError(
             f"The recipe in {source} cannot be read ({str(error).rstrip('.')}): it was changed since, or is of a newer LoRACLR."
         ) from None
+
+
+def went_on(metadata: Mapping[str, str]) -> bool:
+    """Whether a merged file went on from a finished merge, so that its recipe alone cannot repeat it."""
+    return _BEGUN in metadata
 
 
 def user_card(merge: Merge) -> dict[str, object]:

@@ -4,7 +4,7 @@ inputs             the LoRAs of a request, held against the loaded model; base_m
 picture_size       the size of the pictures that are recorded
 asking             what will be asked; reading how prompts are read: clip skip, and weights in brackets
 teachers           which LoRAs are active on which prompts
-predictor          the model with any of the LoRAs active
+predictor          the model with any of the LoRAs active; shelf where what it predicts is kept
 sampling           denoising paths
 examples           what teachers predict in the slots that they share; scenes what they do side by side
 input_rows         a bounded sample of what enters a layer; layer_inputs of what enters each of them
@@ -20,6 +20,7 @@ from .predictor import Predictor
 from .reading import recorded_clip_skip, unweighted_prompts
 from .sampling import BATCH, evaluated, sample
 from .scenes import Scene, count_pairs, make_scenes
+from .shelf import Shelf
 from .teachers import Slot, Teacher, make_teachers
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Predictor",
     "Run",
     "Scene",
+    "Shelf",
     "Slot",
     "Teacher",
     "base_model_warnings",

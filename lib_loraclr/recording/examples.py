@@ -220,7 +220,7 @@ def record_examples(
     prompts = [predictor.negative_prompt if slot.negative else teacher.prompt(slot) for slot in mine]
 
     def ask(active: Sequence[int], at: Sequence[int]) -> Tensor:
-        return predictor.predict(active, x[at], t[at], [prompts[k] for k in at], teacher.name)
+        return predictor.record(active, x[at], t[at], [prompts[k] for k in at], teacher.name)
 
     known = plan.known(teacher)
     negative = [k for k, slot in enumerate(mine) if slot.negative]
@@ -247,11 +247,31 @@ def _points(
     Args:
         first: the slots of the paths' first step, whose words the paths are followed with
     """
+    prompts = [teacher.prompt(slot) for slot in first]
+    seeds = (seed, plan.seed if plan.renoised else 0)
+    drawn = (predictor.size, plan.paths, plan.steps, plan.renoised, seeds)
+    asked = (prompts, predictor.negative_prompt, predictor.recording.guidance)
+    points = predictor.kept(
+        "points",
+        teacher.active,
+        (drawn, asked),
+        lambda: _followed(predictor, teacher, plan, prompts, seed),
+        units=2 * plan.paths * plan.steps,
+        note=teacher.name,
+    )
+    # of its own, as what was asked in other words is put into it
+    return points["x"], points["t"], points["target"].clone()
+
+
+def _followed(
+    predictor: Predictor, teacher: Teacher, plan: PathPlan, prompts: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    """The points by their names in `Examples`, from paths with these prompts."""
     host, active, guidance = predictor.host, teacher.active, predictor.recording.guidance
     chunks: list[list[tuple[Tensor, Tensor]]] = []
     clean = []
     for start in range(0, plan.paths, BATCH):
-        asked = [teacher.prompt(slot) for slot in first[start : start + BATCH]]
+        asked = prompts[start : start + BATCH]
         noise = initial_noise(host, range(seed + start, seed + start + len(asked)), *predictor.size)
         conditioning = predictor.encode(active, asked)
         negative = predictor.encode(active, [predictor.negative_prompt] * len(asked))
@@ -269,11 +289,11 @@ def _points(
     )
     schedule = timesteps(plan.steps, len(host.alphas_cumprod))
     x, t = _renoised(predictor, torch.cat(clean), plan, seed)
-    return (
-        torch.cat([on_paths, x]),
-        torch.cat([schedule.repeat_interleave(plan.paths), t]),
-        torch.cat([predicted, torch.zeros_like(x)]),
-    )
+    return {
+        "x": torch.cat([on_paths, x]),
+        "t": torch.cat([schedule.repeat_interleave(plan.paths), t]),
+        "target": torch.cat([predicted, torch.zeros_like(x)]),
+    }
 
 
 def _renoised(predictor: Predictor, clean: Tensor, plan: PathPlan, seed: int) -> tuple[Tensor, Tensor]:
@@ -302,5 +322,5 @@ def _partners(
     for partner in sorted({partner for partner in partners if partner is not None}):
         at = [k for k, mine in enumerate(partners) if mine == partner]
         asked = [beside[partner].prompt(slots[k]) for k in at]
-        other[at] = predictor.predict(beside[partner].active, x[at], t[at], asked, teacher.name)
+        other[at] = predictor.record(beside[partner].active, x[at], t[at], asked, teacher.name)
     return other, has

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..model import Conditioning, Factors, Host, free_on_card, together
+from ..model import ALONE, Conditioning, Factors, Host, Processes, free_on_card, together
 from ..progress import Progress
 from ..request import RecordingOptions
 from .sampling import BATCH, evaluated
+from .shelf import Shelf
 
 
 class Predictor:
-    """A host, the concepts' deltas, and how denoising paths are made: all that it takes to ask what some concepts predict."""
+    """A host, the concepts' deltas, and how denoising paths are made: all that it takes to ask what some concepts predict.
+
+    Attributes:
+        processes: that ask together, each its part; set where there are several
+    """
+
+    processes: Processes = ALONE
 
     def __init__(
         self,
@@ -26,16 +33,18 @@ class Predictor:
         background: tuple[int, ...],
         memory: int,
         progress: Progress,
+        shelf: Shelf | None = None,
     ) -> None:
         """
         Args:
             deltas: per concept, its weight inside
             background: the concepts that are active whatever the prompt
             memory: bytes that may be taken
+            shelf: where what is recorded is kept
         """
         self.host, self.deltas, self.recording = host, deltas, recording
         self.negative_prompt, self.background = negative_prompt, background
-        self.memory, self.progress = memory, progress
+        self.memory, self.progress, self._shelf = memory, progress, shelf
         self.size = (recording.height or host.default_size, recording.width or host.default_size)
 
     def activation_budget(self, reserved: int) -> int:
@@ -56,6 +65,42 @@ class Predictor:
         """Conditioning of prompts with these concepts active."""
         with self.host.apply(self.together(active)):
             return self.host.encode(prompts)
+
+    def kept(
+        self,
+        what: str,
+        active: Sequence[int],
+        content: Sequence[object],
+        compute: Callable[[], Mapping[str, Tensor]],
+        *,
+        units: int,
+        note: str,
+    ) -> Mapping[str, Tensor]:
+        """What `compute` computes, or computed before (`Shelf.tensors`); progress is told of it either way.
+
+        Args:
+            units: of progress, that computing it tells
+        """
+        if self._shelf is None:
+            return compute()
+        computed = []
+
+        def noted() -> Mapping[str, Tensor]:
+            computed.append(True)
+            return compute()
+
+        tensors = self._shelf.tensors(what, active, content, noted)
+        if not computed:
+            self.progress.found(units, note)
+        return tensors
+
+    def record(self, active: Sequence[int], x: Tensor, t: Tensor, prompts: Sequence[str], note: str = "") -> Tensor:
+        """As `predict`, and kept."""
+
+        def compute() -> Mapping[str, Tensor]:
+            return {"prediction": self.predict(active, x, t, prompts, note)}
+
+        return self.kept("prediction", active, (x, t, prompts), compute, units=len(t), note=note)["prediction"]
 
     @torch.no_grad()
     def predict(self, active: Sequence[int], x: Tensor, t: Tensor, prompts: Sequence[str], note: str = "") -> Tensor:

@@ -3,18 +3,23 @@
 refinement         gradient steps on all factors together: batches, optimizers, and fitting what the memory holds
 retention          what survived, measured on the model's own predictions
 recognition        whom the merged model draws
+state              the refinement's state, kept while it runs
 """
 
 from .recognition import Recognition, gather_candidates, questions, recognise
 from .refinement import CHECKS, Refined, refine
 from .retention import Retention, drift_of_singles, measure
+from .state import StateKeeper, factor_tensors, factors_of
 
 __all__ = [
     "CHECKS",
     "Recognition",
     "Refined",
     "Retention",
+    "StateKeeper",
     "drift_of_singles",
+    "factor_tensors",
+    "factors_of",
     "gather_candidates",
     "measure",
     "questions",

@@ -50,6 +50,10 @@ class Batch:
         """How many native pictures stand side by side."""
         return self.scale.shape[1]
 
+    def share(self, rank: int, count: int) -> Batch:
+        """Every `count`-th of its rows, from `rank` on: what one of so many processes compares; perhaps none."""
+        return Batch(*(getattr(self, name)[rank::count] for name in self.__dataclass_fields__))
+
     def parts(self, size: int) -> Iterator[Batch]:
         """The batch in pieces of at most so many rows."""
         for start in range(0, len(self), size):

@@ -59,18 +59,28 @@ def points_of(concepts: int) -> int:
 
 def gather_candidates(predictor: Predictor, examples: Sequence[Examples]) -> list[Candidates]:
     """For each concept's points, what every other subject would predict in its own words, and what the model without it would."""
-    subjects, found = [own for own in examples if own.teacher.in_scenes], []
-    for own in examples:
-        concept = own.teacher.concept
-        if concept is None:
-            continue
+    subjects = [own for own in examples if own.teacher.in_scenes]
+    called = [own for own in examples if own.teacher.concept is not None]
+
+    def looked_at(own: Examples) -> tuple[Examples, list[Teacher]]:
+        """Its points, and the teachers of all others."""
         few = own.select(spread(len(own), _looked_at(len(own), own.teacher, len(subjects))))
-        others = [other.teacher for other in subjects if other.teacher.concept != concept] if own in subjects else []
+        others = [other.teacher for other in subjects if other is not own] if own in subjects else []
+        return few, others
+
+    def gather(place: int) -> Candidates:
+        own = called[place]
+        few, others = looked_at(own)
         asked = [(other.active, [other.prompt(slot) for slot in few.slots]) for other in others]
         asked.append((own.teacher.absent, list(few.prompts)))
         predictions = [predictor.predict(active, few.x, few.t, prompts, own.teacher.name) for active, prompts in asked]
-        found.append(Candidates(few, (*(other.concept for other in others), None), torch.stack(predictions)))
-    return found
+        return Candidates(few, (*(other.concept for other in others), None), torch.stack(predictions))
+
+    def told(place: int) -> None:
+        few, others = looked_at(called[place])
+        predictor.progress.found(len(few) * (len(others) + 1))
+
+    return predictor.processes.each(len(called), gather, told)
 
 
 def _looked_at(points: int, teacher: Teacher, subjects: int) -> int:
@@ -98,16 +108,24 @@ def recognise(
         candidates: from `gather_candidates`
         examples: those that scenes are made of
     """
+
+    def nearest(place: int) -> list[int]:
+        """Of each point, whose prediction is nearest: 0 is the concept's own."""
+        few = candidates[place].examples
+        prediction = _predict(predictor, few.x, few.t, few.prompts)
+        others = candidates[place].predictions
+        distances = [_distance(prediction, few.target), *(_distance(prediction, p) for p in others)]
+        return torch.stack(distances).argmin(0).tolist()
+
+    def told(place: int) -> None:
+        predictor.progress.found(len(candidates[place].examples))
+
     counts: dict[int, Counter[int | None]] = {}
     with predictor.host.apply(deltas):
-        for own in candidates:
-            few, concept = own.examples, own.examples.teacher.concept
-            prediction = _predict(predictor, few.x, few.t, few.prompts)
-            distances = [_distance(prediction, few.target), *(_distance(prediction, p) for p in own.predictions)]
-            nearest = torch.stack(distances).argmin(0).tolist()
-            names = (concept, *own.concepts)
+        for own, places in zip(candidates, predictor.processes.each(len(candidates), nearest, told), strict=True):
+            names = (own.examples.teacher.concept, *own.concepts)
             # a style is looked at on plain prompts and on every subject
-            counts.setdefault(concept, Counter()).update(names[place] for place in nearest)
+            counts.setdefault(names[0], Counter()).update(names[place] for place in places)
         together = _together(predictor, examples)
     taken = {concept: {name: count / seen.total() for name, count in seen.items()} for concept, seen in counts.items()}
     return Recognition(taken, together)
@@ -118,9 +136,10 @@ def _together(predictor: Predictor, examples: Sequence[Examples]) -> dict[tuple[
     scenes = make_scenes(examples, windows=2)
     count = len({concept for scene in scenes for concept in scene.subjects})
     scenes = [scenes[i] for i in spread(len(scenes), SCENES * count).tolist()] if scenes else []
-    right: dict[tuple[int, int], list[bool]] = {}
-    for start in range(0, len(scenes), BATCH):
-        part = scenes[start : start + BATCH]
+    parts = [scenes[start : start + BATCH] for start in range(0, len(scenes), BATCH)]
+
+    def both_right(place: int) -> list[bool]:
+        part = parts[place]
         x = torch.stack([scene.beside("x") for scene in part])
         t = torch.stack([scene.t for scene in part])
         prediction = _predict(predictor, x, t, [scene.prompt for scene in part])
@@ -130,7 +149,14 @@ def _together(predictor: Predictor, examples: Sequence[Examples]) -> dict[tuple[
             _distance(p, a) < _distance(p, b)
             for p, a, b in zip(prediction.chunk(2, -1), target.chunk(2, -1), other.chunk(2, -1), strict=True)
         ]
-        for scene, both in zip(part, (nearer[0] & nearer[1]).tolist(), strict=True):
+        return (nearer[0] & nearer[1]).tolist()
+
+    def told(place: int) -> None:
+        predictor.progress.found(len(parts[place]))
+
+    right: dict[tuple[int, int], list[bool]] = {}
+    for part, found in zip(parts, predictor.processes.each(len(parts), both_right, told), strict=True):
+        for scene, both in zip(part, found, strict=True):
             right.setdefault(scene.subjects, []).append(both)
     return {pair: sum(both) / len(both) for pair, both in sorted(right.items())}
 

@@ -8,14 +8,15 @@ the output"). The base weights stay frozen in whatever precision they are; facto
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..errors import LoraclrError
+from ..files import Kept
 from ..model import Factors, balanced, free_cached, is_out_of_memory
 from ..recording import Examples, Predictor
 from ..solving import RefinementOptions, Terms, output_terms
@@ -25,6 +26,7 @@ from .loss_scale import LossScale
 from .optimizers import Muon
 from .retention import Retention, measure
 from .scales import NoiseLevels
+from .state import StateKeeper, factor_tensors, factors_of, restore_training, training_tensors
 
 #: how often retention on the held-back examples is looked at
 CHECKS = 6
@@ -58,6 +60,7 @@ def refine(
     options: RefinementOptions,
     *,
     seed: int,
+    keeper: StateKeeper | None = None,
 ) -> Refined:
     """Minimise the contrastive objective at the model's output over all factors, by Muon with a cosine schedule.
 
@@ -65,27 +68,47 @@ def refine(
         start: layer key -> factors of the layer-wise merge
         examples: what the teachers predict
         held_back: examples in other words and of other seeds, which decide when to stop and which point was best
+        keeper: has the state of a refinement that was ended, which goes on, and keeps that of this one
 
     Raises:
         LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
     """
+    processes = predictor.processes
+    kept = processes.from_one(keeper.find() if processes.rank == 0 else None) if keeper else None
     parameters = {key: _trainable(factors, predictor.host.device) for key, factors in start.items()}
     sampler = Sampler(examples, options, seed)
     # of its own, so that what is learnt from does not depend on how much memory there is
     tried = Sampler(examples, options, seed)
-    fit = find_fit(
-        predictor,
-        parameters,
-        lambda samples: _loss(predictor, tried.singles(samples), options.terms),
-        options.batch_size,
+    fit = (
+        Fit(**kept.said["fit"])
+        if kept
+        else find_fit(
+            predictor,
+            parameters,
+            lambda samples: _loss(predictor, tried.singles(samples), options.terms),
+            math.ceil(options.batch_size / processes.count),
+        )
     )
-    steps = _Steps(predictor, parameters, sampler, options, fit)
-    watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps)
-    while steps.made < options.steps:
-        found = steps.make(watch.interval)
-        if watch.stalled(steps.made, *found):
-            return Refined(watch.best, "stalled", steps.made, tuple(watch.history))
-    return Refined(watch.best, "steps", options.steps, tuple(watch.history))
+    steps = _Steps(predictor, parameters, sampler, options, fit, kept)
+    watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps, kept)
+
+    def keep(*, now: bool = False) -> None:
+        if keeper and processes.rank == 0:
+            keeper.keep(lambda: _joined(steps.state(), watch.state()), now=now)
+
+    while not watch.over:
+        found = steps.make(watch.next - steps.made, keep)
+        watch.look(steps.made, *found)
+        keep(now=True)
+    return Refined(watch.best, "stalled" if watch.stalled else "steps", steps.made, tuple(watch.history))
+
+
+#: tensors, and what JSON can hold
+_State = tuple[Mapping[str, Tensor], Mapping[str, object]]
+
+
+def _joined(one: _State, other: _State) -> _State:
+    return {**one[0], **other[0]}, {**one[1], **other[1]}
 
 
 class _Steps:
@@ -102,6 +125,7 @@ class _Steps:
         sampler: Sampler,
         options: RefinementOptions,
         fit: Fit,
+        kept: Kept | None,
     ) -> None:
         self._predictor, self._parameters, self._sampler = predictor, parameters, sampler
         self._options, self._fit, self.made = options, fit, 0
@@ -109,21 +133,42 @@ class _Steps:
         self._optimizer = Muon(self._tensors, lr=options.learning_rate)
         self._anchor = _Anchor(parameters, options.terms.delta)
         self._scale = LossScale(enabled=_in_half_precision(predictor))
+        self._found: list[tuple[float, float]] = []
+        if kept:
+            self._restore(kept)
 
-    def make(self, count: int) -> tuple[float, float]:
-        """Make the next steps, `count` or all that are left, with the changed layers in place all the while.
+    def make(self, count: int, after: Callable[[], None]) -> tuple[float, float]:
+        """Make the next `count` steps, with the changed layers in place all the while.
+
+        Args:
+            after: called after each step
 
         Returns:
-            mean loss and contrast
+            mean loss and contrast since this was returned last
 
         Raises:
             LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
         """
-        count = min(count, self._options.steps - self.made)
         with self._predictor.host.apply(self._parameters):
-            found = [self._step() for _ in range(count)]
-        loss, contrast = (sum(values) / count for values in zip(*found, strict=True))
+            for _ in range(count):
+                self._found.append(self._step())
+                after()
+        loss, contrast = (sum(values) / len(self._found) for values in zip(*self._found, strict=True))
+        self._found = []
         return loss, contrast
+
+    def state(self) -> _State:
+        """All that the next step depends on; what is drawn is not among it, and drawn again."""
+        said = {"made": self.made, "scale": self._scale.value, "fit": asdict(self._fit), "found": self._found}
+        return training_tensors(self._parameters, self._optimizer), said
+
+    def _restore(self, kept: Kept) -> None:
+        restore_training(self._parameters, self._optimizer, kept.tensors)
+        self.made, self._scale.value = kept.said["made"], kept.said["scale"]
+        self._found = [tuple(values) for values in kept.said["found"]]
+        for _ in range(self.made):
+            self._sampler.draw()
+        self._predictor.progress.found(self.made)
 
     def _step(self) -> tuple[float, float]:
         self.made += 1
@@ -154,28 +199,40 @@ class _Steps:
             the loss and the mean of the contrastive term, `[2]`; None where the graphics card ran out of memory on the way, with
             gradients half done
         """
-        host, found = self._predictor.host, torch.zeros(2, device=self._predictor.host.device)
+        host, processes = self._predictor.host, self._predictor.processes
+        found, failed = torch.zeros(2, device=host.device), False
         try:
             # the changed weights stay in place for the backward pass too: activations may be recomputed in it
             with host.recomputing() if self._fit.recompute else nullcontext():
                 for batch in batches:
                     share = 1 / (len(batch) * len(batches))
-                    for part in batch.parts(self._fit.rows(batch.windows)):
+                    own = batch.share(processes.rank, processes.count)
+                    for part in own.parts(self._fit.rows(batch.windows)):
                         loss, gone = _loss(self._predictor, part, self._options.terms)
                         (loss * (share * self._scale.value)).backward()
                         found += share * torch.stack([loss.detach(), gone])
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            return None
-        return found
+            failed = True
+        # here, where the error and all that it holds on the card are gone
+        if processes.count > 1:
+            failed = self._summed(found, failed)
+        return None if failed else found
+
+    def _summed(self, found: Tensor, failed: bool) -> bool:
+        """Gradients and `found` summed over all processes; whether one of them has failed."""
+        for tensor in self._tensors:
+            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        flag = found.new_tensor([float(failed)])
+        self._predictor.processes.sum_([flag, found, *(tensor.grad for tensor in self._tensors)])
+        return bool(flag)
 
 
 class _Watch:
     """Looks at the held-back examples, keeps the best point, and says when nothing improves any more.
 
     Attributes:
-        interval: after how many steps to look
         history, best: as of `Refined`
     """
 
@@ -186,17 +243,43 @@ class _Watch:
         held_back: Sequence[Examples],
         levels: NoiseLevels,
         steps: int,
+        kept: Kept | None,
     ) -> None:
         self._predictor, self._parameters, self._held_back = predictor, parameters, held_back
         self._levels, self._steps = levels, steps
-        self.interval = max(1, math.ceil(steps / CHECKS))
+        if kept:
+            self.history, self._stale = kept.said["history"], kept.said["stale"]
+            self._retention = Retention(tuple(kept.said["retention"]), None)
+            self.best = factors_of("best", kept.tensors, parameters)
+            predictor.progress.log(f"refinement: goes on from step {kept.said['made']}/{steps}")
+            return
         self._stale, self.history = 0, []
         self._retention = self._measured()
         self.best = _snapshot(parameters)
         predictor.progress.log(f"refinement: start, {self._shown(self._retention)}")
 
-    def stalled(self, step: int, loss: float, contrast: float) -> bool:
-        """Look, and note what was found since the last look. True if `PATIENCE` looks in a row brought nothing."""
+    @property
+    def next(self) -> int:
+        """The step after which to look."""
+        return min(self._steps, (len(self.history) + 1) * max(1, math.ceil(self._steps / CHECKS)))
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing to look after any more."""
+        return self.stalled or bool(self.history and self.history[-1]["step"] == self._steps)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether `PATIENCE` looks in a row brought nothing."""
+        return self._stale == PATIENCE
+
+    def state(self) -> _State:
+        """All that the next look depends on."""
+        said = {"history": self.history, "stale": self._stale, "retention": self._retention.concepts}
+        return factor_tensors("best", self.best), said
+
+    def look(self, step: int, loss: float, contrast: float) -> None:
+        """Look, and note what was found since the last look."""
         retention = self._measured()
         self.history.append({"step": step, "loss": loss, "contrast": contrast, "retention": retention.mean})
         self._predictor.progress.log(
@@ -206,7 +289,6 @@ class _Watch:
             self.best, self._retention, self._stale = _snapshot(self._parameters), retention, 0
         elif 2 * step > self._steps:
             self._stale += 1
-        return self._stale == PATIENCE
 
     def _measured(self) -> Retention:
         """In the unit of the loss."""

@@ -75,9 +75,13 @@ def measure(
     """
     errors, effects = [0.0] * len(predictor.deltas), [0.0] * len(predictor.deltas)
     drift = None
-    for own in examples:
+    measured = predictor.processes.each(
+        len(examples),
+        lambda k: squared_errors(predictor, deltas, examples[k], units=units),
+        lambda k: predictor.progress.found(units * len(examples[k])),
+    )
+    for own, squared in zip(examples, measured, strict=True):
         weights = torch.tensor([1 / levels(t) for t in own.t]) if levels else torch.ones(len(own))
-        squared = squared_errors(predictor, deltas, own, units=units)
         if own.teacher.concept is not None:
             errors[own.teacher.concept] += float((squared * weights).sum())
             effects[own.teacher.concept] += float((own.effect * weights).sum())
@@ -91,11 +95,13 @@ def drift_of_singles(predictor: Predictor, examples: Sequence[Examples]) -> floa
     """`mean_i ||ε_i - ε_base||` on prompts without triggers: how much the LoRAs, each alone, change what they should not."""
     for own in examples:
         if own.teacher.concept is None:
-            norms = []
-            for i in range(len(predictor.deltas)):
-                active = sorted({*own.teacher.active, i})
-                if active != list(own.teacher.active):
-                    squared = squared_errors(predictor, predictor.together(active), own)
-                    norms.append(float(squared.mean()) ** 0.5)
+            there = own.teacher.active
+            others = [sorted({*there, i}) for i in range(len(predictor.deltas)) if i not in there]
+            measured = predictor.processes.each(
+                len(others),
+                lambda k: squared_errors(predictor, predictor.together(others[k]), own),  # noqa: B023  (returned from below)
+                lambda k: predictor.progress.found(len(own)),  # noqa: B023  (likewise)
+            )
+            norms = [float(squared.mean()) ** 0.5 for squared in measured]
             return sum(norms) / len(norms) if norms else None
     return None

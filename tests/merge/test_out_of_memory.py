@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib_loraclr.merge import stages
+from lib_loraclr.merge import layer_merging
 from lib_loraclr.merge.merging import merge_loras
 from lib_loraclr.output.merged import Merge
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
@@ -26,7 +26,7 @@ def test_layers_that_do_not_fit_are_merged_on_the_cpu_and_the_report_says_so(
     recording = RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64)
     asked = MergeRequest(concepts, method="ridge", prompts=PROMPTS, recording=recording)
     usual, full = merge_loras(asked, host), 0
-    merge_layer = stages.merge_layer
+    merge_layer = layer_merging.merge_layer
 
     def small_card(problem: Any, *rest: Any) -> Any:
         nonlocal full
@@ -36,7 +36,7 @@ def test_layers_that_do_not_fit_are_merged_on_the_cpu_and_the_report_says_so(
         full += 1
         return merge_layer(problem, *rest)
 
-    monkeypatch.setattr(stages, "merge_layer", small_card)
+    monkeypatch.setattr(layer_merging, "merge_layer", small_card)
     spared: Merge = merge_loras(asked, host)
     told = [warning for warning in spared.report.warnings if "merged on the CPU, which takes longer" in warning]
     assert len(told) == 1 and full > 10, "once, however many layers there were"
@@ -52,6 +52,6 @@ def test_another_error_ends_the_merge(opened: Open, tmp_path: Path, monkeypatch:
     def broken(*_: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access")
 
-    monkeypatch.setattr(stages, "merge_layer", broken)
+    monkeypatch.setattr(layer_merging, "merge_layer", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         merge_loras(MergeRequest((concept,), method="weighted_sum", prompts=PROMPTS), host)

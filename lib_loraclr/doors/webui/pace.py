@@ -6,20 +6,19 @@ per layer). By how much is remembered per checkpoint and size, over restarts too
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from modules import cache, shared
 
 from ...errors import LoraclrError
 from ...hosts import running
+from ...merge import seconds_per_sample
 from ...model import Host, is_out_of_memory
 from ...progress import PlannedStage, Stage, Work
-from ...recording import BATCH, evaluated, with_size
+from ...recording import with_size
 from ...request import MergeRequest
 
 #: seconds for which a measurement is taken to hold: other programs come and go
@@ -91,22 +90,7 @@ def fresh(key: Key) -> bool:
 def measure(host: Host, key: Key) -> None:
     """Measure unless that was done just now; the host is a session's."""
     if not fresh(key):
-        _measured[key] = _Measured(_seconds_per_sample(host, *key[1:]), time.monotonic())
-
-
-@torch.no_grad()
-def _seconds_per_sample(host: Host, height: int, width: int) -> float:
-    """Of a batch that even a small card holds; the first run, which loads kernels, is not counted."""
-    side = host.pixels_per_latent
-    x = torch.zeros(BATCH // 2, host.latent_channels, height // side, width // side, device=host.device)
-    t = torch.full((len(x),), 500, device=host.device)
-    conditioning = host.encode(["a photo"] * len(x))
-    taken = []
-    for _ in range(4):
-        begun = time.monotonic()
-        evaluated(host, x, t, conditioning).sum().item()
-        taken.append(time.monotonic() - begun)
-    return statistics.median(taken[1:]) / len(x)
+        _measured[key] = _Measured(seconds_per_sample(host, *key[1:]), time.monotonic())
 
 
 def learn(key: Key, planned: Iterable[PlannedStage], taken: Mapping[Stage, float]) -> None:

@@ -44,7 +44,7 @@ def test_what_was_measured_holds_for_a_minute(doors: Doors, monkeypatch: pytest.
     pace = doors.module("pace")
     clock = Clock(monkeypatch, pace)
     seen = iter([0.5, 2.0])
-    monkeypatch.setattr(pace, "_seconds_per_sample", lambda *_: next(seen))
+    monkeypatch.setattr(pace, "seconds_per_sample", lambda *_: next(seen))
     for wait, expected in ((0.0, 0.5), (59.0, 0.5), (2.0, 2.0)):
         clock.now += wait
         host = pace.probe(request(), wait=True)
@@ -62,28 +62,6 @@ def test_while_a_picture_is_made_the_last_measurement_has_to_do(
     doors.webui.shared.state.job = "txt2img"
     with doors.webui.call_queue.queue_lock:  # to wait for it would be to wait for ever
         assert pace.probe(request(), wait=True) is not None
-
-
-def test_the_middle_of_three_counts_and_the_first_does_not(
-    doors: Doors,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The first loads kernels; one that another program delayed is no more the truth than the luckiest."""
-    pace = doors.module("pace")
-    clock = Clock(monkeypatch, pace)
-    taken = iter([100.0, 4.0, 40.0, 8.0])
-
-    class Slow:
-        pixels_per_latent, latent_channels, device = 8, 4, "cpu"
-        encode = staticmethod(list)
-
-        def denoise(self, x, *_):
-            clock.now += next(taken)
-            return x
-
-    host = Slow()
-    samples = pace.BATCH // 2
-    assert pace._seconds_per_sample(host, 64, 64) == 8.0 / samples
 
 
 def test_a_long_merge_is_believed_a_second_one_halfway_and_a_short_one_hardly(doors: Doors) -> None:  # noqa: F811
@@ -141,7 +119,7 @@ def test_times_beside_the_efforts_do_not_wait_for_the_model_again(
     pace = doors.module("pace")
     clock = Clock(monkeypatch, pace)
     seen = iter([0.5, 2.0])
-    monkeypatch.setattr(pace, "_seconds_per_sample", lambda *_: next(seen))
+    monkeypatch.setattr(pace, "seconds_per_sample", lambda *_: next(seen))
     key = pace.key_of(request(), pace.probe(request(), wait=False))
     clock.now += 1000
     pace.probe(request(), wait=False)
@@ -156,6 +134,6 @@ def test_a_card_too_small_to_measure_is_said(doors: Doors, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(pace, "_seconds_per_sample", fail)
+    monkeypatch.setattr(pace, "seconds_per_sample", fail)
     with pytest.raises(LoraclrError, match="graphics memory is too small .* record smaller ones"):
         pace.probe(request(), wait=True)

@@ -1,0 +1,123 @@
+"""A finished merge that another one goes on from: refined further, or with more concepts added to it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..errors import LoraclrError
+from ..files import read_header, tensor_bytes
+from ..model import Factors, Host, zero
+from ..output import Begun, read_recipe
+from ..recording import InputLora, load_input
+from ..request import Concept
+from ..solving import MergedLayer, RefinementOptions
+
+#: of the steps of a merge from nothing, those of one that goes on; and at least so many times a new concept's own
+MORE, FOR_EACH_NEW = 1 / 3, 2
+
+
+@dataclass(frozen=True)
+class Start:
+    """A finished merge that another one goes on from, in place of one layer by layer.
+
+    Attributes:
+        factors: layer key -> its factors, in any precision and on any device
+        labels: the concepts that are in it; all others of the request are added to it
+        steps: of the refinement that follows; 0: a third of a merge's own, and at least those of twice the new concepts
+    """
+
+    factors: Mapping[str, Factors]
+    labels: frozenset[str]
+    steps: int = 0
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the factors' numbers: what tells this start from any other."""
+        digest = hashlib.sha256()
+        for key in sorted(self.factors):
+            digest.update(key.encode())
+            digest.update(tensor_bytes(self.factors[key].up.float()))
+            digest.update(tensor_bytes(self.factors[key].down.float()))
+        return digest.hexdigest()
+
+    @property
+    def begun(self) -> Begun:
+        """What a file says of it."""
+        return Begun(self.hash, tuple(sorted(self.labels)), self.steps)
+
+    @property
+    def seed(self) -> int:
+        """Added to a merge's own, so that other points are drawn than the start was refined on."""
+        return 1 + int(self.hash[:8], 16)
+
+    def refinement(self, whole: RefinementOptions | None, inputs: Sequence[InputLora]) -> RefinementOptions:
+        """The refinement that follows.
+
+        Args:
+            whole: that of a merge from nothing
+
+        Raises:
+            LoraclrError: there is none, by the method or its effort
+        """
+        if whole is None:
+            raise LoraclrError(
+                "A finished merge can only be gone on from with a refinement, which this method and effort do without: choose "
+                "contrastive with effort fast, balanced or thorough."
+            )
+        new = sum(lora.concept.label not in self.labels for lora in inputs)
+        least = FOR_EACH_NEW * new * whole.steps / len(inputs)
+        return replace(whole, steps=self.steps or math.ceil(min(whole.steps, max(MORE * whole.steps, least))))
+
+
+def start_from(path: Path, host: Host, steps: int = 0) -> Start:
+    """A merged LoRA, as one to go on from; what is merged then is its recipe's request with the new concepts added.
+
+    Args:
+        host: holds the checkpoint that it was made on
+        steps: as of `Start`
+
+    Raises:
+        LoraclrError: it is no LoRA, not one that LoRACLR merged, or not for the loaded model
+    """
+    request, _ = read_recipe(read_header(path).metadata, str(path))
+    factors = load_input(Concept(str(path)), host).deltas
+    return Start(factors, frozenset(concept.label for concept in request.concepts), steps)
+
+
+class Networks:
+    """What a merge's layers are made of: each concept's own deltas, or a start that stands for those that are in it."""
+
+    def __init__(self, inputs: Sequence[InputLora], start: Start | None) -> None:
+        old = [start is not None and lora.concept.label in start.labels for lora in inputs]
+        first = [start.factors] if start else []
+        self._deltas = [*first, *(lora.deltas for lora, known in zip(inputs, old, strict=True) if not known)]
+        new = iter(range(len(first), len(self._deltas)))
+        self._of = [0 if known else next(new) for known in old]
+
+    def deltas(self, key: str) -> list[Factors | None]:
+        """What each of them does in a layer."""
+        return [network.get(key) for network in self._deltas]
+
+    def of(self, concepts: Sequence[int]) -> tuple[int, ...]:
+        """Those that stand for some concepts."""
+        return tuple(sorted({self._of[i] for i in concepts}))
+
+
+def as_layers(start: Start, shapes: Mapping[str, tuple[int, int]]) -> dict[str, MergedLayer]:
+    """A start's layers, where nothing has to be merged any more.
+
+    Args:
+        shapes: layer key -> `(d_out, d_in)` of the layers that are wanted; one that the start leaves alone does nothing
+    """
+    layers = {}
+    for key, shape in shapes.items():
+        factors = start.factors.get(key) or zero(*shape, like=torch.empty(0))
+        layers[key] = MergedLayer(factors.to("cpu", torch.float32), {}, 1.0)
+    return layers
