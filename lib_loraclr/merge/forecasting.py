@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +11,14 @@ import torch
 from ..files import is_text_encoder
 from ..model import Host
 from ..progress import PlannedStage, Stage, Work
-from ..recording import BATCH, InputLora, evaluated, load_input, make_teachers, served_layers
+from ..recording import BATCH, evaluated, load_input, make_teachers, served_layers
 from ..request import MergeRequest
 from ..solving import Procedure
 from .examination import Examination, examine, merged_keys
 from .merging import completed
 from .needs import MemoryNeeds, memory_needs
 from .stage_plan import plan_stages
+from .start import Start
 
 #: what a sample of a refinement step costs, forward and back, in evaluations; and a layer of one LoRA, in seconds: guesses that a
 #: program which has seen merges may know better
@@ -51,8 +51,11 @@ class Forecast:
         return {item.stage: item.amount * each[item.work] for item in self.stages}
 
 
-def forecast(request: MergeRequest, host: Host) -> Forecast:
+def forecast(request: MergeRequest, host: Host, start: Start | None = None) -> Forecast:
     """Look at a merge without doing it; of the LoRAs only the shapes are kept.
+
+    Args:
+        start: that it would go on from
 
     Raises:
         LoraclrError: a file that cannot be read or does not fit, or something in the request; what else stands in the way is in
@@ -62,25 +65,20 @@ def forecast(request: MergeRequest, host: Host) -> Forecast:
     procedure = Procedure.of(request)
     inputs = [load_input(concept, host, shapes_only=True) for concept in request.concepts]
     request = completed(request, inputs, host)
-    refinement = procedure.refinement(len(inputs))
+    whole = procedure.refinement(len(inputs))
+    refinement = start.refinement(whole, inputs) if start else whole
     keys = merged_keys(inputs)
     serves = served_layers(host, keys) if procedure.method.records else None
     layers = [key for key in keys if serves is None or key in serves]
     text = sum(map(is_text_encoder, layers))
+    teachers = make_teachers([lora.concept for lora in inputs], request.prompts)
+    planned = plan_stages(request, procedure.method, refinement, teachers, layers=(text, len(layers) - text))
     return Forecast(
         request,
         examine(request, inputs, host, serves),
         memory_needs(request, inputs, host, refines=refinement is not None),
-        _stages(request, inputs, procedure, (text, len(layers) - text)),
+        tuple(planned),
     )
-
-
-def _stages(
-    request: MergeRequest, inputs: Sequence[InputLora], procedure: Procedure, layers: tuple[int, int]
-) -> tuple[PlannedStage, ...]:
-    teachers = make_teachers([lora.concept for lora in inputs], request.prompts)
-    refinement = procedure.refinement(len(inputs))
-    return tuple(plan_stages(request, procedure.method, refinement, teachers, layers=layers))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ... import __version__
 from ...errors import LoraclrError
 from . import inspect, measure, merge, methods
+from .launched import talks
 
 COMMANDS = (merge, inspect, measure, methods)
 
@@ -33,14 +34,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 2 for a mistake a person can mend, 130 after Ctrl-C."""
+    """Run a command; the exit code is 0, 1 where one of many merges failed, 2 for what a person can mend, 130 after Ctrl-C."""
     parsed = build_parser().parse_args(arguments)
     try:
-        parsed.run(parsed)
+        return parsed.run(parsed) or 0
     except LoraclrError as error:
-        print(f"loraclr: {error}", file=sys.stderr)
+        if talks():
+            print(f"loraclr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("loraclr: interrupted; nothing was written.", file=sys.stderr)
+        if talks():
+            print("loraclr: interrupted; nothing was written.", file=sys.stderr)
         return 130
-    return 0

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import LoraclrError, unknown_name
-from ...files import read_header, require_safetensors
-from ...output import read_recipe
+from ...files import require_safetensors
 from ...request import (
     BANKS,
     KINDS,
@@ -29,6 +28,7 @@ from ...request import (
 )
 from ...solving import METHODS, find_method
 from .methods import describe
+from .sources import request_named
 
 LORA_HELP = "a LoRA, with weights as in a prompt: file.safetensors, file.safetensors:0.8, file.safetensors:te:unet"
 
@@ -171,15 +171,20 @@ def _all_options() -> dict[str, tuple[list[str], Option]]:
     return found
 
 
-def build_request(arguments: argparse.Namespace) -> MergeRequest:
-    """The request that the arguments describe; `--request` or `--recipe-from` first, then what is said beside it.
+def build_request(arguments: argparse.Namespace, base: MergeRequest | None = None) -> MergeRequest:
+    """The request that the arguments describe; a request that was read first, then what is said beside it.
+
+    Args:
+        base: what was read; None: what `--request`, `--recipe-from` or `--add-to` name
 
     Raises:
         LoraclrError: anything in it that a person can mend
     """
-    request = _base(arguments)
-    if arguments.loras:
-        request = dataclasses.replace(request, concepts=tuple(parse_lora_argument(text) for text in arguments.loras))
+    request = base or request_named(arguments)
+    named = tuple(parse_lora_argument(text) for text in arguments.loras)
+    if named:
+        kept = request.concepts if getattr(arguments, "add_to", None) else ()
+        request = dataclasses.replace(request, concepts=(*kept, *named))
     if not request.concepts:
         request.check()  # says that there is nothing to merge, before a flag is about a LoRA that is not there
     request = dataclasses.replace(request, concepts=tuple(_described(request.concepts, arguments)))
@@ -205,51 +210,6 @@ def require_files(loras: Iterable[str]) -> None:
     """
     for lora in loras:
         require_safetensors(Path(lora))
-
-
-def _base(arguments: argparse.Namespace) -> MergeRequest:
-    if getattr(arguments, "request", None):
-        path = Path(arguments.request)
-        if not path.is_file():
-            raise LoraclrError(f"There is no request file {path}: check the name and the folder.")
-        try:
-            request = MergeRequest.from_json(path.read_text("utf-8-sig"))  # Notepad puts a byte order mark first
-        except UnicodeDecodeError:
-            raise LoraclrError(f"The request file {path} is not UTF-8 text: save it as UTF-8.") from None
-        except LoraclrError as error:
-            raise LoraclrError(f"{path}: {error}") from None
-        return dataclasses.replace(request, concepts=tuple(_beside(path, concept) for concept in request.concepts))
-    if getattr(arguments, "recipe_from", None):
-        return _from_recipe(Path(arguments.recipe_from), [Path(folder) for folder in arguments.lora_dir])
-    return MergeRequest(())
-
-
-def _beside(path: Path, concept: Concept) -> Concept:
-    """Relative names in a request file are meant from the file's folder."""
-    beside = path.parent / concept.lora
-    return dataclasses.replace(concept, lora=str(beside)) if beside.is_file() else concept
-
-
-def _from_recipe(path: Path, folders: Sequence[Path]) -> MergeRequest:
-    """The request inside a merged file, its LoRAs found again by name and told apart by hash."""
-    from ...files import read_lora
-
-    require_safetensors(path)
-    request, hashes = read_recipe(read_header(path).metadata, str(path))
-    concepts = []
-    for concept in request.concepts:
-        # only ever a name: a path inside a file from anywhere could lead anywhere
-        name = Path(concept.lora.replace("\\", "/")).name
-        candidates = [folder / name for folder in (*folders, path.parent, Path.cwd())]
-        found = [candidate for candidate in candidates if candidate.is_file()]
-        right = [candidate for candidate in found if read_lora(candidate).hash == hashes.get(concept.label)]
-        if not right:
-            why = "another file of that name is there" if found else "it is not there"
-            raise LoraclrError(
-                f"{path} was made from {concept.lora}, but {why}: name the folder that holds it with --lora-dir."
-            )
-        concepts.append(dataclasses.replace(concept, lora=str(right[0])))
-    return dataclasses.replace(request, concepts=tuple(concepts))
 
 
 def _pairs(texts: Sequence[str], flag: str, labels: Sequence[str]) -> list[tuple[str, str]]:

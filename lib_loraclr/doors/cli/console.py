@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from ...errors import LoraclrError
 from ...model import Host
 from ...progress import Progress, Stage
+from .launched import card, talks
 
 
 class ConsoleProgress(Progress):
@@ -81,9 +83,10 @@ def load_host(arguments: argparse.Namespace) -> Host:
     if precision == "auto":
         precision = "fp32" if torch.device(device).type == "cpu" else "fp16"
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    print(f"loading {arguments.checkpoint} …", file=sys.stderr, flush=True)
+    told = sys.stderr if talks() else io.StringIO()
+    print(f"loading {arguments.checkpoint} …", file=told, flush=True)
     host = load(arguments.checkpoint, device=device, dtype=dtype)
-    print(f"{arguments.checkpoint}: {host.description}", file=sys.stderr, flush=True)
+    print(f"{arguments.checkpoint}: {host.description}", file=told, flush=True)
     return host
 
 
@@ -94,7 +97,9 @@ def _device(name: str) -> str:
         LoraclrError: it is none, or does not work
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        return "cuda" if card() is None else f"cuda:{card() % torch.cuda.device_count()}"
     try:
         torch.device(name)
     except RuntimeError:  # whose text lists every backend that torch was ever built for

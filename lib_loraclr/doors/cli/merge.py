@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import LoraclrError
-from ...merge import merge_loras
-from ...model import Host
-from ...output import PreviewOptions, advice, check_destination, draw_pictures, save_merge
+from ...merge import Start, forecast, merge_loras, start_from
+from ...model import Host, Processes
+from ...output import Merge, PreviewOptions, advice, draw_pictures, save_merge
+from ...progress import Progress
 from ...recording import example_prompts, load_inputs
-from ...request import MergeRequest, check_prompts, output_path
-from ...solving import Procedure
+from ...request import MergeRequest, check_prompts
 from .arguments import (
     add_lora_arguments,
     add_merge_arguments,
     add_method_arguments,
     add_recording_arguments,
-    build_request,
-    require_files,
 )
 from .console import ConsoleProgress, add_model_arguments, load_host
+from .forecasts import forecast_values, print_forecast, result_values
+from .jobs import Job, listed_jobs, one_job, report_lines
+from .launched import join
+from .working import add_work_arguments, work_folder
 
 HELP = "merge LoRAs into one"
 DESCRIPTION = """\
@@ -32,6 +37,8 @@ Merge several LoRAs into one, so that every concept keeps its identity.
   loraclr merge --checkpoint model.safetensors fox.safetensors penguin.safetensors --save-as checkpoint -o model-friends
   loraclr merge --checkpoint model.safetensors --request request.json --output friends
   loraclr merge --checkpoint model.safetensors --recipe-from friends.safetensors --lora-dir loras --output again
+  loraclr merge --checkpoint model.safetensors --add-to friends.safetensors owl.safetensors --output more-friends
+  loraclr merge --checkpoint model.safetensors --batch jobs.jsonl --output-dir merged --work-folder work
 
 The result is used as <lora:friends:1> together with the concepts' trigger words."""
 
@@ -41,13 +48,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--request", metavar="FILE", help="a request in JSON; flags change it")
     source.add_argument("--recipe-from", metavar="FILE", help="repeat the merge that made this file; flags change it")
+    source.add_argument(
+        "--add-to",
+        metavar="FILE",
+        help="go on from this merged file, and add the LoRAs that are named to those that are in it",
+    )
+    source.add_argument(
+        "--batch",
+        metavar="FILE",
+        help='many merges, one JSON object a line: a request and its "output"; prints a line of JSON for each, and goes on after '
+        "one that failed",
+    )
     parser.add_argument(
-        "--lora-dir", action="append", default=[], metavar="DIR", help="where --recipe-from looks for the LoRAs"
+        "--lora-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where --recipe-from and --add-to look for the LoRAs",
     )
     add_model_arguments(parser)
     add_method_arguments(parser)
     add_recording_arguments(parser)
     add_merge_arguments(parser)
+    add_work_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", metavar="NAME", help="name of the new LoRA, with or without .safetensors")
     output.add_argument(
@@ -65,33 +88,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    request = build_request(arguments)
-    Procedure.of(request)  # refused before the model is loaded, which takes a minute
-    path = _destination(arguments, request.save_as)
-    require_files(concept.lora for concept in request.concepts)
+def run(arguments: argparse.Namespace) -> int:
+    processes = join()
+    with processes.failing():
+        code = _run_many(arguments, processes) if arguments.batch else _run_one(arguments, processes)
+    processes.leave()
+    return code
+
+
+def _run_one(arguments: argparse.Namespace, processes: Processes) -> int:
+    job = one_job(arguments)
     host = load_host(arguments)
     if arguments.show_prompts:
-        _show_prompts(request, host)
-        return
-    progress = ConsoleProgress()
+        if processes.rank == 0:
+            _show_prompts(job.request, host)
+        return 0
+    if arguments.dry_run:
+        looked = forecast(job.request, host, _start(job, host))
+        if processes.rank == 0:
+            print_forecast(looked, host)
+        return 2 if looked.examination.problems else 0
+    merge, files = _made(arguments, job, host, processes)
+    if processes.rank == 0:
+        _print_result(merge, files)
+    return 0
+
+
+def _run_many(arguments: argparse.Namespace, processes: Processes) -> int:
+    """The merges of a file on one loaded checkpoint, a line of JSON for each; 1 if one of them failed."""
+    if processes.count > 1:
+        raise LoraclrError(
+            "--batch goes on after a merge that failed, which several processes cannot: start one process for each card, with "
+            "a file of its own."
+        )
+    jobs = listed_jobs(arguments)
+    if arguments.show_prompts:
+        raise LoraclrError("--show-prompts shows those of one merge, and --batch has many: leave one of them out.")
+    host = load_host(arguments) if any(isinstance(job, Job) for _, job in jobs) else None
+    paces: dict[tuple[int, int], float] = {}
+
+    def do(job: Job) -> dict[str, object]:
+        if arguments.dry_run:
+            looked = forecast(job.request, host)
+            looked.examination.require_possible()
+            return forecast_values(looked, host, paces)
+        begun = time.monotonic()
+        merge, files = _made(arguments, job, host, processes)
+        return {"seconds": round(time.monotonic() - begun, 1), **result_values(merge, files)}
+
+    failed = report_lines(jobs, do, lambda: traceback.print_exc(file=sys.stderr))
+    return 1 if failed else 0
+
+
+def _start(job: Job, host: Host) -> Start | None:
+    """The finished merge that a job goes on from, if it does."""
+    return start_from(job.add_to, host) if job.add_to else None
+
+
+def _made(arguments: argparse.Namespace, job: Job, host: Host, processes: Processes) -> tuple[Merge, list[Path]]:
+    """A merge and its files, which the first of several processes writes."""
+    progress = ConsoleProgress() if processes.rank == 0 else Progress()
+    start = _start(job, host)
     try:
-        merge = merge_loras(request, host, progress)
+        work = work_folder(arguments)
+        merge = merge_loras(job.request, host, progress, start=start, work=work, processes=processes)
         pictures = None
         if not arguments.no_preview:
-            drawing = PreviewOptions(guidance=request.recording.guidance)
-            pictures = draw_pictures(merge, host, drawing, progress)
+            drawing = PreviewOptions(guidance=job.request.recording.guidance)
+            pictures = draw_pictures(merge, host, drawing, progress, processes)
     finally:
-        progress.close()
+        if isinstance(progress, ConsoleProgress):
+            progress.close()
+    if processes.rank:
+        return merge, []
     files = save_merge(
         merge,
-        path,
+        job.path,
         preview=pictures.card if pictures else None,
         sheet=pictures.sheet if pictures and arguments.report else None,
         with_report=arguments.report,
         overwrite=arguments.overwrite,
     )
-    report = merge.report
+    return merge, files
+
+
+def _print_result(merge: Merge, files: Sequence[Path]) -> None:
+    """What a person should know of a merge, and how it is used."""
+    report, path = merge.report, files[0]
     for warning in report.warnings:
         print(f"warning: {warning}")
     print(report.table())
@@ -108,26 +191,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"\nPut it into models/Stable-diffusion and choose it as checkpoint; the words are: {triggers}")
     else:
         print(f"\nPut it into models/Lora and write <lora:{path.stem}:1> in a prompt, with: {triggers}")
-
-
-def _destination(arguments: argparse.Namespace, save_as: str) -> Path:
-    """Where the file goes; refused before the model is loaded if it may not go there."""
-    if not arguments.output:
-        if arguments.show_prompts:
-            return Path()
-        raise LoraclrError("No output is named: give one with --output NAME.")
-    name = arguments.output.replace("\\", "/") if arguments.output_dir is None else arguments.output
-    if arguments.output_dir is None:
-        folder, name = Path(name).parent, Path(name).name
-    else:
-        folder = Path(arguments.output_dir)
-    path = output_path(folder, name)
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
-    if not os.access(nearest, os.W_OK):
-        raise LoraclrError(f"{nearest} may not be written to: choose another folder for --output.")
-    checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else None
-    check_destination(path, save_as, checkpoint, overwrite=arguments.overwrite)
-    return path
 
 
 #: prompts that are shown of each concept

@@ -24,7 +24,7 @@ from lib_loraclr.request.merge_request import Concept, MergeRequest
 def merged(loaded: DiffusersHost, make_merge: MakeMerge, monkeypatch: pytest.MonkeyPatch) -> Merge:
     """`merge_loras` returns a merge made by hand."""
     merge = make_merge()
-    monkeypatch.setattr(merge_command, "merge_loras", lambda *_: merge)
+    monkeypatch.setattr(merge_command, "merge_loras", lambda *_, **__: merge)
     drawn = Pictures(sheet=Image.new("RGB", (16, 8)), card=Image.new("RGB", (8, 8)))
     monkeypatch.setattr(merge_command, "draw_pictures", lambda *_: drawn)
     return merge
@@ -58,7 +58,7 @@ def test_an_output_that_exists_is_replaced_when_asked(run: Run, folder: Path) ->
 @pytest.mark.usefixtures("folder")
 def test_warnings_of_the_merge_are_printed(run: Run, merged: Merge, monkeypatch: pytest.MonkeyPatch) -> None:
     warned = replace(merged, report=replace(merged.report, warnings=("mute names no trigger words.",)))
-    monkeypatch.setattr(merge_command, "merge_loras", lambda *_: warned)
+    monkeypatch.setattr(merge_command, "merge_loras", lambda *_, **__: warned)
     assert "warning: mute names no trigger words." in run("merge", "fox.safetensors", "-o", "zoo").out
 
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_is_written_and_said_to_be_one(
 ) -> None:
     made = make_merge(precision="fp32")
     made = replace(made, request=replace(made.request, save_as="checkpoint"))
-    monkeypatch.setattr(merge_command, "merge_loras", lambda *_: made)
+    monkeypatch.setattr(merge_command, "merge_loras", lambda *_, **__: made)
     result = run("merge", "fox.safetensors", "-o", "zoo", "--save-as", "checkpoint", "--no-preview")
     assert result.code == 0, result.err
     assert "models/Stable-diffusion and choose it as checkpoint; the words are: sks animal" in result.out
@@ -146,6 +146,6 @@ def test_what_to_do_about_the_weakest_concept_is_printed(
 ) -> None:
     seen = [replace(c, recognised=0.1 if i else 1.0, taken_for={"": 0.9}) for i, c in enumerate(merged.report.concepts)]
     weak = replace(merged, report=replace(merged.report, concepts=tuple(seen)))
-    monkeypatch.setattr(merge_command, "merge_loras", lambda *_: weak)
+    monkeypatch.setattr(merge_command, "merge_loras", lambda *_, **__: weak)
     told = run("merge", "fox.safetensors", "cat.safetensors", "-o", "out/zoo", "--no-preview").out
     assert f"{seen[1].name} is lost: it is recognised in 10% of what was tried" in told and "Merge again with" in told

@@ -1,0 +1,91 @@
+"""Requests that are read from files: as JSON, and out of merged files."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...errors import LoraclrError
+from ...files import LoraFile, read_header, require_safetensors
+from ...output import read_recipe, went_on
+from ...request import Concept, MergeRequest
+
+
+def request_named(arguments: argparse.Namespace) -> MergeRequest:
+    """What `--request`, `--recipe-from` or `--add-to` name; without any of them a request for nothing.
+
+    Raises:
+        LoraclrError: there is no such file, it cannot be read, or a LoRA that it names is not there
+    """
+    folders = [Path(folder) for folder in getattr(arguments, "lora_dir", [])]
+    if getattr(arguments, "request", None):
+        return _from_json(Path(arguments.request))
+    if getattr(arguments, "recipe_from", None):
+        path = Path(arguments.recipe_from)
+        require_safetensors(path)
+        if went_on(read_header(path).metadata):
+            raise LoraclrError(
+                f"{path} went on from a finished merge, which its recipe does not hold: name that one with --add-to and the "
+                "LoRAs that were added, or merge all of them afresh."
+            )
+        return from_recipe(path, folders)
+    if getattr(arguments, "add_to", None):
+        if not arguments.loras:
+            raise LoraclrError(f"Nothing is named to add to {arguments.add_to}: name at least one LoRA.")
+        return from_recipe(Path(arguments.add_to), folders)
+    return MergeRequest(())
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file that a person wrote.
+
+    Raises:
+        LoraclrError: there is none, or it is no text
+    """
+    if not path.is_file():
+        raise LoraclrError(f"There is no {what} {path}: check the name and the folder.")
+    try:
+        return path.read_text("utf-8-sig")  # Notepad puts a byte order mark first
+    except UnicodeDecodeError:
+        raise LoraclrError(f"The {what} {path} is not UTF-8 text: save it as UTF-8.") from None
+
+
+def beside(path: Path, concept: Concept) -> Concept:
+    """Relative names in a request file are meant from the file's folder."""
+    there = path.parent / concept.lora
+    return dataclasses.replace(concept, lora=str(there)) if there.is_file() else concept
+
+
+def _from_json(path: Path) -> MergeRequest:
+    text = read_text(path, "request file")
+    try:
+        request = MergeRequest.from_json(text)
+    except LoraclrError as error:
+        raise LoraclrError(f"{path}: {error}") from None
+    return dataclasses.replace(request, concepts=tuple(beside(path, concept) for concept in request.concepts))
+
+
+def from_recipe(path: Path, folders: Sequence[Path]) -> MergeRequest:
+    """The request inside a merged file, its LoRAs found again by name and told apart by hash.
+
+    Raises:
+        LoraclrError: it is no merged file, or a LoRA is nowhere to be found
+    """
+    require_safetensors(path)
+    request, hashes = read_recipe(read_header(path).metadata, str(path))
+    concepts = []
+    for concept in request.concepts:
+        # only ever a name: a path inside a file from anywhere could lead anywhere
+        name = Path(concept.lora.replace("\\", "/")).name
+        candidates = [folder / name for folder in (*folders, path.parent, Path.cwd())]
+        found = [candidate for candidate in candidates if candidate.is_file()]
+        right = [candidate for candidate in found if LoraFile(candidate, {}, {}).hash == hashes.get(concept.label)]
+        if not right:
+            why = "another file of that name is there" if found else "it is not there"
+            raise LoraclrError(
+                f"{path} was made from {concept.lora}, but {why}: name the folder that holds it with --lora-dir."
+            )
+        concepts.append(dataclasses.replace(concept, lora=str(right[0])))
+    return dataclasses.replace(request, concepts=tuple(concepts))

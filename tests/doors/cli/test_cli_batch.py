@@ -1,0 +1,205 @@
+"""Many merges of a file, and what merges would take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from runs import MakeMerge, Result, Run, assert_refused, listing
+
+import lib_loraclr.doors.cli.merge as merge_command
+from lib_loraclr.hosts.diffusers import DiffusersHost
+from lib_loraclr.output.merged import Merge
+from lib_loraclr.request.merge_request import MergeRequest
+
+Written = Callable[..., Path]
+
+
+@pytest.fixture
+def asked(loaded: DiffusersHost, make_merge: MakeMerge, monkeypatch: pytest.MonkeyPatch) -> list[MergeRequest]:
+    """`merge_loras` returns a merge made by hand, or fails at a LoRA called mute; what it was asked."""
+    made, seen = make_merge(), []
+
+    def merge(request: MergeRequest, *_: object, **__: object) -> Merge:
+        seen.append(request)
+        if request.concepts[0].label == "mute":
+            raise RuntimeError("the card fell off the bus")
+        return made
+
+    monkeypatch.setattr(merge_command, "merge_loras", merge)
+    return seen
+
+
+@pytest.fixture
+def jobs(folder: Path) -> Written:
+    """Writes a file of merges, one a line; text as it is."""
+
+    def write(*lines: Mapping[str, object] | str) -> str:
+        (folder / "jobs.jsonl").write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+        return "jobs.jsonl"
+
+    return write
+
+
+def told(result: Result) -> list[dict]:
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_each_merge_is_a_line_and_one_that_fails_ends_none_of_the_others(
+    run: Run, jobs: Written, asked: list[MergeRequest], folder: Path
+) -> None:
+    path = jobs(
+        {"output": "one", "loras": ["fox.safetensors:0.8", "cat.safetensors"]},
+        {"output": "two", "loras": ["nowhere.safetensors"]},
+        "not JSON",
+        "",
+        {"output": "three", "loras": ["mute.safetensors"]},
+        {"output": "four", "concepts": [{"lora": "cat.safetensors"}], "seed": 3},
+    )
+    result = run("merge", "--batch", path, "--output-dir", "out", "--no-preview", "--rank", "4")
+    assert result.code == 1
+    lines = told(result)
+    assert [(line["job"], line["output"], line["ok"]) for line in lines] == [
+        (1, "one", True),
+        (2, "two", False),
+        (3, "", False),
+        (4, "three", False),
+        (5, "four", True),
+    ]
+    assert [request.rank for request in asked] == ["4"] * 3, "flags change each of them"
+    assert asked[0].concepts[0].unet_weight == 0.8 and asked[2].seed == 3
+    assert "There is no file" in lines[1]["error"] and "not JSON" in lines[2]["error"]
+    assert lines[3]["error"] == "RuntimeError: the card fell off the bus"
+    assert "Traceback" in result.err and "fell off the bus" in result.err, "the log has all of it"
+    assert sorted(path.name for path in (folder / "out").glob("*.safetensors")) == [
+        "four.safetensors",
+        "one.safetensors",
+    ]
+    assert [Path(file).name for file in lines[0]["files"]] == ["one.safetensors", "one.json"]
+    assert lines[0]["concepts"][0] == {"name": "fox", "merged": 0.5, "recognised": None, "verdict": ""}
+
+
+@pytest.mark.usefixtures("asked")
+def test_all_went_well_is_0_and_the_checkpoint_is_loaded_once(
+    run: Run, jobs: Written, loaded: DiffusersHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = []
+    monkeypatch.setattr(merge_command, "load_host", lambda arguments: times.append(1) or loaded)
+    path = jobs({"output": "a", "loras": ["fox.safetensors"]}, {"output": "b", "loras": ["cat.safetensors"]})
+    assert run("merge", "--batch", path, "--no-preview").code == 0
+    assert len(times) == 1
+    assert run("merge", "--batch", jobs({"output": "b", "loras": ["cat.safetensors"]}), "--no-preview").code == 1
+    assert len(times) == 1, "not at all where nothing can be merged: b exists"
+
+
+def test_two_lines_of_one_output_are_seen_before_the_first_is_merged(
+    run: Run, jobs: Written, asked: list[MergeRequest]
+) -> None:
+    path = jobs({"output": "a", "loras": ["fox.safetensors"]}, {"output": "a", "loras": ["cat.safetensors"]})
+    lines = told(run("merge", "--batch", path, "--no-preview"))
+    assert len(asked) == 1 and lines[0]["ok"]
+    assert "a is the output of a line before it too" in lines[1]["error"]
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_a_line_lacks_is_said(run: Run, jobs: Written) -> None:
+    path = jobs(
+        {"loras": ["fox.safetensors"]},
+        {"output": "a", "loras": "fox.safetensors"},
+        {"output": "a", "loras": ["fox.safetensors"], "concepts": []},
+        {"output": "a"},
+        {"output": "a", "loras": ["fox.safetensors"], "metod": "ridge"},
+        "[1]",
+    )
+    errors = [line["error"] for line in told(run("merge", "--batch", path))]
+    for error, said in zip(
+        errors,
+        (
+            "output is None: give a name",
+            "loras is 'fox.safetensors': give a list of texts",
+            "and no concepts beside it",
+            "There is nothing to merge",
+            "did you mean 'method'",
+            "The line is [1]: give an object",
+        ),
+        strict=True,
+    ):
+        assert said in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--batch", "none.jsonl"), "There is no file of merges none.jsonl"),
+        (("--batch", "empty.jsonl"), "empty.jsonl names no merge: give one JSON object a line"),
+        (("--batch", "utf16.json"), "is not UTF-8 text"),
+        (("--batch", "jobs.jsonl", "fox.safetensors"), "LoRAs goes with one merge, and --batch jobs.jsonl has many"),
+        (("--batch", "jobs.jsonl", "-o", "zoo"), "--output goes with one merge"),
+        (("--batch", "jobs.jsonl", "--show-prompts"), "--show-prompts shows those of one merge"),
+    ],
+)
+@pytest.mark.usefixtures("asked")
+def test_what_does_not_go_with_many_is_refused(
+    run: Run, jobs: Written, folder: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    jobs({"output": "a", "loras": ["fox.safetensors"]})
+    (folder / "empty.jsonl").write_text("\n \n")
+    before = listing(folder)
+    assert_refused(run("merge", *arguments), said)
+    assert listing(folder) == before
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_command, "merge_loras", None)
+    before = listing(folder)
+    result = run("merge", "fox.safetensors", "cat.safetensors", "--dry-run", "--work-folder", "work")
+    assert result.code == 0, result.err
+    for said in ("recording the LoRAs", "refining", "110", "in all about", "MB of RAM", "at most"):
+        assert said in result.out
+    result = run("merge", "fox.safetensors", "copy.safetensors", "--dry-run")
+    assert result.code == 2
+    assert "problem: copy.safetensors is the same LoRA as fox.safetensors" in result.out
+    assert listing(folder) == before
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_dry_run_of_many_is_a_line_each(run: Run, jobs: Written, folder: Path) -> None:
+    path = jobs(
+        {"output": "a", "loras": ["fox.safetensors", "cat.safetensors"]},
+        {"output": "b", "loras": ["fox.safetensors", "copy.safetensors"]},
+        {"output": "c", "loras": ["fox.safetensors", "cat.safetensors"], "options": {"effort": "layers"}},
+    )
+    before = listing(folder)
+    result = run("merge", "--batch", path, "--dry-run")
+    first, second, third = told(result)
+    assert result.code == 1 and listing(folder) == before
+    assert first["ok"] and first["seconds"] > third["seconds"] and first["stages"]["refining"] == 110
+    assert not second["ok"] and "is the same LoRA as" in second["error"]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_nothing_to_add_and_a_file_that_went_on_are_refused(
+    run: Run, recipe: tuple[Merge, Path], folder: Path, make_merge: MakeMerge
+) -> None:
+    from dataclasses import replace
+
+    from lib_loraclr.output.merged import Begun
+    from lib_loraclr.output.saving import save_merge
+
+    _, path = recipe
+    assert_refused(run("merge", "--add-to", str(path), "-o", "more"), "Nothing is named to add to")
+    assert_refused(
+        run("merge", "--add-to", "fox.safetensors", "cat.safetensors", "-o", "more"), "holds no LoRACLR recipe"
+    )
+    begun = replace(make_merge(), begun=Begun("0" * 64, ("fox",), 0))
+    (went_on, _) = save_merge(begun, folder / "out" / "more.safetensors")
+    assert_refused(
+        run("merge", "--recipe-from", str(went_on), "-o", "again"),
+        "went on from a finished merge",
+        "name that one with --add-to",
+    )
