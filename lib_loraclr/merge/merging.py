@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from ..errors import LoraclrError
 from ..files import LoraFile, WorkFolder, require_safetensors
@@ -202,9 +203,15 @@ def _report(
         rows=rows,
         rank=(min(ranks), _mean(ranks), max(ranks)),
         kept=(min(kept), _mean(kept)),
-        refinement={"reason": refined.reason, "steps": refined.steps, "checks": refined.history} if refined else {},
+        refinement=_of_refinement(refined) if refined else {},
         solver=notes,
     )
+
+
+def _of_refinement(refined: Refined) -> dict[str, Any]:
+    """How a refinement ended, and in what portions its samples were run."""
+    told = {"reason": refined.reason, "steps": refined.steps, "checks": refined.history}
+    return {**told, **(asdict(refined.fit) if refined.fit else {})}
 
 
 def _concept_reports(

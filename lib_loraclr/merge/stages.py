@@ -303,7 +303,14 @@ class Stages:
         start = {key: layer.factors for key, layer in layers.items()}
         seed = self.request.seed + (self.start.seed if self.start else 0)
         keeper = self.keeping.state if self.keeping else None
-        return refine(self.predictor, start, examples, held_back, options, seed=seed, keeper=keeper)
+        refined = refine(self.predictor, start, examples, held_back, options, seed=seed, keeper=keeper)
+        if refined.reason == "memory":
+            self.warnings += (
+                "The graphics memory is too small to refine this merge even one sample at a time: it ended after "
+                f"{refined.steps} of {options.steps} steps, and concepts are kept less well. Merge fewer LoRAs at a time, or "
+                "record smaller pictures (width and height).",
+            )
+        return refined
 
     def cut_refined(
         self, refined: Mapping[str, Factors], layers: Mapping[str, MergedLayer], examples: Sequence[Examples]

@@ -77,7 +77,8 @@ class MergeReport:
         rows: rows of inputs that were kept per layer and teacher
         rank: smallest, mean and largest rank
         kept: the least and the mean share of a layer's effect that its rank keeps
-        refinement: how the refinement ended: reason, steps, and its checks; empty where there was none
+        refinement: how the refinement ended: reason, steps, its checks, how many samples it ran at a time, and whether it
+            recomputed their activations; empty where there was none
         warnings: what a person should know
         together: left and right concept of a picture with two, and the share of unseen points at which both are themselves
     """

@@ -37,21 +37,23 @@ class Fit:
         """What needs less.
 
         Raises:
-            LoraclrError: nothing does
+            TooLittleMemory: nothing does
         """
         if self.samples > 1:
             return replace(self, samples=math.ceil(self.samples / 2))
         if self.recompute:
-            raise too_small()
+            raise TooLittleMemory
         return replace(self, recompute=True)
 
 
-def too_small() -> LoraclrError:
-    """The error for a card that cannot hold even one sample."""
-    return LoraclrError(
-        "The graphics memory is too small to refine this merge even one sample at a time: use effort layers, merge fewer LoRAs "
-        "at a time, or record smaller pictures (width and height)."
-    )
+class TooLittleMemory(LoraclrError):
+    """A card cannot hold even one sample."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The graphics memory is too small to refine this merge even one sample at a time: use effort layers, merge fewer "
+            "LoRAs at a time, or record smaller pictures (width and height)."
+        )
 
 
 def find_fit(predictor: Predictor, parameters: Mapping[str, Factors], run: Callable[[int], object], most: int) -> Fit:
@@ -65,7 +67,7 @@ def find_fit(predictor: Predictor, parameters: Mapping[str, Factors], run: Calla
         most: samples that are wanted at a time
 
     Raises:
-        LoraclrError: the graphics card runs out of memory with one
+        TooLittleMemory: the graphics card runs out of memory with one
     """
     states = _STATES * sum(f.up.nbytes + f.down.nbytes for f in parameters.values())
     budget = predictor.activation_budget(states)
@@ -90,7 +92,7 @@ def find_fit(predictor: Predictor, parameters: Mapping[str, Factors], run: Calla
     with predictor.host.recomputing():
         one = saved(1)
         if one == TOO_MANY:
-            raise too_small()
+            raise TooLittleMemory
         block = int(_LARGEST_BLOCK * kept)
         if one + block > budget:
             return Fit(1, recompute=True)

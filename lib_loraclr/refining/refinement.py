@@ -21,7 +21,7 @@ from ..model import Factors, balanced, free_cached, is_out_of_memory
 from ..recording import Examples, Predictor
 from ..solving import RefinementOptions, Terms, output_terms
 from .batches import Batch, Sampler
-from .fitting import Fit, find_fit
+from .fitting import Fit, TooLittleMemory, find_fit
 from .loss_scale import LossScale
 from .optimizers import Muon
 from .retention import Retention, measure
@@ -41,15 +41,18 @@ class Refined:
 
     Attributes:
         factors: layer key -> factors, fp32 on the CPU
-        reason: "steps" (all were made) or "stalled" (retention on the held-back examples no longer improved)
+        reason: "steps" (all were made), "stalled" (retention on the held-back examples no longer improved) or "memory" (the
+            graphics card could not hold even one sample, or no longer)
         steps: how many were made
         history: one entry per check: step, mean loss and contrast since the last one, retention on the held-back examples
+        fit: how many samples were run at a time in the end; None where not even one could be
     """
 
     factors: dict[str, Factors]
     reason: str
     steps: int
     history: tuple[Mapping[str, float], ...] = field(default=())
+    fit: Fit | None = None
 
 
 def refine(
@@ -71,7 +74,7 @@ def refine(
         keeper: has the state of a refinement that was ended, which goes on, and keeps that of this one
 
     Raises:
-        LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
+        LoraclrError: the loss is not finite, or one of several processes has no room for even one sample
     """
     processes = predictor.processes
     kept = processes.from_one(keeper.find() if processes.rank == 0 else None) if keeper else None
@@ -79,16 +82,17 @@ def refine(
     sampler = Sampler(examples, options, seed)
     # of its own, so that what is learnt from does not depend on how much memory there is
     tried = Sampler(examples, options, seed)
-    fit = (
-        Fit(**kept.said["fit"])
-        if kept
-        else find_fit(
-            predictor,
-            parameters,
-            lambda samples: _loss(predictor, tried.singles(samples), options.terms),
-            math.ceil(options.batch_size / processes.count),
-        )
-    )
+
+    def run(samples: int) -> object:
+        return _loss(predictor, tried.singles(samples), options.terms)
+
+    most = math.ceil(options.batch_size / processes.count)
+    try:
+        fit = Fit(**kept.said["fit"]) if kept else find_fit(predictor, parameters, run, most)
+    except TooLittleMemory:
+        if processes.count > 1:  # the others may have room
+            raise
+        return Refined(_snapshot(parameters), "memory", 0)
     steps = _Steps(predictor, parameters, sampler, options, fit, kept)
     watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps, kept)
 
@@ -96,11 +100,16 @@ def refine(
         if keeper and processes.rank == 0:
             keeper.keep(lambda: _joined(steps.state(), watch.state()), now=now)
 
-    while not watch.over:
-        found = steps.make(watch.next - steps.made, keep)
-        watch.look(steps.made, *found)
-        keep(now=True)
-    return Refined(watch.best, "stalled" if watch.stalled else "steps", steps.made, tuple(watch.history))
+    reason = "steps"
+    try:
+        while not watch.over:
+            found = steps.make(watch.next - steps.made, keep)
+            watch.look(steps.made, *found)
+            keep(now=True)
+            reason = "stalled" if watch.stalled else "steps"
+    except TooLittleMemory:  # in all processes at once (`_Steps._summed`)
+        reason = "memory"
+    return Refined(watch.best, reason, steps.made, tuple(watch.history), steps.fit)
 
 
 #: tensors, and what JSON can hold
@@ -116,6 +125,7 @@ class _Steps:
 
     Attributes:
         made: how many were made
+        fit: how many samples are run at a time
     """
 
     def __init__(
@@ -128,7 +138,7 @@ class _Steps:
         kept: Kept | None,
     ) -> None:
         self._predictor, self._parameters, self._sampler = predictor, parameters, sampler
-        self._options, self._fit, self.made = options, fit, 0
+        self._options, self.fit, self.made = options, fit, 0
         self._tensors = [tensor for f in parameters.values() for tensor in (f.up, f.down)]
         self._optimizer = Muon(self._tensors, lr=options.learning_rate)
         self._anchor = _Anchor(parameters, options.terms.delta)
@@ -147,7 +157,8 @@ class _Steps:
             mean loss and contrast since this was returned last
 
         Raises:
-            LoraclrError: the loss is not finite, or the graphics card cannot hold even one sample
+            LoraclrError: the loss is not finite
+            TooLittleMemory: the graphics card cannot hold even one sample
         """
         with self._predictor.host.apply(self._parameters):
             for _ in range(count):
@@ -159,7 +170,7 @@ class _Steps:
 
     def state(self) -> _State:
         """All that the next step depends on; what is drawn is not among it, and drawn again."""
-        said = {"made": self.made, "scale": self._scale.value, "fit": asdict(self._fit), "found": self._found}
+        said = {"made": self.made, "scale": self._scale.value, "fit": asdict(self.fit), "found": self._found}
         return training_tensors(self._parameters, self._optimizer), said
 
     def _restore(self, kept: Kept) -> None:
@@ -171,12 +182,12 @@ class _Steps:
         self._predictor.progress.found(self.made)
 
     def _step(self) -> tuple[float, float]:
-        self.made += 1
         batches = self._sampler.draw()
         while (found := self._backward(batches)) is None:
             self._optimizer.zero_grad(set_to_none=True)
             free_cached(self._predictor.host.device)
-            self._fit = self._fit.smaller()
+            self.fit = self.fit.smaller()
+        self.made += 1
         usable = self._scale.settle(self._tensors)
         # asked of the device once a step, as it waits for all that was asked before
         loss, contrast = (found + torch.stack([self._anchor.pull(self._parameters), found.new_zeros(())])).tolist()
@@ -203,11 +214,11 @@ class _Steps:
         found, failed = torch.zeros(2, device=host.device), False
         try:
             # the changed weights stay in place for the backward pass too: activations may be recomputed in it
-            with host.recomputing() if self._fit.recompute else nullcontext():
+            with host.recomputing() if self.fit.recompute else nullcontext():
                 for batch in batches:
                     share = 1 / (len(batch) * len(batches))
                     own = batch.share(processes.rank, processes.count)
-                    for part in own.parts(self._fit.rows(batch.windows)):
+                    for part in own.parts(self.fit.rows(batch.windows)):
                         loss, gone = _loss(self._predictor, part, self._options.terms)
                         (loss * (share * self._scale.value)).backward()
                         found += share * torch.stack([loss.detach(), gone])

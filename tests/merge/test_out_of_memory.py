@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,33 @@ def test_layers_that_do_not_fit_are_merged_on_the_cpu_and_the_report_says_so(
     assert not any("on the CPU" in warning for warning in usual.report.warnings), "control"
     for key, factors in usual.factors.items():
         assert torch.equal(spared.factors[key].up, factors.up) and torch.equal(spared.factors[key].down, factors.down)
+
+
+def test_a_refinement_that_does_not_fit_leaves_the_layer_wise_merge_and_the_report_says_so(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure_on_little(monkeypatch, paths=1, steps=2)
+    host = opened(tiny.SD1)
+    concepts = tuple(Concept(str(random_lora(tmp_path / f"{n}.safetensors", host, seed=n))) for n in (1, 2))
+    recording = RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64)
+    asked = MergeRequest(concepts, options={"steps": 2}, rank="full", prompts=PROMPTS, recording=recording)
+    usual, layers = merge_loras(asked, host), merge_loras(replace(asked, options={"effort": "layers"}), host)
+    denoise = host.denoise
+
+    def small_card(*inputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return denoise(*inputs)
+
+    monkeypatch.setattr(host, "denoise", small_card, raising=False)
+    spared = merge_loras(asked, host)
+    said = "too small to refine this merge even one sample at a time: it ended after 0 of 2 steps"
+    assert any(said in warning for warning in spared.report.warnings)
+    assert not any("graphics memory" in warning for warning in usual.report.warnings), "control"
+    assert spared.report.refinement["reason"] == "memory" and usual.report.refinement["samples"] > 0
+    for key, factors in layers.factors.items():
+        expected, found = factors.dense().float(), spared.factors[key].dense().float()
+        torch.testing.assert_close(found, expected, rtol=0.01, atol=2e-3 * float(expected.abs().max()))
 
 
 def test_another_error_ends_the_merge(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

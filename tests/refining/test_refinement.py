@@ -107,7 +107,7 @@ def test_a_steps_loss_is_that_of_its_rows_and_in_parts_has_the_same_gradient(
 ) -> None:
     """Single concepts and scenes, whole and some at a time."""
     predictor, examples = lesson
-    batches = Sampler(examples, "", replace(OPTIONS, batch_size=5, scene_rows=2), seed=1).draw()
+    batches = Sampler(examples, replace(OPTIONS, batch_size=5, scene_rows=2), seed=1).draw()
     assert [batch.windows for batch in batches] == [1, 2]
     assert [bool(batch.apart.any()) for batch in batches] == [False, True], "the contrast is the scenes'"
     gradients = []
@@ -116,7 +116,7 @@ def test_a_steps_loss_is_that_of_its_rows_and_in_parts_has_the_same_gradient(
     options = replace(OPTIONS, terms=terms)
     for fit in (Fit(8, recompute=False), Fit(2, recompute=False)):
         parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in start.items()}
-        steps = refinement._Steps(predictor, parameters, Sampler(examples, "", OPTIONS, seed=1), options, fit)
+        steps = refinement._Steps(predictor, parameters, Sampler(examples, OPTIONS, seed=1), options, fit, None)
         with predictor.host.apply(parameters):
             loss, contrast = steps._backward(batches).tolist()
         gradients.append((loss, contrast, {key: f.up.grad for key, f in parameters.items()}))
@@ -130,7 +130,7 @@ def test_a_steps_loss_is_that_of_its_rows_and_in_parts_has_the_same_gradient(
 
 
 def fit_of(predictor: Predictor, parameters: Mapping[str, Factors], examples: Sequence[Examples]) -> Fit:
-    sampler = Sampler(examples, "", OPTIONS, seed=1)
+    sampler = Sampler(examples, OPTIONS, seed=1)
     return find_fit(
         predictor, parameters, lambda samples: refinement._loss(predictor, sampler.singles(samples), Terms()), 8
     )
@@ -216,6 +216,33 @@ def test_memory_that_runs_out_while_refining_costs_nothing_but_time(
     other = refine(predictor, start, examples, examples, options, seed=1)
     # Muon makes all directions of a gradient equally long, so that rounding shows in those that hardly are there
     assert apart(found, expected) < 0.05 * apart(other, expected), "against a run that drew other examples"
+
+
+@pytest.mark.parametrize(("fitting", "steps"), [(0, 0), (5, 3)], ids=["from the first sample on", "after some steps"])
+def test_memory_for_not_even_one_sample_ends_it_with_the_best_there_was(
+    lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch, fitting: int, steps: int
+) -> None:
+    """The look at what fits runs one sample and then two; each step runs one batch."""
+    predictor, examples = lesson
+    start = {key: Factors(0.2 * f.up, f.down) for key, f in predictor.deltas[0].items()}
+    predictor, small = copy.copy(predictor), copy.copy(predictor.host)
+    predictor.host, run = small, []
+
+    def denoise(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        if torch.is_grad_enabled():
+            run.append(len(x))
+            if len(run) > fitting:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return type(small).denoise(small, x, t, conditioning)
+
+    monkeypatch.setattr(small, "denoise", denoise, raising=False)
+    # a look after each step
+    options = replace(OPTIONS, steps=6)
+    found = refine(predictor, start, examples, examples, options, seed=0)
+    assert (found.reason, found.steps, len(found.history)) == ("memory", steps, steps)
+    moved = max(float((found.factors[key].dense() - f.dense()).abs().max()) for key, f in start.items())
+    assert (moved > 1e-4) == bool(steps), "what the steps that fitted have brought is kept"
+    assert (found.fit is None) == (not steps)
 
 
 def apart(one: Refined, other: Refined) -> float:
