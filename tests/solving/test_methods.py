@@ -407,9 +407,12 @@ def test_efforts_say_what_is_done_at_the_output() -> None:
     assert refinement_options(ContrastiveOptions(effort="layers", steps=10), 4) is None
     assert ContrastiveOptions().effort == "balanced"
     for effort in ("fast", "balanced", "thorough"):
-        few, many = (refinement_options(ContrastiveOptions(effort=effort), count) for count in (2, 12))
-        assert few.steps == 2 * STEPS[effort]
-        assert many.steps == 6 * few.steps
+        counts = (1, 2, 3, 4, 12)
+        steps = [refinement_options(ContrastiveOptions(effort=effort), count).steps for count in counts]
+        assert steps == [STEPS[effort] * counted for counted in (1, 3, 3, 4, 12)], (
+            "two have to be told apart as three have"
+        )
+        few = refinement_options(ContrastiveOptions(effort=effort), 2)
         assert few.terms == ContrastiveOptions().terms
     assert STEPS["thorough"] > STEPS["balanced"] > STEPS["fast"] > STEPS["layers"] == 0
     assert refinement_options(ContrastiveOptions(steps=7), 12).steps == 7

@@ -45,10 +45,10 @@ class ContrastiveOptions:
         0, "Steps at the model's output; 0: by effort and number of concepts.", minimum=0, maximum=100000
     )
     batch_size: int = option(
-        6, "Predictions of single concepts compared in each step at the output.", minimum=1, maximum=1024
+        4, "Predictions of single concepts compared in each step at the output.", minimum=1, maximum=1024
     )
     scenes: int = option(
-        6, "Predictions of several concepts side by side compared in each step; 0: none.", minimum=0, maximum=1024
+        4, "Predictions of several concepts side by side compared in each step; 0: none.", minimum=0, maximum=1024
     )
     contrast: float = option(
         0.5, "Weight of not drawing another concept in one's place, at the output.", minimum=0.0, maximum=100.0
@@ -60,13 +60,16 @@ class ContrastiveOptions:
         return Terms(self.positive, self.negative, self.margin, self.lambda_delta, self.contrast)
 
 
-#: steps at the output for each concept
-STEPS = {"layers": 0, "fast": 16, "balanced": 55, "thorough": 150}
+#: steps at the output for each concept, of which there are counted so many at least where there are any others: who stands where
+#: has to be learnt of two as of more
+LEAST_CONCEPTS = 3
+STEPS = {"layers": 0, "fast": 20, "balanced": 64, "thorough": 190}
 
 
 def refinement_options(options: ContrastiveOptions, concepts: int) -> RefinementOptions | None:
     """What to do at the model's output after the layers are merged; None for nothing."""
-    steps = options.steps or STEPS[options.effort] * concepts
+    counted = max(concepts, LEAST_CONCEPTS) if concepts > 1 else concepts
+    steps = options.steps or STEPS[options.effort] * counted
     if options.effort == "layers" or steps == 0:
         return None
     return RefinementOptions(options.terms, steps, options.batch_size, options.scenes, options.learning_rate)
