@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from modules import errors, shared
@@ -18,14 +18,10 @@ from modules import errors, shared
 from ...errors import Interrupted, LoraclrError
 from ...files import Written
 from ...hosts import running
-from ...merge import merge_loras
-from ...model import Host
-from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
-from ...progress import PlannedStage, Stage
 from ...request import MergeRequest
-from . import estimate, keeping, pace, wording
-from .clock import TimedProgress
+from . import keeping, wording
 from .keeping import NameTaken
+from .making import JobProgress, Result, make
 from .start import is_closing
 
 __all__ = ["Job", "NameTaken", "OVER", "Result", "discard", "find", "interrupt", "interrupt_task", "is_stopped", "keep"]
@@ -39,21 +35,6 @@ _REMEMBERED = 32
 _HELD, _HELD_IN_ALL = 2, 8
 #: merges of HTTP that wait at the same time, of one owner and in all
 _WAITING, _WAITING_IN_ALL = 4, 16
-
-
-@dataclass
-class Result:
-    """A finished merge, with all that writing its file needs; the model is not among it.
-
-    Attributes:
-        merge: on the CPU, without the inputs' tensors
-        pictures: to judge it by, and for its card; or None
-        size: of the file in bytes
-    """
-
-    merge: Merge
-    pictures: Pictures | None
-    size: int
 
 
 @dataclass
@@ -87,11 +68,16 @@ class Job:
     kept: running.InstalledLora | running.InstalledCheckpoint | None = None
     written: Written | None = None
     stop: bool = False
-    progress: _Progress | None = None
+    progress: JobProgress | None = None
     form: Any = None
 
     def __post_init__(self) -> None:
         self.owner = self.owner or owner_of(self.task)
+
+    @property
+    def called(self) -> dict[str, str]:
+        """Path -> name of its LoRAs."""
+        return {concept.lora: name for concept, name in zip(self.request.concepts, self.names, strict=True)}
 
     def fraction(self) -> float:
         """How much of it is done, 0..1."""
@@ -102,24 +88,6 @@ class Job:
     def text(self) -> str:
         """The line under the bar."""
         return shared.state.textinfo or "" if self.state == "running" else ""
-
-
-class _Progress(TimedProgress):
-    """The progress of a job, whose own interrupt it hears, and whose picture is drawn in it after the merge."""
-
-    def __init__(self, job: Job, key: pace.Key, host: Host) -> None:
-        expected = estimate.stages(job.request, host, draw=job.draw)
-        super().__init__(expected, pace.seconds_per_unit(key), timed=pace.timed(key))
-        self._job = job
-
-    def plan(self, stages: Sequence[PlannedStage]) -> None:
-        super().plan([*stages, *estimate.drawing(self._job.request, draw=self._job.draw)])
-
-    def interrupted(self) -> bool:
-        """Its own, or that the WebUI closes: the WebUI's flag is set by whoever stops a picture, which may wait behind it."""
-        if not self._job.stop and is_closing():
-            self._job.stop, _unloaded[:] = True, [self._job]
-        return self._job.stop
 
 
 _jobs: dict[str, Job] = {}
@@ -173,7 +141,7 @@ def run(job: Job, *, lock_held: bool) -> None:
                 if job.stop:  # while it waited for the queue
                     raise Interrupted
                 job.state = "running"
-            result = _merge(job, host)
+            result = make(job, host, lambda: _is_to_stop(job))
         with _guard:
             job.state, job.result = "finished", result
     except Interrupted:
@@ -190,6 +158,14 @@ def run(job: Job, *, lock_held: bool) -> None:
         raise
     finally:
         _let_go()
+
+
+def _is_to_stop(job: Job) -> bool:
+    """That somebody asked for it, or that the WebUI closes: the WebUI's flag is set by whoever stops a picture, which may wait
+    behind it."""
+    if not job.stop and is_closing():
+        job.stop, _unloaded[:] = True, [job]
+    return job.stop
 
 
 def _end(job: Job, state: str, error: str = "") -> None:
@@ -287,7 +263,7 @@ def _saving(job: Job, state: str, what: str) -> Iterator[None]:
         yield
     except LoraclrError as error:
         _end(job, state)
-        raise wording.reworded(error, _names(job)) from error
+        raise wording.reworded(error, job.called) from error
     except BaseException:
         _end(job, state)
         raise
@@ -321,56 +297,7 @@ def unload() -> None:
 
 def shown(error: Exception, job: Job) -> str:
     """The error's text with the LoRAs' names in place of paths, and nothing of this computer's folders or of flags."""
-    return wording.plain(str(error), _names(job))
-
-
-def _names(job: Job) -> dict[str, str]:
-    """Path -> name of its LoRAs."""
-    return {concept.lora: name for concept, name in zip(job.request.concepts, job.names, strict=True)}
-
-
-def _merge(job: Job, host: Host) -> Result:
-    key = pace.key_of(job.request, host)
-    shared.state.textinfo = "Looking how fast this computer is"
-    pace.measure(host, key)
-    job.progress = _Progress(job, key, host)
-    merge = merge_loras(job.request, host, job.progress)
-    pictures, warnings = _draw(job, merge, host) if job.draw else (None, ())
-    job.progress.finish()
-    try:
-        pace.learn(key, _done(job.progress.planned, merge, drawn=pictures is not None), job.progress.seconds)
-    except Exception:  # noqa: BLE001  (the merge is complete, whatever became of the next one's estimate)
-        errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
-    told = tuple(wording.plain(warning, _names(job)) for warning in (*merge.report.warnings, *warnings))
-    report = replace(merge.report, warnings=told)
-    return Result(replace(merge, report=report).light(), pictures, file_size(merge))
-
-
-def _done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list[PlannedStage]:
-    """What was done of what was planned: the refinement may have ended early, and from a picture that was cut short there is
-    nothing to learn."""
-    done = []
-    for item in planned:
-        if item.stage is Stage.REFINING:
-            steps = merge.report.refinement["steps"]
-            done.append(replace(item, units=steps, amount=item.amount * steps / item.units))
-        elif item.stage is not Stage.DRAWING or drawn:
-            done.append(item)
-    return done
-
-
-def _draw(job: Job, merge: Merge, host: Host) -> tuple[Pictures | None, tuple[str, ...]]:
-    """The pictures, or why there is none: a merge that is finished is not thrown away for it."""
-    drawing = PreviewOptions(guidance=job.request.recording.guidance, font=running.caption_font())
-    try:
-        return draw_pictures(merge, host, drawing, job.progress), ()
-    except Interrupted:
-        return None, ("The picture was interrupted; the merge is complete.",)
-    except LoraclrError as error:
-        return None, (f"There is no picture ({error}); the merge is complete.",)
-    except Exception as error:  # noqa: BLE001  (as above, whatever it was)
-        errors.report("LoRACLR: the picture could not be drawn", exc_info=True)
-        return None, (f"There is no picture ({type(error).__name__}: {error}); the merge is complete.",)
+    return wording.plain(str(error), job.called)
 
 
 def _remember(job: Job) -> None:

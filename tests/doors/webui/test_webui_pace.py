@@ -97,17 +97,17 @@ def test_what_was_learnt_outlives_the_webui_and_helps_other_sizes_and_checkpoint
 
 
 def test_a_refinement_that_ended_early_is_counted_as_it_was(doors: Doors) -> None:  # noqa: F811
-    estimate, jobs, pace = doors.module("estimate"), doors.module("jobs"), doors.module("pace")
+    estimate, making, pace = doors.module("estimate"), doors.module("making"), doors.module("pace")
     named = [{"lora": "fox", "trigger": "a"}, {"lora": "cat", "trigger": "b"}]
     asked = MergeRequest.from_dict({**SMALL, "method": "contrastive", "concepts": named, "options": {"steps": 100}})
     host = pace.probe(request(), wait=True)
     planned = estimate.stages(asked, host, draw=True)
     ended = SimpleNamespace(report=SimpleNamespace(refinement={"steps": 40}))
-    done = jobs._done(planned, ended, drawn=True)
+    done = making.done(planned, ended, drawn=True)
     [(whole, early)] = [pair for pair in zip(planned, done, strict=True) if pair[0] != pair[1]]
     assert (whole.stage, early.stage, early.work) == (Stage.REFINING, Stage.REFINING, Work.BACKWARD)
     assert (whole.units, early.units) == (100, 40) and early.amount == pytest.approx(0.4 * whole.amount)
-    cut_short = jobs._done(planned, ended, drawn=False)
+    cut_short = making.done(planned, ended, drawn=False)
     assert [item.stage for item in done if item not in cut_short] == [Stage.DRAWING]
 
 

@@ -44,7 +44,7 @@ def test_a_merge_that_ended_while_the_page_was_loaded_anew_is_told_of(
     told: str,
 ) -> None:
     bound, values = tab(doors)
-    let_fail(doors, monkeypatch, "jobs", "merge_loras", error)
+    let_fail(doors, monkeypatch, "making", "merge_loras", error)
     bound.merge("task(1)", json.dumps(TABLE), CHOSEN, "", False, *values)
     seen = restored(doors, bound, "", "task(1)")
     assert told in seen["view"] and seen["job"] == ""
@@ -174,7 +174,7 @@ def test_interrupt_stops_the_merge_it_belongs_to_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bound, values = tab(doors)
-    jobs, state = doors.module("jobs"), doors.webui.shared.state
+    making, state = doors.module("making"), doors.webui.shared.state
     bound.interrupt("task(merge)")
     view = bound.merge("task(merge)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
     assert "Interrupted. Nothing was kept" in view, "it was stopped while it waited"
@@ -187,11 +187,11 @@ def test_interrupt_stops_the_merge_it_belongs_to_and_nothing_else(
 
         return merging
 
-    merge_loras = jobs.merge_loras
-    monkeypatch.setattr(jobs, "merge_loras", pressed("task(running)"))
+    merge_loras = making.merge_loras
+    monkeypatch.setattr(making, "merge_loras", pressed("task(running)"))
     assert "Interrupted" in bound.merge("task(running)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
     assert not state.interrupted, "a picture that begins just then goes on"
-    monkeypatch.setattr(jobs, "merge_loras", pressed("task(other)"))
+    monkeypatch.setattr(making, "merge_loras", pressed("task(other)"))
     assert "Retention" in bound.merge("task(third)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
 
 
@@ -200,14 +200,14 @@ def test_interrupting_a_picture_that_waits_stops_no_merge(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bound, values = tab(doors)
-    jobs = doors.module("jobs")
-    merge_loras = jobs.merge_loras
+    making = doors.module("making")
+    merge_loras = making.merge_loras
 
     def merging(*arguments: Any) -> Any:
         doors.webui.shared.state.interrupt()  # somebody's txt2img, which waits for the queue
         return merge_loras(*arguments)
 
-    monkeypatch.setattr(jobs, "merge_loras", merging)
+    monkeypatch.setattr(making, "merge_loras", merging)
     assert "Retention" in bound.merge("task(merge)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
     assert doors.webui.shared.state.interrupted, "control: it was pressed"
 
@@ -217,7 +217,7 @@ def test_an_error_nobody_foresaw_is_said_and_leaves_no_old_result_to_keep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bound, values = tab(doors)
-    let_fail(doors, monkeypatch, "jobs", "merge_loras", RuntimeError("CUDA error: an illegal memory access"))
+    let_fail(doors, monkeypatch, "making", "merge_loras", RuntimeError("CUDA error: an illegal memory access"))
     view, picture, _, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
     assert "RuntimeError: CUDA error: an illegal memory access" in view and "Nothing was kept" in view
     assert picture["visible"] is False and decide["visible"] is False
@@ -232,7 +232,7 @@ def test_where_the_cards_memory_runs_out_the_remedy_is_said(
     let_fail(
         doors,
         monkeypatch,
-        "jobs",
+        "making",
         "merge_loras",
         torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     )
@@ -250,7 +250,7 @@ def test_where_the_computers_memory_runs_out_the_remedy_is_said(
     error: Exception,
 ) -> None:
     bound, values = tab(doors)
-    let_fail(doors, monkeypatch, "jobs", "merge_loras", error)
+    let_fail(doors, monkeypatch, "making", "merge_loras", error)
     view, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
     assert "The computer&#x27;s memory ran out" in view and "memory budget" in view and "alloc" not in view
     assert doors.reported == []
@@ -265,7 +265,7 @@ def test_a_finished_merge_is_not_thrown_away_for_its_picture(
     error: Exception,
 ) -> None:
     bound, values = tab(doors)
-    let_fail(doors, monkeypatch, "jobs", "draw_pictures", error)
+    let_fail(doors, monkeypatch, "making", "draw_pictures", error)
     view, picture, _, decide, *_ = bound.merge("", json.dumps(TABLE), CHOSEN, "", True, *values)
     assert "the merge is complete" in view and "Retention" in view
     assert picture["visible"] is False and decide["visible"] is True

@@ -1,0 +1,105 @@
+"""How a job's result comes about: the merge and its pictures, under the job's own progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from modules import errors, shared
+
+from ...errors import Interrupted, LoraclrError
+from ...hosts import running
+from ...merge import merge_loras
+from ...model import Host
+from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
+from ...progress import PlannedStage, Stage
+from . import estimate, pace, wording
+from .clock import TimedProgress
+
+if TYPE_CHECKING:
+    from .jobs import Job
+
+
+@dataclass
+class Result:
+    """A finished merge, with all that writing its file needs; the model is not among it.
+
+    Attributes:
+        merge: on the CPU, without the inputs' tensors
+        pictures: to judge it by, and for its card; or None
+        size: of the file in bytes
+    """
+
+    merge: Merge
+    pictures: Pictures | None
+    size: int
+
+
+class JobProgress(TimedProgress):
+    """The progress of a job, which is stopped by its own interrupt, and whose picture is drawn in it after the merge."""
+
+    def __init__(self, job: Job, key: pace.Key, host: Host, is_to_stop: Callable[[], bool]) -> None:
+        """
+        Args:
+            is_to_stop: whether somebody asked for that
+        """
+        expected = estimate.stages(job.request, host, draw=job.draw)
+        super().__init__(expected, pace.seconds_per_unit(key), timed=pace.timed(key))
+        self._job, self._is_to_stop = job, is_to_stop
+
+    def plan(self, stages: Sequence[PlannedStage]) -> None:
+        super().plan([*stages, *estimate.drawing(self._job.request, draw=self._job.draw)])
+
+    def interrupted(self) -> bool:
+        return self._is_to_stop()
+
+
+def make(job: Job, host: Host, is_to_stop: Callable[[], bool]) -> Result:
+    """Merge and draw; the job's progress says how far it is.
+
+    Raises:
+        LoraclrError: a person can mend it
+        Interrupted: the user asked to stop
+    """
+    key = pace.key_of(job.request, host)
+    shared.state.textinfo = "Looking how fast this computer is"
+    pace.measure(host, key)
+    job.progress = JobProgress(job, key, host, is_to_stop)
+    merge = merge_loras(job.request, host, job.progress)
+    pictures, warnings = _draw(job, merge, host) if job.draw else (None, ())
+    job.progress.finish()
+    try:
+        pace.learn(key, done(job.progress.planned, merge, drawn=pictures is not None), job.progress.seconds)
+    except Exception:  # noqa: BLE001  (the merge is complete, whatever became of the next one's estimate)
+        errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
+    told = tuple(wording.plain(warning, job.called) for warning in (*merge.report.warnings, *warnings))
+    report = replace(merge.report, warnings=told)
+    return Result(replace(merge, report=report).light(), pictures, file_size(merge))
+
+
+def done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list[PlannedStage]:
+    """What was done of what was planned: the refinement may have ended early, and from a picture that was cut short there is
+    nothing to learn."""
+    stages = []
+    for item in planned:
+        if item.stage is Stage.REFINING:
+            steps = merge.report.refinement["steps"]
+            stages.append(replace(item, units=steps, amount=item.amount * steps / item.units))
+        elif item.stage is not Stage.DRAWING or drawn:
+            stages.append(item)
+    return stages
+
+
+def _draw(job: Job, merge: Merge, host: Host) -> tuple[Pictures | None, tuple[str, ...]]:
+    """The pictures, or why there is none: a merge that is finished is not thrown away for it."""
+    drawing = PreviewOptions(guidance=job.request.recording.guidance, font=running.caption_font())
+    try:
+        return draw_pictures(merge, host, drawing, job.progress), ()
+    except Interrupted:
+        return None, ("The picture was interrupted; the merge is complete.",)
+    except LoraclrError as error:
+        return None, (f"There is no picture ({error}); the merge is complete.",)
+    except Exception as error:  # noqa: BLE001  (as above, whatever it was)
+        errors.report("LoRACLR: the picture could not be drawn", exc_info=True)
+        return None, (f"There is no picture ({type(error).__name__}: {error}); the merge is complete.",)
