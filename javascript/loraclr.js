@@ -171,8 +171,8 @@ function loraclrSay(bar, text) {
 }
 
 // The bar, and Interrupt in place of Merge, until the task is over.
-function loraclrWatch(id, patience) {
-    const anchor = gradioApp().getElementById("loraclr_bar_anchor");
+function loraclrWatch(id, patience, where = "loraclr_bar_anchor") {
+    const anchor = gradioApp().getElementById(where);
     loraclrWatched = id;
     loraclrShow("interrupt");
     requestProgress(id, anchor, null, () => {
@@ -232,6 +232,18 @@ function loraclrSubmit(...inputs) {
     inputs[0] = id;
     inputs[1] = loraclrRows();
     return inputs;
+}
+
+// First input: a task id. Nobody who loads the page anew waits for what was only tried.
+function loraclrTry(...inputs) {
+    inputs[0] = randomId().replace("(", "(" + loraclrPage() + "-");
+    loraclrWatch(inputs[0], 40, "loraclr_tried");
+    return inputs;
+}
+
+// Where one of two pictures of the same seed ends and the other begins.
+function loraclrCompare(slider) {
+    slider.closest(".loraclr-ab").style.setProperty("--loraclr-at", slider.value + "%");
 }
 
 // A LoRA was kept: the Lora tabs list it at once. A checkpoint was kept: so does the menu of checkpoints.
@@ -298,13 +310,18 @@ function loraclrCopyByHand(text, done) {
 const loraclrTips = {
     prompts: "What the model is asked with each concept, and without any",
     output: "What is written, and in which precision",
+    try: "Pictures of a prompt of your own, before anything is written",
+    try_how: "Of the pictures that are tried",
     advanced: "Method, rank and options; what is recorded; memory and seed",
 };
 
 onUiLoaded(function() {
     const tab = gradioApp().getElementById("tab_loraclr");
     if (!loraclrHere()) return;
-    tab.addEventListener("input", (event) => loraclrTyped(tab, event.target));
+    tab.addEventListener("input", (event) => {
+        if (event.target.closest(".loraclr-ab")) loraclrCompare(event.target);
+        else loraclrTyped(tab, event.target);
+    });
     tab.addEventListener("click", (event) => {
         const split = event.target.closest(".loraclr-split");
         if (split) loraclrSplit(split.closest(".loraclr-weights"));

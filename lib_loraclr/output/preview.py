@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
 from ..model import ALONE, Deltas, Host, Processes, together
 from ..progress import PlannedStage, Progress, Stage, Work
-from ..recording import BATCH, bundled_embeddings, recorded_clip_skip, sample
-from ..request import concept_prompts, is_background
+from ..recording import Slot, Teacher, bundled_embeddings, make_teachers, phrases_of, recorded_clip_skip
+from ..request import Concept, Part, concept_prompts, is_background
+from .drawing import Drawing, draw, units_of
 from .merged import Merge
+from .sheet import COLUMNS, Row, card_of, lay_out
 
-COLUMNS = ("base", "alone", "all tags", "merged")
-#: between cells
-MARGIN = 6
-#: cells are enlarged to at least this many pixels, so that captions fit
-CELL, LARGEST_CELL = 192, 384
-#: height of the captions' letters and of their line, as shares of a cell: the sheet is mostly looked at much reduced
-_LETTERS, _LINE = 0.1, 0.15
-#: readable on the white of one theme and the near black of another, for the sheet has no ground of its own
-_INK = (128, 128, 128, 255)
-
-
-#: of a card's picture in pixels: the shape in which the WebUI shows it
-CARD = (384, 576)
+#: pictures of a concept on words that were not recorded: of few concepts a row each, of many half of one
+_FRESH, _FRESH_OF_MANY, _MANY = len(COLUMNS), len(COLUMNS) // 2, 5
+#: how often another phrase is drawn in place of one that was drawn before
+_DRAWS = 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,8 @@ class Pictures:
     """What is drawn of a merge.
 
     Attributes:
-        sheet: every concept as base | alone | all tags | merged, of the same seed, then two concepts at a time
+        sheet: every concept as base | alone | all tags | merged, of the same seed; as merged with words that nothing was learnt
+            from, each of another seed; every style on some of the subjects; then two concepts at a time
         card: every concept as merged, and nothing else: what the file makes
     """
 
@@ -61,17 +54,28 @@ class PreviewOptions:
     font: str | None = None
 
 
-def plan_preview(called: int, concepts: int, options: PreviewOptions) -> PlannedStage:
-    """What drawing takes.
+@dataclass(frozen=True)
+class _Asked:
+    """Prompts that only the merge is asked, a picture each.
 
-    Args:
-        called: how many of the concepts a prompt calls; two of them at a time are drawn together
-        concepts: how many there are
+    Attributes:
+        prompt: what is asked
+        caption: what stands above the picture
     """
-    chunks, pairs = -(-concepts // BATCH), min(options.pairs, called // 2)
-    evaluations = options.steps * (3 * chunks + concepts + 2 * bool(pairs))
-    pictures = 4 * concepts + 4 * pairs  # one with two concepts is as wide as two
-    return PlannedStage(Stage.DRAWING, evaluations, Work.EVALUATION, 2 * options.steps * pictures)
+
+    prompt: str
+    caption: str
+
+
+def plan_preview(concepts: Sequence[Concept], options: PreviewOptions) -> PlannedStage:
+    """What drawing takes."""
+    number, pairs = len(concepts), len(_pairs(concepts, options))
+    subjects = sum(concept.kind == "subject" for concept in concepts)
+    fresh, styled = number * _fresh(number), (number - subjects) * min(subjects, len(COLUMNS))
+    calls = [number] * 3 + [1] * number + [fresh, styled] + [pairs] * 2
+    pictures = 4 * number + fresh + styled + 4 * pairs  # one with two concepts is as wide as two
+    units = sum(units_of(call, options.steps) for call in calls)
+    return PlannedStage(Stage.DRAWING, units, Work.EVALUATION, 2 * options.steps * pictures)
 
 
 def draw_pictures(
@@ -92,129 +96,116 @@ def draw_pictures(
 
 def _drawn(merge: Merge, host: Host, options: PreviewOptions, progress: Progress, processes: Processes) -> Pictures:
     """As `draw_pictures`."""
-    concepts, negative = merge.request.concepts, merge.request.prompts.negative
-    height = merge.request.recording.height or host.default_size
-    width = merge.request.recording.width or host.default_size
-    called = [i for i, concept in enumerate(concepts) if not is_background(concept)]
-    pairs = [(a, b) for a, b in zip(called[::2], called[1::2], strict=False)][: options.pairs]
+    concepts, recording = merge.request.concepts, merge.request.recording
+    size = (recording.height or host.default_size, recording.width or host.default_size)
+    drawing = Drawing(*size, options.steps, options.guidance, merge.request.prompts.negative)
     prompts = [concept_prompts(concept, merge.request.prompts)[0] for concept in concepts]
-    pair = merge.request.prompts.pair
-    doubles = [pair.replace("{first}", concepts[a].trigger).replace("{second}", concepts[b].trigger) for a, b in pairs]
     everyone = together([lora.deltas for lora in merge.inputs])
-    progress.start(Stage.DRAWING, plan_preview(len(called), len(concepts), options).units)
-
-    def draw(deltas: Deltas, texts: Sequence[str], seed: int, wide: int = 1) -> list[Image.Image]:
-        with host.apply(deltas):
-            latents = sample(
-                host,
-                texts,
-                range(seed, seed + len(texts)),
-                size=(height, width * wide),
-                steps=options.steps,
-                guidance=options.guidance,
-                negative=negative,
-                tick=progress.advance,
-            )
-        return host.decode(latents)
+    progress.start(Stage.DRAWING, plan_preview(concepts, options).units)
+    asked, pairs, number = (_asked_fresh(merge), _asked_styled(merge)), _pairs(concepts, options), len(prompts)
+    doubles = [_double(merge, *pair) for pair in pairs]
+    skip, _ = recorded_clip_skip(recording.clip_skip, merge.inputs, host)
+    # deltas, prompts, number of the first seed, and how many pictures' width each has
+    wanted: list[tuple[Deltas, Sequence[str], int, int]]
+    wanted = [(deltas, prompts, 0, 1) for deltas in ({}, everyone, merge.factors)]
+    wanted += [(lora.deltas, [prompts[i]], i, 1) for i, lora in enumerate(merge.inputs)]
+    # of other seeds than what was recorded is drawn with
+    wanted += [(merge.factors, [one.prompt for one in some], number, 1) for some in asked]
+    wanted += [(deltas, doubles, number, 2) for deltas in (everyone, merge.factors)]
 
     def drawn(place: int) -> list[Image.Image]:
         processes.check()
-        deltas, texts, seed, wide = wanted[place]
+        deltas, texts, first, wide = wanted[place]
+        seeds = range(options.seed + first, options.seed + first + len(texts))
+        how = replace(drawing, width=drawing.width * wide)
+        if not texts:
+            return []
         if place == 0:  # what the LoRAs bundle is not known to the model without them
-            return draw(deltas, texts, seed, wide)
+            return draw(host, deltas, texts, seeds, how, progress)
         with host.knowing(bundled_embeddings(merge.inputs)), host.skipping(skip):
-            return draw(deltas, texts, seed, wide)
+            return draw(host, deltas, texts, seeds, how, progress)
 
-    skip, _ = recorded_clip_skip(merge.request.recording.clip_skip, merge.inputs, host)
-    wanted = [(deltas, prompts, options.seed, 1) for deltas in ({}, everyone, merge.factors)]
-    wanted += [(lora.deltas, [prompts[i]], options.seed + i, 1) for i, lora in enumerate(merge.inputs)]
-    seed = options.seed + len(prompts)
-    wanted += [(deltas, doubles, seed, 2) for deltas in (everyone, merge.factors) if doubles]
     found = processes.each(len(wanted), drawn)
-    (base, summed, merged), both = found[:3], found[3 + len(prompts) :]
-    alone = [one[0] for one in found[3 : 3 + len(prompts)]]
-    rows = [([base[i], alone[i], summed[i], merged[i]], concept.label) for i, concept in enumerate(concepts)]
+    (base, summed, merged), alone = found[:3], [one[0] for one in found[3 : 3 + number]]
+    fresh, styled, *both = found[3 + number :]
+    rows = [Row([base[i], alone[i], summed[i], merged[i]], [concept.label]) for i, concept in enumerate(concepts)]
+    rows += _rows(fresh, asked[0], len(COLUMNS)) + _rows(styled, asked[1], _in_a_row(concepts))
     for k, (a, b) in enumerate(pairs):
-        rows.append(([both[0][k], both[1][k]], f"{concepts[a].label} + {concepts[b].label}"))
-    return Pictures(_lay_out(rows, options.font), card_of(merged))
+        label = f"{concepts[a].label} + {concepts[b].label}"
+        rows.append(Row([both[0][k], both[1][k]], [f"{label}: all tags", f"{label}: merged"], wide=2))
+    return Pictures(lay_out(rows, options.font), card_of(merged))
 
 
-def card_of(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures as one that fills a card, without gaps: what is wider or higher than its place is cut at both ends."""
-    width, height = CARD
-    across = _columns(len(pictures), pictures[0].width / pictures[0].height)
-    down = -(-len(pictures) // across)
-    card = Image.new("RGB", CARD)
-    for number in range(down):
-        row = pictures[number * across : (number + 1) * across]
-        top, bottom = height * number // down, height * (number + 1) // down
-        for place, picture in enumerate(row):  # the last row may have fewer, which are wider
-            left, right = width * place // len(row), width * (place + 1) // len(row)
-            cell = ImageOps.fit(picture.convert("RGB"), (right - left, bottom - top), Image.LANCZOS)
-            card.paste(cell, (left, top))
-    return card
+def _rows(pictures: Sequence[Image.Image], asked: Sequence[_Asked], number: int) -> list[Row]:
+    """So many pictures in each row."""
+    return [
+        Row(pictures[start : start + number], [one.caption for one in asked[start : start + number]])
+        for start in range(0, len(pictures), number)
+    ]
 
 
-def _columns(number: int, shape: float) -> int:
-    """Into how many columns so many pictures go with the least cut off.
-
-    Args:
-        shape: width of a picture by its height
-    """
-
-    def cut(across: int) -> float:
-        place = CARD[0] / across / (CARD[1] / -(-number // across))
-        return abs(math.log(place / shape))
-
-    return min(range(1, number + 1), key=cut)
+def _pairs(concepts: Sequence[Concept], options: PreviewOptions) -> list[tuple[int, int]]:
+    """Which concepts are drawn beside each other."""
+    called = [i for i, concept in enumerate(concepts) if not is_background(concept)]
+    return list(zip(called[::2], called[1::2], strict=False))[: options.pairs]
 
 
-def caption_height(cell_width: int) -> int:
-    """Height of a line of captions, in pixels."""
-    return round(cell_width * _LINE)
+def _double(merge: Merge, a: int, b: int) -> str:
+    first, second = (merge.request.concepts[i].trigger for i in (a, b))
+    return merge.request.prompts.pair.replace("{first}", first).replace("{second}", second)
 
 
-def _lay_out(rows: Sequence[tuple[Sequence[Image.Image], str]], font: str | None) -> Image.Image:
-    first = rows[0][0][0]
-    # by whole numbers, so that small pictures stay sharp; large ones are made smaller
-    scale = max(1, round(CELL / first.width)) if first.width <= LARGEST_CELL else LARGEST_CELL / first.width
-    cell_width, cell_height = round(first.width * scale), round(first.height * scale)
-    line = caption_height(cell_width)
-    step = cell_height + line + MARGIN
-    sheet = Image.new("RGBA", (4 * cell_width + 5 * MARGIN, line + step * len(rows)), (0, 0, 0, 0))
-    pen, letters = ImageDraw.Draw(sheet), _font(font, round(cell_width * _LETTERS))
-
-    def write(left: int, top: int, text: str, width: int) -> None:
-        pen.text((left, top + line // 2), _fitted(text, letters, width), fill=_INK, font=letters, anchor="lm")
-
-    for column, text in enumerate(COLUMNS):
-        write(MARGIN + column * (cell_width + MARGIN), 0, text, cell_width)
-    for number, (pictures, label) in enumerate(rows):
-        top = line + number * step
-        whole = len(pictures) == len(COLUMNS)
-        captions = [label] if whole else [f"{label}: all tags", f"{label}: merged"]
-        across = 4 // len(pictures)
-        for column, picture in enumerate(pictures):
-            left = MARGIN + column * across * (cell_width + MARGIN)
-            sheet.paste(picture.resize((round(picture.width * scale), cell_height), Image.LANCZOS), (left, top + line))
-            if column < len(captions):
-                write(left, top, captions[column], 4 * cell_width if whole else 2 * cell_width)
-    return sheet
+def _fresh(concepts: int) -> int:
+    """Pictures of each concept on words that were not recorded."""
+    return _FRESH if concepts < _MANY else _FRESH_OF_MANY
 
 
-def _font(file: str | None, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    if file:
-        return ImageFont.truetype(file, size)
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has its font in one size only
-        return ImageFont.load_default()
+def _teachers(merge: Merge) -> list[Teacher]:
+    """Of each concept the teacher that asks for it alone, in the order of the request."""
+    concepts = merge.request.concepts
+    own = {
+        t.concept: t for t in make_teachers(concepts, merge.request.prompts) if t.concept is not None and not t.guest
+    }
+    return [own[i] for i in range(len(concepts))]
 
 
-def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, shortened where it would run into the next caption."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+def _asked_fresh(merge: Merge) -> list[_Asked]:
+    """Every concept with words that nothing was learnt from (`request/phrases.py`), as what is measured is asked."""
+    phrases = phrases_of(merge.request, merge.inputs, Part.MEASURE)
+    teachers = _teachers(merge)
+    asked = []
+    for concept, teacher in zip(merge.request.concepts, teachers, strict=True):
+        prompts: list[str] = []
+        for number in range(_fresh(len(teachers))):
+            for _ in range(_DRAWS):  # where a person wants no bank there may be no other
+                prompt = teacher.prompt(Slot(number, Part.MEASURE, phrases.draw(), {}))
+                if prompt not in prompts:
+                    break
+            prompts.append(prompt)
+        asked += [_Asked(prompt, _called(prompt, concept)) for prompt in prompts]
+    return asked
+
+
+def _called(prompt: str, concept: Concept) -> str:
+    """The prompt with the concept's name in place of its trigger words, which nobody can tell a row by."""
+    return prompt.replace(concept.trigger, concept.label) if concept.trigger else f"{concept.label}: {prompt}"
+
+
+def _in_a_row(concepts: Sequence[Concept]) -> int:
+    """On how many subjects each style is drawn."""
+    return max(1, min(sum(concept.kind == "subject" for concept in concepts), len(COLUMNS)))
+
+
+def _asked_styled(merge: Merge) -> list[_Asked]:
+    """Every style on some of the subjects."""
+    concepts, prompts = merge.request.concepts, merge.request.prompts
+    subjects = [concept for concept in concepts if concept.kind == "subject"][: len(COLUMNS)]
+    return [
+        _Asked(
+            ", ".join(filter(None, (concept_prompts(subject, prompts)[0], style.trigger))),
+            f"{subject.label} in {style.label}",
+        )
+        for style in concepts
+        if style.kind == "style"
+        for subject in subjects
+    ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge.merging import measure_loras, merge_loras
-from lib_loraclr.output import preview
+from lib_loraclr.output import drawing
 from lib_loraclr.output.preview import PreviewOptions, draw_pictures
 from lib_loraclr.progress import Progress, Stage
 from lib_loraclr.recording.inputs import load_inputs
@@ -85,6 +85,6 @@ def test_in_the_picture_only_the_base_model_does_without_them(
         seen.append(_knows(host))
         return _noise(texts, size)
 
-    monkeypatch.setattr(preview, "sample", sample)
+    monkeypatch.setattr(drawing, "sample", sample)
     draw_pictures(merge, host, PreviewOptions(steps=2))
-    assert seen == [False, *[True] * 6], "base | all tags, merged, two alone, two of both"
+    assert seen == [False, *[True] * 7], "base | all tags, merged, two alone, other words, two of both"

@@ -14,7 +14,22 @@ from modules import errors, util
 from ...errors import Interrupted, LoraclrError
 from ...request import PromptOptions
 from ...solving import METHODS
-from . import catalogue, estimate, form, jobs, keeping, labels, naming, notes, pace, panel, rows, settings, views
+from . import (
+    catalogue,
+    estimate,
+    form,
+    jobs,
+    keeping,
+    labels,
+    naming,
+    notes,
+    pace,
+    panel,
+    rows,
+    settings,
+    trying,
+    views,
+)
 from .check import check as checked
 from .rows import Table
 
@@ -161,6 +176,28 @@ class Actions:
         else:
             seen = panel.unchanged(job_id, decided=not undecided)
         return [*seen, _again(own or unloaded)]
+
+    # -- trying
+
+    def attempt(self, task: str, job_id: str, *values: Any) -> list[str]:
+        """Draw a prompt with a result that is not kept yet; runs inside `wrap_gradio_gpu_call`, as `merge` does.
+
+        Returns:
+            pictures, message; to that the WebUI adds the time taken
+        """
+        job = None
+        try:
+            if jobs.is_stopped(task):
+                raise Interrupted
+            job = _job(job_id)
+            return [trying.view(trying.attempt(task, job, trying.named(list(values)))), ""]
+        except LoraclrError as error:
+            return ["", notes.error(trying.failed(error, job))]
+        except Interrupted:
+            return ["", trying.interrupted()]
+        except Exception as error:  # noqa: BLE001  (the result is still there, and the tab must say what went wrong)
+            errors.report("LoRACLR: the prompt could not be tried", exc_info=True)
+            return ["", notes.error(trying.failed(error, job))]
 
     # -- keeping
 

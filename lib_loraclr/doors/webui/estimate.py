@@ -11,7 +11,7 @@ from ...model import Host
 from ...output import PreviewOptions, plan_preview
 from ...progress import PlannedStage, Stage
 from ...recording import make_teachers
-from ...request import Concept, MergeRequest, is_background
+from ...request import Concept, MergeRequest
 from ...solving import EFFORT, Procedure
 from . import pace
 
@@ -38,8 +38,7 @@ def _layers(host: Host) -> tuple[int, int]:
 
 def drawing(request: MergeRequest, *, draw: bool) -> list[PlannedStage]:
     """What drawing the picture takes, if it is to be drawn."""
-    called = sum(not is_background(concept) for concept in request.concepts)
-    return [plan_preview(called, len(request.concepts), PreviewOptions())] if draw else []
+    return [plan_preview(request.concepts, PreviewOptions())] if draw else []
 
 
 def seconds(planned: Iterable[PlannedStage], key: pace.Key) -> dict[Stage, float]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import html
 
 #: the components of the result column, in the order of the events' outputs; to the last the WebUI adds the time taken
-SHOWN = ("view", "picture", "advice", "decide", "use", "replace", "name", "copy", "job", "log")
+SHOWN = (
+    *("view", "picture", "advice", "decide", "use", "replace", "name", "copy"),
+    *("tried", "try_prompt", "try_width", "try_height", "against", "job", "log"),
+)
 
 WELCOME = (
     "<div class='loraclr-welcome'><p>The result appears here, before anything is written.</p>"

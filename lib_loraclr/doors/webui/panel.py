@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import jobs, naming, notes, views
+from . import jobs, naming, notes, trying, views
 from .notes import SHOWN
 
 
@@ -21,6 +21,9 @@ def result(job: jobs.Job) -> list[Any]:
         decide=gr.update(visible=True),
         name=gr.update(value=naming.proposed(job.names, save_as), label=f"Name of the new {what}"),
         copy=gr.update(value="Copy trigger words" if save_as == "checkpoint" else "Copy tag"),
+        try_prompt=gr.update(placeholder=trying.proposed_prompt(job.result.merge)),
+        try_width=job.result.merge.request.recording.width,
+        try_height=job.result.merge.request.recording.height,
         job=job.id,
     )
 
@@ -50,5 +53,5 @@ def unchanged(job_id: str, *, decided: bool) -> list[Any]:
 def _shown(**given: Any) -> list[Any]:
     """The components' updates in their order; of what is not given nothing is seen."""
     hidden = gr.update(visible=False)
-    none = {"advice": "", "decide": hidden, "use": hidden, "replace": hidden, "name": gr.update(), "copy": gr.update()}
-    return [{**none, "job": "", "log": "", **given}[name] for name in SHOWN]
+    none = {"advice": "", "decide": hidden, "use": hidden, "replace": hidden, "tried": "", "job": "", "log": ""}
+    return [{**none, **given}.get(name, gr.update()) for name in SHOWN]

@@ -15,6 +15,8 @@ from . import notes, settings, start
 from .fields import Fields
 from .notes import SHOWN
 from .rows import Table, render
+from .scripting import by_script
+from .trial_fields import TrialFields
 
 
 def create() -> list[tuple[gr.Blocks, str, str]]:
@@ -27,11 +29,6 @@ def create() -> list[tuple[gr.Blocks, str, str]]:
         # what a person chose for one merge is no default for the next, nor may it outlive a change of defaults here
         block.do_not_save_to_config = block not in own
     return [(tab, "LoRACLR", "loraclr")]
-
-
-def by_script(function: str) -> dict[str, str]:
-    """A function of javascript/loraclr.js for an event, as this gradio wants it named: 3 calls it `_js`, and 4 `js`."""
-    return {"_js" if gr.__version__.startswith("3.") else "js": function}
 
 
 class _Actions:
@@ -164,6 +161,7 @@ class _Tab:
     def _decision(self) -> None:
         """What a result is called, and what becomes of it."""
         self.advice = gr.HTML("", elem_id="loraclr_advice")
+        self.trial = TrialFields()
         with FormRow(elem_id="loraclr_name_row"):
             self.name = gr.Textbox(
                 label="Name of the new LoRA",
@@ -202,7 +200,8 @@ class _Tab:
     def _connect(self) -> None:
         """The events; functions of javascript/loraclr.js put the task id and the table into the first inputs."""
         left, fields = self.left, list(self.left.fields.values())
-        self.shown = [getattr(self, name) for name in SHOWN]
+        tried = self.trial.shown
+        self.shown = [tried[name] if name in tried else getattr(self, name) for name in SHOWN]
         bound = _Actions(list(left.fields))
         listing = {"outputs": [self.picker, self.message], "show_progress": False}
         again = [self.picker, self.taken, left.draw, *fields]
@@ -210,26 +209,25 @@ class _Tab:
             bound.restore,
             [self.job, self.lost],
             [*self.shown, self.asked],
-            **by_script("loraclrLost"),
+            **by_script("loraclrLost", [self.job, self.lost]),
             show_progress=False,
         )
         # in the browser, which alone knows whether something has been chosen meanwhile
-        opened.then(None, [self.asked, *again], again, **by_script("loraclrAgain"))
+        opened.then(None, [self.asked, *again], again, **by_script("loraclrAgain", [self.asked, *again]))
         self.refresh.click(bound.refresh, [self.picker], **listing)
+        words = [left.fields["templates"], left.fields["plain"]]
         taken = self.from_prompt.click(
             bound.take,
-            [self.prompt, self.taken, left.fields["templates"], left.fields["plain"]],
-            [self.picker, self.taken, self.message, left.fields["templates"], left.fields["plain"]],
-            **by_script("loraclrPrompt"),
+            [self.prompt, self.taken, *words],
+            [self.picker, self.taken, self.message, *words],
+            **by_script("loraclrPrompt", [self.prompt, self.taken, *words]),
             show_progress=False,
         )
         # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
         # take-over does not change, but their weights may have.
         for select in (opened.then, taken.then, self.picker.change, self.again.click):
             self._connect_selection(bound, select)
-        self.left.preset.change(
-            bound.preset, [self.left.preset], [left.fields["templates"], left.fields["plain"]], show_progress=False
-        )
+        self.left.preset.change(bound.preset, [self.left.preset], words, show_progress=False)
         left.fields["method"].change(
             bound.method,
             [left.fields["method"]],
@@ -238,13 +236,17 @@ class _Tab:
         )
         whole = [self.task, self.table, self.picker, self.job, self.left.draw, *fields]
         self.check.click(
-            bound.check, whole, [self.view, left.fields[EFFORT]], **by_script("loraclrCollect"), show_progress="minimal"
+            bound.check,
+            whole,
+            [self.view, left.fields[EFFORT]],
+            **by_script("loraclrCollect", whole),
+            show_progress="minimal",
         )
         merged = self.merge.click(
             wrap_gradio_gpu_call(bound.merge, extra_outputs=[gr.update() for _ in SHOWN[1:]]),
             whole,
             self.shown,
-            **by_script("loraclrSubmit"),
+            **by_script("loraclrSubmit", whole),
             show_progress=False,
         )
         self._connect_times(bound, merged.then)
@@ -253,7 +255,7 @@ class _Tab:
             written = getattr(field, "blur", field.change) if isinstance(field, gr.Number) else field.change
             self._connect_times(bound, written)
         for button in (self.interrupt, self.interrupting):
-            button.click(bound.interrupt, [self.task], **by_script("loraclrTask"), show_progress=False)
+            button.click(bound.interrupt, [self.task], **by_script("loraclrTask", [self.task]), show_progress=False)
         self._connect_result(bound)
 
     def _connect_selection(self, bound: _Actions, select: Callable[..., Any]) -> None:
@@ -265,14 +267,15 @@ class _Tab:
         Args:
             select: the event
         """
+        inputs, answered = [self.table, self.taken, self.picker], [self.picker, self.answered]
         chosen = select(
             bound.select,
-            [self.table, self.taken, self.picker],
+            inputs,
             [self.rows, self.answered],
-            **by_script("loraclrTable"),
+            **by_script("loraclrTable", inputs),
             show_progress=False,
         )
-        chosen.success(None, [self.picker, self.answered], **by_script("loraclrSettle"))
+        chosen.success(None, answered, **by_script("loraclrSettle", answered))
         self._connect_times(bound, chosen.then)
 
     def _connect_times(self, bound: _Actions, after: Callable[..., Any]) -> None:
@@ -288,23 +291,22 @@ class _Tab:
             [fields[EFFORT], self.timed],
             show_progress=False,
         )
-        timed.success(None, [self.picker, self.timed], **by_script("loraclrSettle"))
+        timed.success(None, [self.picker, self.timed], **by_script("loraclrSettle", [self.picker, self.timed]))
 
     def _connect_result(self, bound: _Actions) -> None:
-        where = [self.job, self.name, self.sub_folder]
+        self.trial.connect(bound.attempt, self.task, self.job)
+        where, listed = [self.job, self.name, self.sub_folder], by_script("loraclrKept", [self.kept])
         kept = [self.log, self.decide, self.use, self.replace, self.put_back, self.kept]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):
-            button.click(write, where, kept, show_progress="minimal").then(
-                None, [self.kept], **by_script("loraclrKept")
-            )
+            button.click(write, where, kept, show_progress="minimal").then(None, [self.kept], **listed)
         for field in where[1:]:
             # what may be replaced is the name that was refused, not one that is written after it
             field.input(bound.another_name, outputs=[self.replace], show_progress=False)
             field.blur(bound.named, where, [self.name_note], show_progress=False)
         self.discard.click(bound.discard, [self.job], self.shown, show_progress=False)
-        self.send.click(None, [self.kept], **by_script("loraclrSend"))
-        self.copy.click(None, [self.kept], **by_script("loraclrCopy"))
+        self.send.click(None, [self.kept], **by_script("loraclrSend", [self.kept]))
+        self.copy.click(None, [self.kept], **by_script("loraclrCopy", [self.kept]))
         self.put_back.click(bound.put_back, [self.job], [self.log, self.use, self.kept], show_progress="minimal").then(
-            None, [self.kept], **by_script("loraclrKept")
+            None, [self.kept], **listed
         )
         self.folder.click(bound.open_folder, [self.job], show_progress=False)
