@@ -246,6 +246,13 @@ function loraclrCompare(slider) {
     slider.closest(".loraclr-ab").style.setProperty("--loraclr-at", slider.value + "%");
 }
 
+// The merge of the history that the form is filled from. First input: which.
+let loraclrWanted = "";
+function loraclrHistory(...inputs) {
+    inputs[0] = loraclrWanted;
+    return inputs;
+}
+
 // A LoRA was kept: the Lora tabs list it at once. A checkpoint was kept: so does the menu of checkpoints.
 function loraclrKept(kept) {
     if (!kept) return;
@@ -312,6 +319,7 @@ const loraclrTips = {
     output: "What is written, and in which precision",
     try: "Pictures of a prompt of your own, before anything is written",
     try_how: "Of the pictures that are tried",
+    history: "What was kept here, and from files that were merged elsewhere; the form can be filled from each",
     advanced: "Method, rank and options; what is recorded; memory and seed",
 };
 
@@ -325,6 +333,11 @@ onUiLoaded(function() {
     tab.addEventListener("click", (event) => {
         const split = event.target.closest(".loraclr-split");
         if (split) loraclrSplit(split.closest(".loraclr-weights"));
+        const made = event.target.closest(".loraclr-again");
+        if (made) {
+            loraclrWanted = made.dataset.entry;
+            gradioApp().getElementById("loraclr_history_again").click();
+        }
         if (event.target.closest(".loraclr-close")) event.target.closest(".loraclr-note").remove();
     });
     // gradio's folds take no tooltip.

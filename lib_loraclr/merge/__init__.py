@@ -7,24 +7,29 @@ stage_plan         which stages there will be, and what each takes
 stages             the stages; layer_merging one layer
 keeping            what they keep in a work folder
 start              a finished merge that another one goes on from
+overlap            who will be in whose way, before a merge
 """
 
 from .examination import examine
 from .forecasting import Forecast, forecast, seconds_per_sample
 from .merging import measure_loras, merge_loras, refine_further
 from .needs import MemoryNeeds, memory_needs
+from .overlap import Overlap, measure_overlap, overlap_evaluations
 from .stage_plan import plan_stages
 from .start import Start, start_from
 
 __all__ = [
     "Forecast",
     "MemoryNeeds",
+    "Overlap",
     "Start",
     "examine",
     "forecast",
     "measure_loras",
+    "measure_overlap",
     "memory_needs",
     "merge_loras",
+    "overlap_evaluations",
     "plan_stages",
     "refine_further",
     "seconds_per_sample",

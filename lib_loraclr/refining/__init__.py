@@ -8,7 +8,7 @@ state              the refinement's state, kept while it runs
 
 from .recognition import Recognition, gather_candidates, questions, recognise
 from .refinement import CHECKS, Refined, refine
-from .retention import Retention, drift_of_singles, measure
+from .retention import Retention, drift_of_singles, measure, squared_errors
 from .state import StateKeeper, factor_tensors, factors_of
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "questions",
     "recognise",
     "refine",
+    "squared_errors",
 ]

@@ -126,8 +126,9 @@ class Way:
         fold = self.page.locator("#loraclr_advanced > .label-wrap").first
         fold.click()
         for name, value in values.items():
-            self.page.locator(f"#loraclr_{name} input").fill(str(value))
-            self.page.locator(f"#loraclr_{name} input").blur()
+            box = self.page.locator(f"#loraclr_{name} input[type=number]")
+            box.fill(str(value))
+            box.blur()
         self.page.locator("#loraclr_draw input").set_checked(picture)
         fold.click()
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ...errors import LoraclrError
 from ...hosts.running import InstalledLora, find_lora, installed_loras, loaded_family
 from ...request import Concept, parse_lora_argument
+
+if TYPE_CHECKING:
+    from .history import Entry
 
 #: between the parts of a choice; gradio 3.41 has no labels for a dropdown's values, so the label is the value
 _BETWEEN = "  ·  "
@@ -21,6 +25,8 @@ _HANGING = re.compile(
     r"^(?:(?:a|an|the) )?(?:and|with|or|&|\+)(?= |$)|(?:^| )(?:and|with|or|&|\+)(?: (?:a|an|the))?$|^(?:a|an|the)$",
     re.IGNORECASE,
 )
+#: what the extension LoRA Block Weight reads in a tag
+_BLOCK_WEIGHTS = re.compile(r":((?:lbwe?|start|stop|step)=[^:]*)", re.IGNORECASE)
 _TAG = re.compile(r"<(?:lora|lyco):([^>]+)>", re.IGNORECASE)
 
 
@@ -84,6 +90,12 @@ def preview_url(lora: InstalledLora) -> str | None:
     return f"./sd_extra_networks/thumb?filename={path}&mtime={int(lora.preview.stat().st_mtime)}"
 
 
+def picture_of(entry: Entry) -> str | None:
+    """Where the WebUI serves the picture of a merge that was kept as a LoRA, if that is still there."""
+    lora = entry.lora
+    return preview_url(lora) if lora else None
+
+
 def known_as(names: Sequence[str]) -> list[str]:
     """What prompts may call these LoRAs: names and aliases."""
     known = list(names)
@@ -104,8 +116,9 @@ def from_prompt(prompt: str) -> tuple[list[Concept], str, list[str]]:
     concepts: dict[str, Concept] = {}
     unknown = []
     for inside in _TAG.findall(prompt):
+        blocks = _BLOCK_WEIGHTS.findall(inside)
         try:
-            given = parse_lora_argument(inside.strip())
+            given = parse_lora_argument(_BLOCK_WEIGHTS.sub("", inside).strip())
         except LoraclrError as error:
             unknown.append(str(error))
             continue
@@ -114,6 +127,10 @@ def from_prompt(prompt: str) -> tuple[list[Concept], str, list[str]]:
         except LoraclrError:  # which names every LoRA that there is
             unknown.append(f"There is no LoRA {given.lora} here: its tag was left out.{_alike(given.lora)}")
             continue
+        if blocks:
+            unknown.append(
+                f"{lora.name}: {', '.join(blocks)} is not taken over: a merge applies a LoRA to all of its blocks alike."
+            )
         if given.dyn:
             unknown.append(
                 f"{lora.name}: dyn={given.dyn} is not taken over; the command line and HTTP can merge with it."

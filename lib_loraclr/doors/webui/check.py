@@ -10,12 +10,12 @@ from modules import shared
 
 from ...errors import LoraclrError
 from ...hosts import running
-from ...merge import examine, memory_needs
+from ...merge import Overlap, examine, memory_needs
 from ...model import MEGABYTE, Host, free_on_card
 from ...progress import Stage
 from ...recording import InputLora, example_prompts, load_input, served_layers
 from ...request import MergeRequest
-from . import estimate, pace, wording
+from . import estimate, overlaps, pace, wording
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Check:
         ram_mb, device_mb, file_mb: expected, the file's at most
         checkpoint: on which it would run
         examples: some of the prompts that would be asked, by teacher; of two in one picture under an empty name
+        overlap: who will be in whose way; None where nobody asked or it was not measured, for which `overlap_note` has the reason
     """
 
     findings: tuple[Finding, ...]
@@ -67,6 +68,8 @@ class Check:
     file_mb: float
     checkpoint: str
     examples: dict[str, list[str]]
+    overlap: Overlap | None = None
+    overlap_note: str = ""
 
     @property
     def possible(self) -> bool:
@@ -74,7 +77,12 @@ class Check:
 
 
 def check(
-    request: MergeRequest, names: Sequence[str], *, refused: Mapping[str, str] | None = None, draw: bool
+    request: MergeRequest,
+    names: Sequence[str],
+    *,
+    refused: Mapping[str, str] | None = None,
+    draw: bool,
+    with_overlap: bool = False,
 ) -> Check:
     """Read the inputs as the merge would, one at a time, and say what it finds.
 
@@ -83,6 +91,7 @@ def check(
         names: the LoRAs' names
         refused: name -> reason, of LoRAs that were chosen too and are not in the request
         draw: whether a picture would be drawn
+        with_overlap: whether the model is asked who will be in whose way, which takes about ten seconds
 
     Raises:
         LoraclrError: nothing can be said, as no checkpoint is loaded or its kind cannot be merged
@@ -107,7 +116,7 @@ def check(
     if shortage:
         # what rank auto will choose, and so whether it will fit, is not known beforehand
         (warnings if request.rank == "auto" else problems).append(shortage)
-    return Check(
+    found = Check(
         tuple(findings),
         tuple(problems),
         tuple(warnings),
@@ -122,6 +131,10 @@ def check(
         host.checkpoint,
         _examples(request, inputs),
     )
+    if not (with_overlap and found.possible):
+        return found
+    overlap, note = overlaps.look(request, host, key)
+    return replace(found, overlap=overlap, overlap_note=note)
 
 
 def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Finding, InputLora]:

@@ -168,17 +168,20 @@ class Fields:
         gr.HTML("<p class='loraclr-small'>What the model draws with each LoRA, for the merge to learn from.</p>")
         with FormRow():
             tip = with_code("Of each concept: the more, the better and the slower", "paths")
-            self._number("paths", "Pictures", recording.paths, tip=tip, precision=0)
+            self._slider("paths", "Pictures", recording.paths, (1, 400), tip=tip)
             tip = with_code("Sampling steps of each picture", "steps")
-            self._number("steps", "Steps of each", recording.steps, tip=tip, precision=0)
+            self._slider("steps", "Steps of each", recording.steps, (2, 100), tip=tip)
+        with FormRow():
+            self._slider("guidance", "CFG scale", recording.guidance, (0, 30), tip="Of these pictures", step=0.5)
             tip = with_code("Points of each concept besides, on its finished pictures with fresh noise", "renoised")
             self._number("renoised", "With fresh noise", recording.renoised, tip=tip, precision=0)
-            self._number("guidance", "CFG scale", recording.guidance, tip="Of these pictures", step=0.5)
         with FormRow():
             size_tip = "Of these pictures; 0 for the smallest sensible size that the LoRAs were trained at"
-            self._number("width", "Width", recording.width, tip=size_tip, precision=0, step=64)
-            self._number("height", "Height", recording.height, tip=size_tip, precision=0, step=64)
-            self._number("seed", "Seed", _DEFAULTS.seed, tip="The same seed gives the same file", precision=0)
+            self._slider("width", "Width", recording.width, (0, 2048), tip=size_tip, step=64)
+            self._slider("height", "Height", recording.height, (0, 2048), tip=size_tip, step=64)
+        with FormRow():
+            tip = "The same seed gives the same file; -1 for another each time, which stands in the result"
+            self._number("seed", "Seed", _DEFAULTS.seed, tip=tip, precision=0)
             budget = settings.value("loraclr_memory")
             self._number("memory_mb", "Memory (MB)", budget, tip="In RAM, for what is recorded", precision=0)
         self.draw = gr.Checkbox(
@@ -186,6 +189,13 @@ class Fields:
             label="Draw pictures",
             elem_id="loraclr_draw",
             tooltip="To judge the merge by: each concept as base, alone, all tags, merged; and for the card",
+        )
+
+    def _slider(
+        self, name: str, label: str, value: float, ends: tuple[float, float], *, tip: str, step: float = 1
+    ) -> None:
+        self.fields[name] = gr.Slider(
+            *ends, value=value, step=step, label=label, elem_id=f"loraclr_{name}", min_width=160, tooltip=tip
         )
 
     def _number(self, name: str, label: str, value: float, *, tip: str = "", **arguments: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ...errors import LoraclrError
 from ...hosts.running import find_lora
 from ...request import (
+    LARGEST_SEED,
     Concept,
     MergeRequest,
     PromptOptions,
@@ -103,11 +105,40 @@ def settings(fields: Mapping[str, Any]) -> MergeRequest:
         kept=_value(fields["kept"], float, "kept"),
         save_as=fields["save_as"],
         precision=fields["precision"],
-        seed=_value(fields["seed"], int, "seed"),
+        seed=drawn_seed(_value(fields["seed"], int, "seed")),
         memory_mb=_value(fields["memory_mb"], int, "memory"),
         prompts=prompts,
         recording=RecordingOptions(**recording),
     )
+
+
+def fields_of(request: MergeRequest) -> dict[str, Any]:
+    """What stands in the tab's fields for a request: the inverse of `settings`. Options of other methods are not among them."""
+    found: dict[str, Any] = {
+        name: getattr(request, name) for name in ("method", "rank", "kept", "save_as", "precision")
+    }
+    found |= {"seed": request.seed, "memory_mb": request.memory_mb}
+    for item in schema(find_method(request.method).options):
+        value = request.options.get(item.name, item.default)
+        found[EFFORT if item.name == EFFORT else option_field(request.method, item.name)] = (
+            str(value).capitalize() if item.name == EFFORT else value
+        )
+    found |= {name: getattr(request.recording, name) for name in RECORDING}
+    prompts = request.prompts
+    found |= {name: "\n".join(getattr(prompts, name)) for name in ("templates", "plain", "phrases")}
+    found |= {name: getattr(prompts, name) for name in ("quality", "negative", "pair")}
+    return {**found, "bank": next(label for label, bank in BANKS.items() if bank == prompts.bank)}
+
+
+def not_in_the_tab(request: MergeRequest) -> list[str]:
+    """What a request asks for that the tab has no field for."""
+    told = [f"dyn={concept.dyn} of {concept.label}" for concept in request.concepts if concept.dyn]
+    return [*told, f"clip skip {request.recording.clip_skip}"] if request.recording.clip_skip else told
+
+
+def drawn_seed(seed: int) -> int:
+    """The seed, or where it is -1 another each time, as everywhere in the WebUI."""
+    return random.randrange(LARGEST_SEED) if seed == -1 else seed
 
 
 def _value(value: Any, kind: type, name: str) -> Any:

@@ -19,7 +19,7 @@ from ...errors import Interrupted, LoraclrError
 from ...files import Written
 from ...hosts import running
 from ...request import MergeRequest
-from . import keeping, wording
+from . import history, keeping, wording
 from .keeping import NameTaken
 from .making import JobProgress, Result, make
 from .start import is_closing
@@ -236,6 +236,7 @@ def keep(
         kept, written = keeping.write(held.merge, held.pictures, name, overwrite=overwrite, with_sheet=with_sheet)
     with _guard:
         job.state, job.result, job.kept, job.written = "kept", None, kept, written
+    history.record(job, held.merge, kept.path.stem)
     return kept
 
 
@@ -249,6 +250,7 @@ def put_back(job: Job) -> None:
         keeping.put_back(job.written)
     with _guard:
         job.state, job.written = "put back", None
+    history.forget(job.id)
 
 
 @contextmanager

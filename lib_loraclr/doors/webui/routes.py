@@ -150,8 +150,10 @@ def check(body: MergeBody) -> dict[str, Any]:
     """What a merge would do: obstacles, warnings, licences, expected time and size. Nothing is merged."""
     job = _job(body)
     found = checking.check(job.request, job.names, draw=job.draw)
+    told = asdict(found)
+    del told["overlap"], told["overlap_note"]  # nobody asked for it
     return {
-        **asdict(found),
+        **told,
         "seconds": {stage.value: seconds for stage, seconds in found.seconds.items()},
         "possible": found.possible,
         "expected_seconds": sum(found.seconds.values()),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ...errors import LoraclrError
 from ...hosts.running import InstalledLora, find_lora
-from ...request import KINDS, Concept, parse_number
+from ...request import KINDS, Concept, MergeRequest, parse_number
 from .catalogue import obstacle, preview_url
 from .notes import safe
 
@@ -118,6 +119,32 @@ def of_prompt(concept: Concept) -> Row:
     """The row of a LoRA that a prompt names, with the prompt's weights."""
     weights = {"te_weight": concept.te_weight, "unet_weight": concept.unet_weight}
     return Row(concept.lora, {**_new(concept.lora).typed, **weights})
+
+
+def of_concept(concept: Concept, name: str) -> Row:
+    """The row that says all that a concept does.
+
+    Args:
+        name: of the installed LoRA
+    """
+    typed = {field: getattr(concept, field) for field in _FIELDS if field != "dyn"}
+    typed |= {
+        "prompts": "\n".join(concept.prompts),
+        "trigger": concept.trigger or "",
+        "alone": "true" if concept.alone else "",
+    }
+    return Row(name, typed)
+
+
+def of_request(request: MergeRequest) -> tuple[Table, list[str]]:
+    """The table of a request, as if it were taken over from a prompt; and which of its LoRAs are not installed any more."""
+    there, missing = [], []
+    for concept in request.concepts:
+        try:
+            there.append(of_concept(concept, find_lora(concept.label).name))
+        except LoraclrError:
+            missing.append(concept.label)
+    return Table(tuple(there), secrets.token_hex(4)), missing
 
 
 def _new(name: str) -> Row:

@@ -13,6 +13,7 @@ from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolB
 from ...solving import EFFORT
 from . import notes, settings, start
 from .fields import Fields
+from .history_fields import HistoryFields
 from .notes import SHOWN
 from .rows import Table, render
 from .scripting import by_script
@@ -64,6 +65,7 @@ class _Tab:
             with gr.Column(variant="compact", elem_id="loraclr_settings"):
                 self.rows = gr.HTML(render(Table(), {}), elem_id="loraclr_rows")
                 self.left = Fields()
+                self.history = HistoryFields()
             with gr.Column(elem_id="loraclr_results"):
                 self._results()
         self._connect()
@@ -225,7 +227,9 @@ class _Tab:
         )
         # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
         # take-over does not change, but their weights may have.
-        for select in (opened.then, taken.then, self.picker.change, self.again.click):
+        opened.then(bound.history, [], [self.history.view], show_progress=False)
+        filled = self.history.connect(bound.again, [self.picker, self.taken, self.message, *fields])
+        for select in (opened.then, taken.then, filled.then, self.picker.change, self.again.click):
             self._connect_selection(bound, select)
         self.left.preset.change(bound.preset, [self.left.preset], words, show_progress=False)
         left.fields["method"].change(
@@ -251,8 +255,9 @@ class _Tab:
         )
         self._connect_times(bound, merged.then)
         for field in self.left.timed:
-            # gradio 3 tells when a number has been written; 4 knows only that it changes
-            written = getattr(field, "blur", field.change) if isinstance(field, gr.Number) else field.change
+            # a slider tells when it is let go of; of a number gradio 3 tells when it is written, and 4 only that it changes
+            ended = {gr.Slider: "release", gr.Number: "blur"}.get(type(field), "change")
+            written = getattr(field, ended, field.change)
             self._connect_times(bound, written)
         for button in (self.interrupt, self.interrupting):
             button.click(bound.interrupt, [self.task], **by_script("loraclrTask", [self.task]), show_progress=False)
@@ -298,7 +303,9 @@ class _Tab:
         where, listed = [self.job, self.name, self.sub_folder], by_script("loraclrKept", [self.kept])
         kept = [self.log, self.decide, self.use, self.replace, self.put_back, self.kept]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):
-            button.click(write, where, kept, show_progress="minimal").then(None, [self.kept], **listed)
+            written = button.click(write, where, kept, show_progress="minimal")
+            written.then(None, [self.kept], **listed)
+            written.then(bound.history, [], [self.history.view], show_progress=False)
         for field in where[1:]:
             # what may be replaced is the name that was refused, not one that is written after it
             field.input(bound.another_name, outputs=[self.replace], show_progress=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from ...recording import bundled_embeddings, load_input, load_inputs, recorded_c
 from ...request import LARGEST_SEED, Concept, concept_prompts, parse_number
 from . import jobs, wording
 from .catalogue import require_fitting
+from .form import drawn_seed
 from .notes import note, safe
 from .start import is_closing
 from .trial_fields import ALL_TAGS, BASE, FIELDS, NOTHING
@@ -76,9 +76,8 @@ def asked(values: dict[str, Any], proposed: str) -> Trial:
         number("guidance", "CFG scale", whole=False),
         values["negative"].strip(),
     )
-    pictures, seed = number("pictures", "number of pictures"), number("seed", "seed")
-    seed = random.randrange(LARGEST_SEED - pictures) if seed == -1 else seed
-    return Trial.of(values["prompt"].strip() or proposed, seed, pictures, drawing)
+    pictures, seed = number("pictures", "number of pictures"), drawn_seed(number("seed", "seed"))
+    return Trial.of(values["prompt"].strip() or proposed, min(seed, LARGEST_SEED - pictures), pictures, drawing)
 
 
 def proposed_prompt(merge: Merge) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...hosts.running import InstalledCheckpoint
 from ...output import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
 from ...solving import METHODS
+from . import overlaps
 from .notes import error, note, safe, span
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def check_view(check: Check) -> str:
     rows = "".join(_finding(finding) for finding in check.findings)
     head = "<tr><th>Concept</th><th>Trigger words</th><th>Kind</th><th>Rank</th><th>Layers</th></tr>"
     parts.append(f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>")
+    parts.append(overlaps.view(check.overlap, check.overlap_note))
     parts.append(_needs(check))
     parts.append(_examples(check.examples))
     licences = [f"{licence} ({', '.join(names)})" for licence, names in check.licences.items()]
@@ -114,6 +116,7 @@ def result_view(job: Job) -> str:
         ),
         ("Layers", str(report.layers), "How many of the checkpoint's layers the file changes"),
         ("File", _megabytes(size / (1 << 20)), "Size of the file that Keep writes"),
+        ("Seed", str(job.request.seed), "Of all that was drawn: with it the same merge gives the same file"),
         ("Method", METHODS[report.method].label if report.method in METHODS else report.method, report.source),
     ]
     warnings = "".join(f"<li>{safe(warning)}</li>" for warning in report.warnings)

@@ -236,6 +236,30 @@ def test_from_prompt_takes_tags_weights_and_the_other_words(doors: Doors) -> Non
     assert bound.take("<lora:fox:1>", "{}", "as is", "too")[3:] == ["as is", "too"]
 
 
+def test_block_weights_in_a_tag_are_refused_by_name_and_the_lora_is_taken(doors: Doors) -> None:  # noqa: F811
+    bound, _ = tab(doors)
+    tags = "<lora:fox:0.7:lbw=MIDD> <lora:penguin:0.5:0.25:lbw=0,0,1:start=5>"
+    picker, taken, message, _, _ = bound.take(tags, "{}", "{trigger}", "a cat")
+    assert [name.split("/")[-1].split(" ")[0] for name in picker["value"]] == ["fox", "penguin"]
+    weights = [(row["te_weight"], row["unet_weight"]) for row in doors.module("rows").Table.parse(taken).rows]
+    assert weights == [(0.7, 0.7), (0.5, 0.25)]
+    assert "fox: lbw=MIDD is not taken over" in message and "penguin: lbw=0,0,1, start=5 is not" in message
+    assert "not taken over" not in bound.take("<lora:fox:0.7>", "{}", "{trigger}", "a cat")[2], "control"
+
+
+def test_a_seed_of_minus_one_is_another_each_time_and_stands_in_the_result(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    bound, values = tab(doors, seed=-1.0)
+    seeds = []
+    for _ in range(2):
+        view, _, *_rest = bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)
+        seeds.append(jobs.waiting().request.seed)
+        assert f"<dt>Seed</dt><dd>{seeds[-1]}</dd>" in view
+    assert seeds[0] != seeds[1] and min(seeds) >= 0
+    bound, values = tab(doors, seed=-2.0)
+    assert "The seed is -2" in bound.merge("", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
+
+
 def test_from_prompt_again_takes_weights_and_swaps_the_other_words(doors: Doors) -> None:  # noqa: F811
     bound, _ = tab(doors)
     _, taken, _, templates, plain = bound.take("a castle <lora:fox:0.7>", "{}", "{trigger}", "a cat")

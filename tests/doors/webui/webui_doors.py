@@ -53,6 +53,7 @@ class Doors:
             "api_auth": None,
             "hide_ui_dir_config": False,
             "webui_is_non_local": False,
+            "ui_settings_file": str(folder.parent / "config.json"),
         }
         flags |= options
         vars(self.webui.shared.cmd_opts).update(flags)
