@@ -234,25 +234,6 @@ function loraclrSubmit(...inputs) {
     return inputs;
 }
 
-// First input: a task id. Nobody who loads the page anew waits for what was only tried.
-function loraclrTry(...inputs) {
-    inputs[0] = randomId().replace("(", "(" + loraclrPage() + "-");
-    loraclrWatch(inputs[0], 40, "loraclr_tried");
-    return inputs;
-}
-
-// Where one of two pictures of the same seed ends and the other begins.
-function loraclrCompare(slider) {
-    slider.closest(".loraclr-ab").style.setProperty("--loraclr-at", slider.value + "%");
-}
-
-// The merge of the history that the form is filled from. First input: which.
-let loraclrWanted = "";
-function loraclrHistory(...inputs) {
-    inputs[0] = loraclrWanted;
-    return inputs;
-}
-
 // A LoRA was kept: the Lora tabs list it at once. A checkpoint was kept: so does the menu of checkpoints.
 function loraclrKept(kept) {
     if (!kept) return;
@@ -271,7 +252,11 @@ function loraclrHas(prompt, words) {
 }
 
 // What was merged would act twice beside the merge: its tags make room.
-function loraclrSend(kept) {
+function loraclrSend(kept, arrangement) {
+    if (arrangement !== "One prompt") {
+        gradioApp().getElementById("loraclr_arrange").click();
+        return;
+    }
     const {tag, triggers, inputs} = JSON.parse(kept);
     const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
     const merged = (whole, name) => tag && inputs.includes(name.trim()) ? "" : whole;
@@ -287,7 +272,7 @@ function loraclrSend(kept) {
 
 function loraclrCopy(kept) {
     const {tag, triggers} = JSON.parse(kept);
-    const text = tag || triggers.join(", ");
+    const text = [...triggers, tag].filter(Boolean).join(", ");
     const button = gradioApp().getElementById("loraclr_copy");
     button.dataset.label = button.dataset.label || button.textContent;
     const done = () => {

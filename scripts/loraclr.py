@@ -1,4 +1,4 @@
-"""LoRACLR in the WebUI: registers the tab, the settings and the HTTP routes."""
+"""LoRACLR in the WebUI: registers the tab, the settings, the HTTP routes, and axes of the X/Y/Z plot."""
 
 from modules import script_callbacks
 
@@ -8,3 +8,4 @@ script_callbacks.on_ui_settings(settings.add)
 script_callbacks.on_ui_tabs(tab.create)
 if start.has_routes():
     script_callbacks.on_app_started(start.add_routes)
+start.add_axes()

@@ -53,7 +53,7 @@ def test_the_whole_way(here: tuple[WebUI, str]) -> None:
     for text in ("Recognised", "fox-face", "Pictures without a trigger", "Rank", "MB"):
         assert text in seen["result"]
     assert "<lora:fox-face-penguin-style-mono:1>" in seen["kept"]
-    assert seen["copied"] == "<lora:fox-face-penguin-style-mono:1>" and seen["folder"]
+    assert seen["copied"] == "sks animal, ohwx bird, <lora:fox-face-penguin-style-mono:1>" and seen["folder"]
     assert "fox-face-penguin-style-mono" in seen["cards"]
     assert "sks animal, ohwx bird" in seen["card"] and 'class="preview"' in seen["card"]
     assert seen["prompt"] == "sks animal, ohwx bird, <lora:fox-face-penguin-style-mono:1>"

@@ -12,6 +12,7 @@ from modules import errors, util
 
 from ...errors import Interrupted, LoraclrError
 from . import (
+    arranging,
     catalogue,
     form,
     jobs,
@@ -152,6 +153,27 @@ class Actions(Choosing):
         hidden, visible = gr.update(visible=False), gr.update(visible=True)
         replaced = gr.update(visible=keeping.can_be_put_back(job.written))
         return [views.kept_view(job), hidden, visible, hidden, replaced, _known(job)]
+
+    def arrangement(self, chosen: str) -> str:
+        """What sending with this arrangement will do."""
+        told = arranging.sentence(chosen)
+        return f"<p class='loraclr-small'>{notes.safe(told)}</p>" if told else ""
+
+    def infotext(self, job_id: str, arrangement: str, now: str) -> list[str]:
+        """What the WebUI pastes into txt2img.
+
+        Args:
+            now: what stands there, as JSON from the browser
+
+        Returns:
+            infotext, message
+        """
+        try:
+            job = _job(job_id)
+            text = arranging.infotext(job.request, views.tag(job), arrangement, json.loads(now or "{}"))
+        except LoraclrError as error:
+            return ["", notes.error(str(error))]
+        return [text, self.arrangement(arrangement)]
 
     def put_back(self, job_id: str) -> list[Any]:
         """Give what was replaced its name again.

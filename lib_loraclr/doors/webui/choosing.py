@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from ...errors import LoraclrError
+from ...hosts.running import find_lora
 from ...request import PromptOptions
 from ...solving import METHODS
 from . import catalogue, estimate, form, history, history_fields, labels, notes, pace, rows
@@ -60,6 +61,21 @@ class Choosing:
         templates, plain = _instead(before, rest, templates, "{trigger}, "), _instead(before, rest, plain)
         chosen = catalogue.still_there([c.lora for c in concepts], listed)
         return [gr.update(choices=listed, value=chosen), table.dump(), message, templates, plain]
+
+    def add(self, name: str, chosen: list[str] | None) -> list[Any]:
+        """From a card of the Lora tabs: one LoRA more.
+
+        Returns:
+            picker, message
+        """
+        try:
+            wanted = find_lora(name).name
+            listed = catalogue.choices()
+        except LoraclrError as error:
+            return [gr.update(), notes.error(str(error))]
+        names = [*map(catalogue.name_of, chosen or ()), wanted]
+        kept = catalogue.still_there(list(dict.fromkeys(names)), listed)
+        return [gr.update(choices=listed, value=kept), ""]
 
     def select(self, shown: str, taken: str, chosen: list[str] | None) -> list[Any]:
         """The selection changed: rows for it.

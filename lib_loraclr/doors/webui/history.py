@@ -110,9 +110,14 @@ def find(entry_id: str) -> Entry:
     raise LoraclrError("That merge is not in the history any more: open it anew.")
 
 
+def is_merged(lora: running.InstalledLora) -> bool:
+    """Whether its file says how it was merged."""
+    return _RECIPE in lora.metadata
+
+
 def _of_files() -> Iterator[Entry]:
     for lora in running.installed_loras():
-        if _RECIPE not in lora.metadata:
+        if not is_merged(lora):
             continue
         texts = _texts(lora)
         try:

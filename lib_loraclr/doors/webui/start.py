@@ -28,6 +28,13 @@ def add_routes(demo: Any, app: Any) -> None:
     routes.add(app)
 
 
+def add_axes() -> None:
+    """Axes for the WebUI's X/Y/Z plot."""
+    from . import axes
+
+    axes.add()
+
+
 def actions(names: Sequence[str]) -> Actions:
     """What the tab's components do.
 

@@ -12,6 +12,7 @@ from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolB
 
 from ...solving import EFFORT
 from . import notes, settings, start
+from .arranging_fields import ArrangingFields
 from .fields import Fields
 from .history_fields import HistoryFields
 from .notes import SHOWN
@@ -85,6 +86,8 @@ class _Tab:
         self.again = gr.Button(visible=False, elem_id="loraclr_again")
         self.answered = gr.Textbox(visible=False, elem_id="loraclr_answered")
         self.timed = gr.Textbox(visible=False, elem_id="loraclr_timed")
+        self.added = gr.Textbox(visible=False, elem_id="loraclr_added")
+        self.add = gr.Button(visible=False, elem_id="loraclr_add")
         gr.Button("Skip", visible=False, elem_id="loraclr_skip")  # Alt+Enter looks for it
 
     def _picker(self) -> None:
@@ -138,27 +141,35 @@ class _Tab:
             )
             with gr.Column(visible=False, elem_id="loraclr_decide") as self.decide:
                 self._decision()
-            with gr.Row(visible=False, elem_id="loraclr_use") as self.use:
-                self.send = gr.Button(
-                    "Send to txt2img",
-                    variant="primary",
-                    elem_id="loraclr_send",
-                    tooltip="Adds the tag and the trigger words to the prompt there",
-                )
-                self.copy = gr.Button("Copy tag", elem_id="loraclr_copy", tooltip="To paste into any prompt")
-                self.folder = gr.Button(
-                    "Open folder",
-                    elem_id="loraclr_folder",
-                    visible=settings.may_open_folders(),
-                    tooltip="Where the new LoRA is, on the computer that the WebUI runs on",
-                )
-                self.put_back = gr.Button(
-                    "Put back",
-                    elem_id="loraclr_put_back",
-                    visible=False,
-                    tooltip="Delete the new file, and give the one that it replaced its name again, with its card and pictures",
-                )
+            with gr.Column(visible=False, elem_id="loraclr_use") as self.use:
+                self._usage()
             self.log = gr.HTML("", elem_id="loraclr_log")
+
+    def _usage(self) -> None:
+        """What can be done with a merge that was kept."""
+        self.arranging = ArrangingFields()
+        with gr.Row(elem_id="loraclr_use_buttons"):
+            self.send = gr.Button(
+                "Send to txt2img",
+                variant="primary",
+                elem_id="loraclr_send",
+                tooltip="Adds the tag and the trigger words to the prompt there; with an arrangement, a prompt of its own",
+            )
+            self.copy = gr.Button(
+                "Copy tag", elem_id="loraclr_copy", tooltip="With the trigger words, to paste into any prompt"
+            )
+            self.folder = gr.Button(
+                "Open folder",
+                elem_id="loraclr_folder",
+                visible=settings.may_open_folders(),
+                tooltip="Where the new LoRA is, on the computer that the WebUI runs on",
+            )
+            self.put_back = gr.Button(
+                "Put back",
+                elem_id="loraclr_put_back",
+                visible=False,
+                tooltip="Delete the new file, and give the one that it replaced its name again, with its card and pictures",
+            )
 
     def _decision(self) -> None:
         """What a result is called, and what becomes of it."""
@@ -201,10 +212,15 @@ class _Tab:
 
     def _connect(self) -> None:
         """The events; functions of javascript/loraclr.js put the task id and the table into the first inputs."""
-        left, fields = self.left, list(self.left.fields.values())
         tried = self.trial.shown
         self.shown = [tried[name] if name in tried else getattr(self, name) for name in SHOWN]
-        bound = _Actions(list(left.fields))
+        bound = _Actions(list(self.left.fields))
+        self._connect_choosing(bound)
+        self._connect_merging(bound)
+        self._connect_result(bound)
+
+    def _connect_choosing(self, bound: _Actions) -> None:
+        left, fields = self.left, list(self.left.fields.values())
         listing = {"outputs": [self.picker, self.message], "show_progress": False}
         again = [self.picker, self.taken, left.draw, *fields]
         opened = self.opened.click(bound.open, [self.picker], **listing).then(
@@ -216,6 +232,10 @@ class _Tab:
         )
         # in the browser, which alone knows whether something has been chosen meanwhile
         opened.then(None, [self.asked, *again], again, **by_script("loraclrAgain", [self.asked, *again]))
+        added = [self.added, self.picker]
+        self.add.click(
+            bound.add, added, [self.picker, self.message], **by_script("loraclrAdded", added), show_progress=False
+        )
         self.refresh.click(bound.refresh, [self.picker], **listing)
         words = [left.fields["templates"], left.fields["plain"]]
         taken = self.from_prompt.click(
@@ -225,10 +245,10 @@ class _Tab:
             **by_script("loraclrPrompt", [self.prompt, self.taken, *words]),
             show_progress=False,
         )
-        # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
-        # take-over does not change, but their weights may have.
         opened.then(bound.history, [], [self.history.view], show_progress=False)
         filled = self.history.connect(bound.again, [self.picker, self.taken, self.message, *fields])
+        # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
+        # take-over does not change, but their weights may have.
         for select in (opened.then, taken.then, filled.then, self.picker.change, self.again.click):
             self._connect_selection(bound, select)
         self.left.preset.change(bound.preset, [self.left.preset], words, show_progress=False)
@@ -238,11 +258,14 @@ class _Tab:
             [*self.left.method_boxes.values(), left.fields[EFFORT]],
             show_progress=False,
         )
-        whole = [self.task, self.table, self.picker, self.job, self.left.draw, *fields]
+
+    def _connect_merging(self, bound: _Actions) -> None:
+        fields = self.left.fields
+        whole = [self.task, self.table, self.picker, self.job, self.left.draw, *fields.values()]
         self.check.click(
             bound.check,
             whole,
-            [self.view, left.fields[EFFORT]],
+            [self.view, fields[EFFORT]],
             **by_script("loraclrCollect", whole),
             show_progress="minimal",
         )
@@ -261,7 +284,6 @@ class _Tab:
             self._connect_times(bound, written)
         for button in (self.interrupt, self.interrupting):
             button.click(bound.interrupt, [self.task], **by_script("loraclrTask", [self.task]), show_progress=False)
-        self._connect_result(bound)
 
     def _connect_selection(self, bound: _Actions, select: Callable[..., Any]) -> None:
         """Rows and times for what is chosen.
@@ -311,7 +333,9 @@ class _Tab:
             field.input(bound.another_name, outputs=[self.replace], show_progress=False)
             field.blur(bound.named, where, [self.name_note], show_progress=False)
         self.discard.click(bound.discard, [self.job], self.shown, show_progress=False)
-        self.send.click(None, [self.kept], **by_script("loraclrSend", [self.kept]))
+        sent = [self.kept, self.arranging.choice]
+        self.send.click(None, sent, **by_script("loraclrSend", sent))
+        self.arranging.connect(bound.arrangement, bound.infotext, self.job)
         self.copy.click(None, [self.kept], **by_script("loraclrCopy", [self.kept]))
         self.put_back.click(bound.put_back, [self.job], [self.log, self.use, self.kept], show_progress="minimal").then(
             None, [self.kept], **listed

@@ -63,6 +63,8 @@ class Doors:
         self.webui.util = SimpleNamespace(open_folder=lambda path: self.reported.append(path))
         self.webui.call_queue.wrap_gradio_gpu_call = lambda function, extra_outputs: function
         self.webui.ui_components = MagicMock()
+        self.webui.infotext_utils = SimpleNamespace(paste_fields={})
+        self.webui.scripts = SimpleNamespace(scripts_data=[])
         self.webui.install(patch, lora=lora)
         if "gradio" not in sys.modules:
             gradio = ModuleType("gradio")

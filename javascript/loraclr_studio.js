@@ -1,0 +1,72 @@
+// LoRACLR: what stands around a merge: trying it, the history, arrangements, and the cards of the Lora tabs. As loraclr.js.
+
+// First input: a task id. Nobody who loads the page anew waits for what was only tried.
+function loraclrTry(...inputs) {
+    inputs[0] = randomId().replace("(", "(" + loraclrPage() + "-");
+    loraclrWatch(inputs[0], 40, "loraclr_tried");
+    return inputs;
+}
+
+// Where one of two pictures of the same seed ends and the other begins.
+function loraclrCompare(slider) {
+    slider.closest(".loraclr-ab").style.setProperty("--loraclr-at", slider.value + "%");
+}
+
+// The merge of the history that the form is filled from. First input: which.
+let loraclrWanted = "";
+function loraclrHistory(...inputs) {
+    inputs[0] = loraclrWanted;
+    return inputs;
+}
+
+// What stands in txt2img and would be reset by an infotext that does not name it. Last input: that, as JSON.
+function loraclrNow(...inputs) {
+    const field = (name) => gradioApp().querySelector(`#txt2img_${name}`)?.value || "";
+    const now = {
+        "Negative prompt": field("neg_prompt textarea"),
+        // a list to choose from, or all of them side by side
+        "Sampler": field("sampling input:checked") || field("sampling input"),
+        "Schedule type": field("scheduler input"),
+    };
+    if (gradioApp().querySelector("#txt2img_hr-checkbox input")?.checked) {
+        now["Denoising strength"] = field("denoising_strength input");
+        now["Hires upscale"] = field("hr_scale input");
+    }
+    inputs[inputs.length - 1] = JSON.stringify(now);
+    return inputs;
+}
+
+// The WebUI pastes what was arranged, and shows txt2img.
+function loraclrPaste(infotext) {
+    if (infotext) gradioApp().getElementById("loraclr_paste").click();
+}
+
+// The card that was added last. First input: its LoRA's name.
+let loraclrCard = "";
+function loraclrAdded(...inputs) {
+    inputs[0] = loraclrCard;
+    return inputs;
+}
+
+// On the cards of the Lora tabs, beside the WebUI's own buttons: add this LoRA to what is merged.
+function loraclrCards() {
+    for (const row of gradioApp().querySelectorAll("[id$='_lora_cards'] .card .button-row:not(.loraclr-has)")) {
+        row.classList.add("loraclr-has");
+        const button = document.createElement("div");
+        button.className = "card-button loraclr-card";
+        button.title = "Add to LoRACLR";
+        button.textContent = "⊕";
+        button.addEventListener("click", (event) => {
+            event.stopPropagation();
+            loraclrCard = row.closest(".card").dataset.name;
+            const tabs = gradioApp().querySelectorAll("#tabs > .tab-nav > button");
+            Array.from(tabs).find((tab) => tab.textContent.trim() === "LoRACLR")?.click();
+            gradioApp().getElementById("loraclr_add").click();
+        });
+        row.prepend(button);
+    }
+}
+
+onAfterUiUpdate(function() {
+    if (loraclrHere()) loraclrCards();
+});
