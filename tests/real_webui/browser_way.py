@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from browser_page import MINUTES, Way
+from browser_studio import studio
 from playwright.sync_api import sync_playwright
 
 FLAGS = [
@@ -401,9 +402,11 @@ WAYS = {
             off,
             bare,
             settings,
+            studio,
         )
     },
     "narrow": looks,
+    "narrow studio": studio,
 }
 
 
@@ -411,7 +414,7 @@ def main() -> None:
     url, name = sys.argv[1:3]
     shots = Path(sys.argv[3]) if len(sys.argv) > 3 else None
     theme = os.environ.get("LORACLR_THEME", "dark")
-    width = 390 if name == "narrow" else 1280
+    width = 390 if name.startswith("narrow") else 1280
     with sync_playwright() as driver:
         found = os.environ.get("LORACLR_CHROMIUM") or shutil.which("chromium")
         browser = driver.chromium.launch(executable_path=found, args=FLAGS)

@@ -51,7 +51,7 @@ def test_importing_the_doors_touches_no_model(tmp_path: Path, monkeypatch: pytes
 def test_every_global_of_the_browsers_script_has_the_prefix() -> None:
     import re
 
-    text = (ROOT / "javascript" / "loraclr.js").read_text("utf-8")
+    text = "".join(file.read_text("utf-8") for file in (ROOT / "javascript").glob("*.js"))
     names = re.findall(r"^(?:async )?(?:function|const|let|var|class) (\w+)", text, re.MULTILINE)
     assert names and all(name.startswith("loraclr") for name in names)
 

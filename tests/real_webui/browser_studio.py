@@ -1,0 +1,133 @@
+"""What a person does around a merge: adds from a card, tries a prompt, sends it with an arrangement, begins from the history."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from browser_page import MINUTES, Way
+
+
+def studio(way: Way) -> dict[str, Any]:
+    """Cards, Check, a prompt that is tried, Keep, an arrangement, the history, and the plot's axes."""
+    seen = {"card": _from_a_card(way)}
+    way.pick("penguin")
+    way.set_advanced(picture=False)
+    way.page.locator("#loraclr_advanced > .label-wrap").first.click()
+    way.page.click("#loraclr_method label:has-text('Average')")  # which records nothing, and takes a moment
+    way.page.locator("#loraclr_advanced > .label-wrap").first.click()
+    seen["check"] = way.check()
+    way.shot("20-overlap")
+    way.page.click("#loraclr_generate")
+    way.wait_for_the_result(picture=False)
+    seen |= {"tried": _tried(way), "overflow": way.overflow(), "tips": way.foreign_tips()}
+    seen["kept"] = way.keep()
+    return {**seen, **_arranged(way), **_again(way), "axes": _axes(way)}
+
+
+def _from_a_card(way: Way) -> list[str]:
+    """The button on the card of a LoRA; what is chosen then."""
+    page = way.page
+    page.click("#txt2img_extra_tabs > .tab-nav > button:has-text('Lora')")
+    card = "#txt2img_lora_cards .card[data-name='fox-face']"
+    page.wait_for_selector(f"{card} .loraclr-card", state="attached", timeout=MINUTES)
+    page.locator(card).hover()
+    way.shot("21-card", whole=False)
+    page.locator(f"{card} .loraclr-card").click()
+    page.wait_for_selector(".loraclr-concept[data-lora='fox-face']", timeout=MINUTES)
+    assert page.locator("#txt2img_prompt textarea").input_value() == "", "the card itself was not clicked"
+    return page.eval_on_selector_all(".loraclr-concept", "rows => rows.map(row => row.dataset.lora)")
+
+
+def _tried(way: Way) -> dict[str, Any]:
+    """A prompt of one's own, beside the base model."""
+    page = way.page
+    page.locator("#loraclr_try > .label-wrap").first.click()
+    page.locator("#loraclr_try_prompt textarea").fill("a photo of sks animal on a black background")
+    choose(way, "loraclr_try_against", "The base model")
+    page.locator("#loraclr_try_how > .label-wrap").first.click()
+    for name, value in {"pictures": "2", "steps": "6", "seed": "5"}.items():
+        box = page.locator(f"#loraclr_try_{name} input[type=number]")
+        box.fill(value)
+        box.blur()
+    size = page.locator("#loraclr_try_width input[type=number]").input_value()
+    page.click("#loraclr_try_button")
+    page.wait_for_selector("#loraclr_tried .loraclr-ab", timeout=4 * MINUTES)
+    slider = page.locator("#loraclr_tried .loraclr-ab input").first
+    slider.evaluate("slider => {slider.value = 20; slider.dispatchEvent(new Event('input', {bubbles: true}));}")
+    way.shot("22-tried")
+    return {
+        "pictures": page.locator("#loraclr_tried img").count(),
+        "width": size,
+        "at": page.locator("#loraclr_tried .loraclr-ab").first.evaluate(
+            "ab => ab.style.getPropertyValue('--loraclr-at')"
+        ),
+        "text": way.text("#loraclr_tried"),
+    }
+
+
+def choose(way: Way, dropdown: str, value: str) -> None:
+    """One of a gradio dropdown's choices."""
+    box = way.page.locator(f"#{dropdown} input")
+    box.click()
+    wanted = ", ".join(f"#{dropdown} li[{attribute}='{value}']" for attribute in ("data-value", "aria-label"))
+    way.page.locator(wanted).first.click()
+    box.blur()
+
+
+def _arranged(way: Way) -> dict[str, Any]:
+    """Side by side into txt2img."""
+    page = way.page
+    page.locator("#txt2img_neg_prompt textarea").evaluate("field => {field.value = 'ugly'; updateInput(field);}")
+    page.click("#tabs > .tab-nav > button:has-text('txt2img')")
+    page.click("#txt2img_extra_tabs > .tab-nav > button:has-text('Generation')")
+    choose(way, "txt2img_sampling", "Euler")
+    way.open()
+    page.click("#loraclr_arrangement label:has-text('Side by side')")
+    page.wait_for_selector("#loraclr_arrangement_note p", timeout=MINUTES)
+    seen = {"note": way.text("#loraclr_arrangement_note")}
+    way.shot("23-arranged")
+    page.click("#loraclr_send")
+    page.wait_for_selector("#txt2img_generate", state="visible", timeout=MINUTES)
+    page.wait_for_function(
+        "document.querySelector('#txt2img_prompt textarea').value.includes('lora:')", timeout=MINUTES
+    )
+    seen["prompt"] = page.locator("#txt2img_prompt textarea").input_value()
+    seen["negative"] = page.locator("#txt2img_neg_prompt textarea").input_value()
+    seen["sampler"] = page.locator("#txt2img_sampling input").input_value()
+    seen["width"] = page.locator("#txt2img_width input[type=number]").input_value()
+    common = page.locator("#RP_usecommont2i input")
+    seen["regions"] = common.is_checked() if common.count() else None
+    way.shot("24-sent")
+    return seen
+
+
+def _again(way: Way) -> dict[str, Any]:
+    """The form filled from the history."""
+    page = way.page
+    way.open()
+    for name in ("fox-face", "penguin"):
+        way.drop(name)
+    page.locator("#loraclr_history > .label-wrap").first.click()
+    page.wait_for_selector("#loraclr_history_view .loraclr-made", timeout=MINUTES)
+    seen = {"history": way.text("#loraclr_history_view")}
+    page.locator("#loraclr_history_view .loraclr-again").first.click()
+    page.wait_for_selector(".loraclr-concept[data-lora='penguin']", timeout=MINUTES)
+    time.sleep(1)
+    way.shot("25-history")
+    seen["rows"] = page.eval_on_selector_all(".loraclr-concept", "rows => rows.map(row => row.dataset.lora)")
+    seen["method"] = page.locator("#loraclr_method input:checked").input_value()
+    return seen
+
+
+def _axes(way: Way) -> list[str]:
+    """What the WebUI's plot offers, of ours."""
+    page = way.page
+    page.click("#tabs > .tab-nav > button:has-text('txt2img')")
+    page.click("#txt2img_extra_tabs > .tab-nav > button:has-text('Generation')")
+    choose(way, "txt2img_script_container #script_list", "X/Y/Z plot")
+    page.locator("#script_txt2img_xyz_plot_x_type input").click()
+    page.locator("#script_txt2img_xyz_plot_x_type input").fill("LoRACLR")
+    time.sleep(1)
+    shown = "items => items.filter(i => i.offsetParent).map(i => i.dataset.value || i.getAttribute('aria-label'))"
+    return page.eval_on_selector_all("#script_txt2img_xyz_plot_x_type li", shown)

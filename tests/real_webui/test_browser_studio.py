@@ -1,0 +1,49 @@
+"""What stands around a merge, in a real WebUI and a real browser.
+
+Needs what `test_browser.py` needs; `LORACLR_REGIONAL_DIR` names a copy of Regional Prompter, which is tried where it is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import VANILLA, go, missing, running
+from webui_process import demo_models
+
+REASON = missing()
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "-")
+REGIONAL = os.environ.get("LORACLR_REGIONAL_DIR", "")
+
+
+def _models(folder: Path) -> None:
+    demo_models(folder)
+    if REGIONAL:
+        (folder / "extensions").mkdir(exist_ok=True)
+        (folder / "extensions" / "sd-webui-regional-prompter").symlink_to(REGIONAL, target_is_directory=True)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running(tmp_path_factory.mktemp("studio"), models=_models) as (_, address):
+        yield address
+
+
+@pytest.mark.parametrize(("way", "theme"), [("studio", "light"), ("narrow studio", "dark")])
+def test_from_a_card_to_an_arrangement_and_again(url: str, way: str, theme: str) -> None:
+    seen = go(url, way, LORACLR_THEME=theme, known=VANILLA)
+    assert seen["card"] == ["fox-face"]
+    assert "In each other's way" in seen["check"] and "with both tags in one prompt" in seen["check"]
+    assert seen["tried"]["pictures"] == 4 and seen["tried"]["at"] == "20%" and "seed 6" in seen["tried"]["text"]
+    assert seen["overflow"] <= 0 and seen["tips"] == []
+    assert (seen["negative"], seen["sampler"]) == ("ugly", "Euler"), "what stood in txt2img stays there"
+    if REGIONAL:
+        assert "Regional Prompter will be switched on" in seen["note"] and seen["regions"] is True
+        assert seen["prompt"].count("BREAK") == 2 and seen["prompt"].startswith("<lora:fox-face-penguin")
+    else:
+        assert "Neither Regional Prompter" in seen["note"]
+        assert seen["prompt"].startswith("sks animal and ohwx bird, <lora:fox-face-penguin")
+    assert "fox-face" in seen["history"] and seen["rows"] == ["fox-face", "penguin"] and seen["method"] == "average"
+    assert seen["axes"] == ["[LoRACLR] merged file", "[LoRACLR] weight of the merged file"]
