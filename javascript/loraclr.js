@@ -32,6 +32,8 @@ function loraclrTyped(tab, field) {
             other.value = field.value;
         });
     }
+    if (field.dataset.field === "kind") loraclrKinds(tab);
+    if (field.closest(".loraclr-applied")) loraclrApplied(field.closest(".loraclr-concept"));
     if (field.dataset.field === "trigger") {
         const mark = field.parentNode.querySelector(".loraclr-guessed");
         if (mark) mark.remove();

@@ -19,6 +19,26 @@ function loraclrHistory(...inputs) {
     return inputs;
 }
 
+// A style's ticks as what its row hands over: the subjects that it is applied to, one per line, and nothing for all.
+function loraclrApplied(row) {
+    const field = row.querySelector("[data-field='applied_to']");
+    if (!field) return;
+    const ticks = Array.from(row.querySelectorAll(".loraclr-applied [data-subject]")).filter((tick) => !tick.hidden);
+    const chosen = ticks.filter((tick) => tick.querySelector("input").checked);
+    field.value = chosen.length === ticks.length ? "" : chosen.map((tick) => tick.dataset.subject).join("\n");
+}
+
+// The kind of a row was changed: other fields belong to it, and styles may be applied to it or not any more.
+function loraclrKinds(tab) {
+    const rows = Array.from(tab.querySelectorAll(".loraclr-concept"));
+    for (const row of rows) row.dataset.kind = row.querySelector("[data-field='kind']").value;
+    const subjects = rows.filter((row) => row.dataset.kind === "subject").map((row) => row.dataset.lora);
+    for (const row of rows) {
+        for (const tick of row.querySelectorAll("[data-subject]")) tick.hidden = !subjects.includes(tick.dataset.subject);
+        loraclrApplied(row);
+    }
+}
+
 // What stands in txt2img and would be reset by an infotext that does not name it. Last input: that, as JSON.
 function loraclrNow(...inputs) {
     const field = (name) => gradioApp().querySelector(`#txt2img_${name}`)?.value || "";

@@ -70,8 +70,7 @@ class _Asked:
 def plan_preview(concepts: Sequence[Concept], options: PreviewOptions) -> PlannedStage:
     """What drawing takes."""
     number, pairs = len(concepts), len(_pairs(concepts, options))
-    subjects = sum(concept.kind == "subject" for concept in concepts)
-    fresh, styled = number * _fresh(number), (number - subjects) * min(subjects, len(COLUMNS))
+    fresh, styled = number * _fresh(number), sum(len(subjects) for _, subjects in _styles(concepts))
     calls = [number] * 3 + [1] * number + [fresh, styled] + [pairs] * 2
     pictures = 4 * number + fresh + styled + 4 * pairs  # one with two concepts is as wide as two
     units = sum(units_of(call, options.steps) for call in calls)
@@ -129,19 +128,22 @@ def _drawn(merge: Merge, host: Host, options: PreviewOptions, progress: Progress
     (base, summed, merged), alone = found[:3], [one[0] for one in found[3 : 3 + number]]
     fresh, styled, *both = found[3 + number :]
     rows = [Row([base[i], alone[i], summed[i], merged[i]], [concept.label]) for i, concept in enumerate(concepts)]
-    rows += _rows(fresh, asked[0], len(COLUMNS)) + _rows(styled, asked[1], _in_a_row(concepts))
+    rows += _rows(fresh, asked[0], [len(COLUMNS)] * -(-len(fresh) // len(COLUMNS)))
+    rows += _rows(styled, asked[1], [len(subjects) for _, subjects in _styles(concepts)])
     for k, (a, b) in enumerate(pairs):
         label = f"{concepts[a].label} + {concepts[b].label}"
         rows.append(Row([both[0][k], both[1][k]], [f"{label}: all tags", f"{label}: merged"], wide=2))
     return Pictures(lay_out(rows, options.font), card_of(merged))
 
 
-def _rows(pictures: Sequence[Image.Image], asked: Sequence[_Asked], number: int) -> list[Row]:
-    """So many pictures in each row."""
-    return [
-        Row(pictures[start : start + number], [one.caption for one in asked[start : start + number]])
-        for start in range(0, len(pictures), number)
-    ]
+def _rows(pictures: Sequence[Image.Image], asked: Sequence[_Asked], numbers: Sequence[int]) -> list[Row]:
+    """Pictures in rows, of so many each."""
+    rows, start = [], 0
+    for number in numbers:
+        captions = [one.caption for one in asked[start : start + number]]
+        rows.append(Row(pictures[start : start + number], captions))
+        start += number
+    return rows
 
 
 def _pairs(concepts: Sequence[Concept], options: PreviewOptions) -> list[tuple[int, int]]:
@@ -191,21 +193,22 @@ def _called(prompt: str, concept: Concept) -> str:
     return prompt.replace(concept.trigger, concept.label) if concept.trigger else f"{concept.label}: {prompt}"
 
 
-def _in_a_row(concepts: Sequence[Concept]) -> int:
-    """On how many subjects each style is drawn."""
-    return max(1, min(sum(concept.kind == "subject" for concept in concepts), len(COLUMNS)))
+def _styles(concepts: Sequence[Concept]) -> list[tuple[Concept, list[Concept]]]:
+    """Each style, and the first of the subjects that it is applied to."""
+    subjects = [concept for concept in concepts if concept.kind == "subject"]
+    styles = [concept for concept in concepts if concept.kind == "style"]
+    applied = [[own for own in subjects if not style.applied_to or own.label in style.applied_to] for style in styles]
+    return [(style, own[: len(COLUMNS)]) for style, own in zip(styles, applied, strict=True) if own]
 
 
 def _asked_styled(merge: Merge) -> list[_Asked]:
-    """Every style on some of the subjects."""
-    concepts, prompts = merge.request.concepts, merge.request.prompts
-    subjects = [concept for concept in concepts if concept.kind == "subject"][: len(COLUMNS)]
+    """Every style on some of its subjects."""
+    prompts = merge.request.prompts
     return [
         _Asked(
             ", ".join(filter(None, (concept_prompts(subject, prompts)[0], style.trigger))),
             f"{subject.label} in {style.label}",
         )
-        for style in concepts
-        if style.kind == "style"
+        for style, subjects in _styles(merge.request.concepts)
         for subject in subjects
     ]

@@ -162,7 +162,11 @@ def went_on(metadata: Mapping[str, str]) -> bool:
 def user_card(merge: Merge) -> dict[str, object]:
     """`NAME.json` as the WebUI's metadata editors write it (`modules/ui_edit_user_metadata.py` and those that extend it)."""
     report = merge.report
-    lines = [f"{c.name}: {c.trigger or 'no trigger'}" for c in report.concepts]
+    outfits = [concept.outfits for concept in merge.request.concepts]
+    lines = [
+        f"{c.name}: {' or '.join([c.trigger or 'no trigger', *others])}"
+        for c, others in zip(report.concepts, outfits, strict=True)
+    ]
     made_from = "\n".join(["Made from:", *credit_lines(_credits(merge))])
     card = {"description": "Merged by LoRACLR: " + "; ".join(lines), "notes": f"{report.table()}\n\n{made_from}"}
     if merge.request.save_as == "checkpoint":

@@ -32,7 +32,7 @@ def caption_words(inputs: Sequence[InputLora]) -> tuple[str, ...]:
 def phrases_of(request: MergeRequest, inputs: Sequence[InputLora], part: Part) -> Phrases:
     """The phrases of one part of the bank for a merge; none of them calls a concept by accident."""
     prompts = request.prompts
-    triggers = [lora.concept.trigger for lora in inputs if lora.concept.trigger]
+    triggers = [words for lora in inputs for words in (lora.concept.trigger, *lora.concept.outfits) if words]
     added = (*prompts.phrases, *(caption_words(inputs) if prompts.bank_name != NO_BANK else ()))
     return Phrases(
         prompts.bank_name,

@@ -53,6 +53,7 @@ class Teacher:
         share: of the points that others have
         alone: whether it never stands beside another
         guest: whether the words are those of a subject that a style is taught on
+        outfits: other words that call the subject
     """
 
     name: str
@@ -67,6 +68,7 @@ class Teacher:
     share: float = 1.0
     alone: bool = False
     guest: bool = False
+    outfits: tuple[str, ...] = ()
 
     @property
     def absent(self) -> tuple[int, ...]:
@@ -84,6 +86,10 @@ class Teacher:
             return []
         return [tuple(sorted({*self.absent, j})) for j in subjects if j not in self.active]
 
+    def called(self, slot: Slot) -> str:
+        """What calls the subject in a slot: of several sets of words each in its turn."""
+        return (self.words, *self.outfits)[slot.number % (1 + len(self.outfits))]
+
     def prompt(self, slot: Slot) -> str:
         """What calls the teacher in a slot."""
         phrase = slot.phrase
@@ -91,7 +97,7 @@ class Teacher:
         if self.fixed or (self.texts and (half or not phrase.thing)):
             text = self.texts[slot.number // 2 % len(self.texts)] + phrase.after
         else:
-            text = phrase.asking(self.words or phrase.thing)
+            text = phrase.asking(self.called(slot) or phrase.thing)
         return ", ".join(part for part in (text, self.style, self.quality) if part)
 
     def texts_asked(self, numbers: Iterable[int]) -> set[str]:
@@ -100,7 +106,7 @@ class Teacher:
 
     def prompt_beside(self, others: Sequence[Teacher], slot: Slot) -> str:
         """What is asked in a slot for several subjects at once, this one first."""
-        text = slot.phrase.asking(self.words, *(other.words for other in others))
+        text = slot.phrase.asking(self.called(slot), *(other.called(slot) for other in others))
         return ", ".join(part for part in (text, self.quality) if part)
 
 
@@ -118,13 +124,15 @@ def make_teachers(concepts: Sequence[Concept], prompts: PromptOptions) -> list[T
         common = {"quality": prompts.quality, "importance": concept.importance}
         if concept.kind == "subject":
             words, own = concept.trigger or concept.label, {"texts": concept.prompts, "fixed": bool(concept.prompts)}
-            teachers.append(Teacher(concept.label, i, active, words, **own, **common, alone=concept.alone))
+            own |= {"alone": concept.alone, "outfits": concept.outfits}
+            teachers.append(Teacher(concept.label, i, active, words, **own, **common))
             continue
         own = {"texts": prompts.plain, "style": concept.trigger or ""}
         own = {"texts": concept.prompts, "fixed": True} if concept.prompts else own
         teachers.append(Teacher(concept.label, i, active, **own, **common))
-        for j in subjects:
-            teachers.append(_style_on_subject(i, j, concepts, background, prompts, 1 / len(subjects)))
+        styled = [j for j in subjects if not concept.applied_to or concepts[j].label in concept.applied_to]
+        for j in styled:
+            teachers.append(_style_on_subject(i, j, concepts, background, prompts, 1 / len(styled)))
     if len(concepts) > 1:
         importance = sum(concept.importance for concept in concepts) / len(concepts)
         plain = {"texts": prompts.plain, "quality": prompts.quality, "importance": importance}
@@ -154,4 +162,5 @@ def _style_on_subject(
         concepts[style].importance,
         share,
         guest=True,
+        outfits=called.outfits,
     )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, TypeVar
@@ -48,6 +48,8 @@ class Concept:
         prompts: prompts to record in place of the templates
         dyn: how many of its ranks to use, as `dyn=` in a prompt; 0 for all
         alone: whether it is never taught beside another concept in one picture
+        outfits: other sets of trigger words that call it too, each taught as much as the first
+        applied_to: of a style with trigger words the subjects that it is taught on, by their labels; empty for all
     """
 
     lora: str
@@ -59,6 +61,8 @@ class Concept:
     prompts: tuple[str, ...] = ()
     dyn: int = 0
     alone: bool = False
+    outfits: tuple[str, ...] = ()
+    applied_to: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -158,6 +162,8 @@ class MergeRequest:
                 raise LoraclrError(
                     f"Two LoRAs are called {label} ({lora} is one): name it once, or rename one of the files."
                 )
+        for concept in self.concepts:
+            _check_applied(concept, self.concepts)
         self._check_output()
         if self.memory_mb < 1:
             raise LoraclrError(f"The memory budget is {self.memory_mb} MB: give at least 1.")
@@ -233,6 +239,26 @@ def _check_concept(concept: Concept) -> None:
         raise LoraclrError(f"The importance of {concept.label} is {concept.importance}: give a number above 0.")
     if concept.dyn < 0:
         raise LoraclrError(f"dyn of {concept.label} is {concept.dyn}: give a number of ranks, or 0 for all.")
+
+
+def _check_applied(concept: Concept, concepts: Sequence[Concept]) -> None:
+    """A style is applied to subjects that are there, and only where words call it can it be left out of others."""
+    if concept.outfits and (concept.kind != "subject" or concept.prompts):
+        raise LoraclrError(
+            f"{concept.label} has other sets of trigger words ({concept.outfits[0]}, …), which only a subject without prompts of "
+            "its own can have: leave them out."
+        )
+    if not concept.applied_to:
+        return
+    if concept.kind != "style" or concept.trigger == "":
+        raise LoraclrError(
+            f"{concept.label} is to be applied to {', '.join(concept.applied_to)} alone: say that it is a style (kind=style) and "
+            "give it trigger words (trigger=…), for without them it acts on everything."
+        )
+    subjects = [other.label for other in concepts if other.kind == "subject"]
+    for label in concept.applied_to:
+        if label not in subjects:
+            raise unknown_name("subject", label, subjects, where=f"that {concept.label} is applied to")
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

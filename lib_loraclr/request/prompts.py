@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import LoraclrError, unknown_name
 from .phrases import BANKS, contains_words
@@ -151,15 +151,25 @@ def check_prompts(concepts: Sequence, options: PromptOptions) -> None:
                 f"{concept.label} has no trigger words, and nothing in the prompts would call it: "
                 "give it some (trigger=…), or say that it is a style (kind=style)."
             )
-        prompts = concept_prompts(concept, options)
-        # CLIP's tokenizer lowers the case and joins blanks: what differs only there is the same to the model
-        heard = tuple(" ".join(prompt.lower().split()) for prompt in prompts)
-        if heard in callers:
-            raise LoraclrError(
-                f"{callers[heard]} and {concept.label} have the same prompts ({prompts[0]!r}, …), so no prompt "
-                "could call one without the other: give at least one of them other trigger words or prompts."
-            )
-        callers[heard] = concept.label
+        for words in (concept.trigger, *concept.outfits):
+            _require_other(replace(concept, trigger=words), options, callers)
+
+
+def _require_other(concept, options: PromptOptions, callers: dict[tuple[str, ...], str]) -> None:
+    """Refuse a concept whose prompts another has.
+
+    Args:
+        callers: prompts as the model hears them -> whose they are; these are put there
+    """
+    prompts = concept_prompts(concept, options)
+    # CLIP's tokenizer lowers the case and joins blanks: what differs only there is the same to the model
+    heard = tuple(" ".join(prompt.lower().split()) for prompt in prompts)
+    if heard in callers:
+        raise LoraclrError(
+            f"{callers[heard]} and {concept.label} have the same prompts ({prompts[0]!r}, …), so no prompt "
+            "could call one without the other: give at least one of them other trigger words or prompts."
+        )
+    callers[heard] = concept.label
 
 
 def plain_prompts_that_call(concepts: Sequence, options: PromptOptions) -> list[str]:

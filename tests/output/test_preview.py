@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +107,8 @@ def test_every_style_is_shown_on_the_first_subjects() -> None:
     assert [one.caption for one in asked] == [f"{name} in ink" for name in "abcd"]
     assert asked[0].prompt == "a photo of a word, ink style"
     assert preview._asked_styled(_merge(*subjects)) == [], "no style, no row"
+    some = replace(ink, applied_to=("e", "b"))
+    assert [one.caption for one in preview._asked_styled(_merge(some, *subjects))] == ["b in ink", "e in ink"]
     fog = Concept("fog.safetensors", trigger="", kind="style")
     assert preview._asked_styled(_merge(fog, subjects[0]))[0].prompt == "a photo of a word", "acts without words"
 

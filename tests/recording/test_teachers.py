@@ -113,3 +113,27 @@ def test_several_subjects_are_called_in_their_order_and_this_one_first() -> None
     assert cat.prompt_beside([fox], slot()) == "a painting of cat next to fox, at night"
     assert owl.prompt_beside([fox, cat], slot()) == "a painting of owl, fox next to cat, at night"
     assert replace(fox, quality="8k").prompt_beside([cat], slot()) == "a painting of fox next to cat, at night, 8k"
+
+
+def test_each_set_of_trigger_words_is_asked_in_its_turn_alone_in_scenes_and_in_a_style(demo: Path) -> None:
+    dressed = replace(concept(demo, "fox-face"), outfits=("sks animal in red", "sks animal in armor"))
+    style = concept(demo, "style-clay")
+    fox, penguin, _, clay_on_fox, *_ = make_teachers([dressed, concept(demo, "penguin"), style], PROMPTS)
+    sets = ("sks animal", *dressed.outfits)
+    for number in range(6):
+        here = slot(number)
+        words = sets[number % 3]
+        assert fox.prompt(here) == f"a painting of {words}, at night"
+        assert fox.prompt_beside([penguin], here) == f"a painting of {words} next to ohwx bird, at night"
+        assert penguin.prompt_beside([fox], here) == f"a painting of ohwx bird next to {words}, at night"
+        assert clay_on_fox.name == "style-clay on fox-face" and f"{words}," in clay_on_fox.prompt(here)
+
+
+def test_a_style_is_taught_on_the_subjects_that_it_is_applied_to(demo: Path) -> None:
+    names = ("fox-face", "penguin", "pizza")
+    clay = replace(concept(demo, "style-clay"), applied_to=("penguin",))
+    teachers = make_teachers([*(concept(demo, name) for name in names), clay], PROMPTS)
+    [guest] = [teacher for teacher in teachers if teacher.guest]
+    assert guest.name == "style-clay on penguin" and guest.share == 1, "with the points of all"
+    everywhere = make_teachers([*(concept(demo, name) for name in names), replace(clay, applied_to=())], PROMPTS)
+    assert sum(teacher.guest for teacher in everywhere) == 3, "control"

@@ -119,6 +119,11 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
         ("--renoised", "points per concept besides, on its finished pictures with fresh noise", recording.renoised),
     ):
         group.add_argument(flag, type=int, default=None, help=f"{text} (default: {default})")
+    for flag, metavar, text in (
+        ("--outfit", "NAME=WORDS", "other trigger words that call a subject too, taught as much as the first"),
+        ("--applied-to", "STYLE=NAME", "a subject that a style with trigger words is taught on, in place of all"),
+    ):
+        group.add_argument(flag, action="append", default=[], metavar=metavar, help=f"{text}; may be repeated")
     group.add_argument(
         "--alone",
         action="append",
@@ -237,6 +242,9 @@ def _described(concepts: Sequence[Concept], arguments: argparse.Namespace) -> li
         changes[name]["importance"] = float(parse_number(value, f"The importance of {name} is {value!r}"))
     for name, value in _pairs(arguments.concept_prompt, "--concept-prompt", labels):
         changes[name]["prompts"] = (*changes[name].get("prompts", ()), value)
+    for flag, field in (("outfit", "outfits"), ("applied_to", "applied_to")):
+        for name, value in _pairs(getattr(arguments, flag, []), f"--{flag.replace('_', '-')}", labels):
+            changes[name][field] = (*changes[name].get(field, ()), value)
     for name in getattr(arguments, "alone", []):
         if name not in changes:
             raise unknown_name("LoRA called", name, labels)

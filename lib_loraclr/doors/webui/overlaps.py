@@ -71,12 +71,14 @@ def sentence(overlap: Overlap) -> str:
     share = overlap.shares[overlap.worst]
     if level(share) == "hardly":
         return "They hardly touch each other: all tags in one prompt would do nearly as well as a merge."
-    told = (
-        f"{disturbed} needs the merge most: with both tags in one prompt, {by} moves what it draws {share:.1f} times as far as "
-        f"{disturbed} itself does."
-    )
+    told = f"{disturbed} needs the merge most: with both tags in one prompt, {by} {_lost(share)}."
     back = overlap.shares.get((by, disturbed), 0.0)
-    return told + (f" And {disturbed} moves {by} ({back:.1f})." if level(back) == "much" else "")
+    return told + (f" Of {by}, {disturbed} {_lost(back)}." if level(back) == "much" else "")
+
+
+def _lost(share: float) -> str:
+    """What that much does, in words."""
+    return "leaves nothing" if share >= 1 else f"leaves about {1 - share:.0%}"
 
 
 def view(overlap: Overlap | None, note: str) -> str:

@@ -18,6 +18,8 @@ from ...request import KINDS, Concept, MergeRequest, parse_number
 from .catalogue import obstacle, preview_url
 from .notes import safe
 
+#: fields that are written one per line
+_LINES = ("prompts", "outfits", "applied_to")
 #: what a row has of a concept, and what stands there before anybody writes in it
 _FIELDS = {item.name: item.default for item in fields(Concept) if item.name != "lora"}
 _NUMBERS = {"te_weight": "text encoder weight", "unet_weight": "UNet weight", "importance": "importance"}
@@ -29,6 +31,8 @@ _TIPS = {
     "importance": "How much this concept's errors count while merging; it is not the weight",
     "alone": "Whether it is taught in pictures that show it beside another concept",
     "prompts": "Record this concept on these prompts instead of the templates, one per line",
+    "outfits": "Other trigger words that call this concept too, as in another outfit: each set is taught as much as the first",
+    "applied_to": "The subjects that this style is taught on; in prompts its trigger words call it",
 }
 
 
@@ -46,7 +50,7 @@ class Row:
 
     def __getitem__(self, name: str) -> Any:
         """What stands in a field."""
-        return self.typed.get(name, "" if name in ("prompts", "trigger") else _FIELDS[name])
+        return self.typed.get(name, "" if name in (*_LINES, "trigger") else _FIELDS[name])
 
     def weighted(self, other: Row) -> Row:
         """With the weights of another row."""
@@ -60,7 +64,10 @@ class Row:
         """
         values: dict[str, Any] = {"trigger": str(self["trigger"]).strip(), "kind": self["kind"]}
         values["alone"] = bool(self["alone"])
-        values["prompts"] = tuple(line.strip() for line in str(self["prompts"]).splitlines() if line.strip())
+        for name in _LINES:
+            values[name] = tuple(line.strip() for line in str(self[name]).splitlines() if line.strip())
+        # what stands in a field that the row's kind does not show
+        values |= {"applied_to": ()} if self["kind"] != "style" else {"outfits": ()}
         for name, label in _NUMBERS.items():
             values[name] = float(parse_number(self[name], f"The {label} of {self.lora} is {self[name]!r}"))
         return Concept(str(lora.path), **values)
@@ -129,7 +136,7 @@ def of_concept(concept: Concept, name: str) -> Row:
     """
     typed = {field: getattr(concept, field) for field in _FIELDS if field != "dyn"}
     typed |= {
-        "prompts": "\n".join(concept.prompts),
+        **{field: "\n".join(getattr(concept, field)) for field in _LINES},
         "trigger": concept.trigger or "",
         "alone": "true" if concept.alone else "",
     }
@@ -175,7 +182,7 @@ def render(table: Table, loras: Mapping[str, InstalledLora]) -> str:
             f"<div class='loraclr-rows loraclr-empty' data-taken='{safe(table.taken)}'>"
             "<p>Choose two or more LoRAs above. Each gets a row here with its weights and trigger words.</p></div>"
         )
-    body = "".join(_row(row, loras.get(row.lora)) for row in table.rows)
+    body = "".join(_row(row, loras.get(row.lora), table.rows) for row in table.rows)
     head = (
         "<div class='loraclr-row loraclr-head'><span></span><span>Concept</span>"
         f"<span title='{safe(_TIPS['te_weight'])}'>Weight</span>"
@@ -185,16 +192,16 @@ def render(table: Table, loras: Mapping[str, InstalledLora]) -> str:
     return f"<div class='loraclr-rows' data-taken='{safe(table.taken)}'>{head}{body}{_bulk(table.rows)}</div>"
 
 
-def _row(row: Row, lora: InstalledLora | None) -> str:
+def _row(row: Row, lora: InstalledLora | None, rows: Sequence[Row]) -> str:
     reason = obstacle(lora) if lora else "it is not installed any more"
     folder = f"{lora.folder}/" if lora and lora.folder else ""
     kind = "unreadable" if lora and lora.problem else lora.family if lora else ""
     badge = f" <span class='loraclr-badge'>{safe(kind)}</span>" if lora and reason else ""
     refused = f"<div class='loraclr-refused'>Cannot be merged: {safe(reason)}.</div>" if reason else ""
-    more = " open" if row["prompts"] or row["alone"] or _number(row["importance"]) != "1" else ""
+    more = " open" if row["prompts"] or row["outfits"] or row["alone"] or _number(row["importance"]) != "1" else ""
     return (
-        f"<div class='loraclr-row loraclr-concept{' loraclr-bad' if reason else ''}' data-lora='{safe(row.lora)}'>"
-        f"{_picture(lora)}"
+        f"<div class='loraclr-row loraclr-concept{' loraclr-bad' if reason else ''}' data-lora='{safe(row.lora)}' "
+        f"data-kind='{safe(row['kind'])}'>{_picture(lora)}"
         f"<span class='loraclr-name' title='{safe(folder + row.lora)}'>"
         f"<small>{safe(folder)}</small>{safe(row.lora)}{badge}</span>"
         f"{_weights(row)}{_trigger(row, lora)}{_cell('Kind', _kind(row), 'loraclr-kind')}"
@@ -202,8 +209,8 @@ def _row(row: Row, lora: InstalledLora | None) -> str:
         f"<div class='loraclr-extra'><label>Importance {_number_input(row, 'importance')}</label>"
         f"<label>Own prompts <textarea data-field='prompts' rows='2' placeholder='in place of the templates, one per line' "
         f"aria-label='Own prompts of {safe(row.lora)}' title='{safe(_TIPS['prompts'])}'>"
-        f"{safe(row['prompts'])}</textarea></label>{_alone(row)}</div>"
-        f"{refused}</div>"
+        f"{safe(row['prompts'])}</textarea></label>{_outfits(row)}{_alone(row)}</div>"
+        f"{_applied_to(row, rows)}{refused}</div>"
     )
 
 
@@ -256,6 +263,35 @@ def _kind(row: Row) -> str:
         f"<option value='{kind}'{' selected' if kind == row['kind'] else ''}>{kind}</option>" for kind in KINDS
     )
     return f"<select data-field='kind' aria-label='Kind of {safe(row.lora)}' title='{safe(_TIPS['kind'])}'>{options}</select>"
+
+
+def _outfits(row: Row) -> str:
+    """Other sets of trigger words, of a subject."""
+    return (
+        "<label class='loraclr-of-subject'>Outfits <textarea data-field='outfits' rows='2' "
+        f"placeholder='other trigger words, one set per line' aria-label='Outfits of {safe(row.lora)}' "
+        f"title='{safe(_TIPS['outfits'])}'>{safe(row['outfits'])}</textarea></label>"
+    )
+
+
+def _applied_to(row: Row, rows: Sequence[Row]) -> str:
+    """Which subjects a style is taught on: a tick each, which the browser writes into the field; none is all.
+
+    The browser shows it where the row is a style's, with those of the others that are subjects.
+    """
+    others = [other for other in rows if other.lora != row.lora]
+    if len(others) < 2:
+        return ""
+    chosen = str(row["applied_to"]).splitlines()
+    ticks = "".join(
+        f"<label data-subject='{safe(other.lora)}'{'' if other['kind'] == 'subject' else ' hidden'}><input type='checkbox'"
+        f"{'' if chosen and other.lora not in chosen else ' checked'}>{safe(other.lora)}</label>"
+        for other in others
+    )
+    return (
+        f"<div class='loraclr-applied' title='{safe(_TIPS['applied_to'])}'><span>Applied to</span>{ticks}"
+        f"<input type='hidden' data-field='applied_to' value='{safe(row['applied_to'])}'></div>"
+    )
 
 
 def _alone(row: Row) -> str:

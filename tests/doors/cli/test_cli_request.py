@@ -42,6 +42,22 @@ def test_every_argument_reaches_the_request() -> None:
     )
 
 
+def test_outfits_and_the_subjects_of_a_style_are_said_by_name() -> None:
+    concepts = request_of(
+        *(
+            "fox.safetensors",
+            "penguin.safetensors",
+            "ink.safetensors",
+            "--kind",
+            "ink=style",
+            "--trigger",
+            "ink=ink style",
+        ),
+        *("--outfit", "fox=sks in red", "--outfit", "fox=sks in armor", "--applied-to", "ink=penguin"),
+    ).concepts
+    assert concepts[0].outfits == ("sks in red", "sks in armor") and concepts[2].applied_to == ("penguin",)
+
+
 def test_an_option_by_name_is_the_same_as_its_flag() -> None:
     assert request_of("a.safetensors", "--option", "steps=7") == request_of("a.safetensors", "--steps", "7")
 

@@ -134,3 +134,28 @@ def test_a_guess_is_called_one_until_somebody_writes_another_word(doors: Doors) 
         bound, values = tab(doors)
         table = json.dumps({"rows": [{"lora": name, "trigger": trigger}]})
         assert ("(guessed)" in bound.check("", table, [name], "", False, *values)[0]) is guessed
+
+
+def test_a_style_has_a_tick_for_each_subject_and_a_subject_has_outfits(doors: Doors) -> None:  # noqa: F811
+    rows = doors.module("rows")
+    doors.lora("hat", **{"modelspec.trigger_phrase": "ohwx hat"})
+    names = ("fox", "hat", "penguin")
+    typed = [{"lora": "fox", "outfits": "sks in red\n\nsks in armor"}, {"lora": "hat", "trigger": "ohwx hat"}]
+    typed.append({"lora": "penguin", "kind": "style", "trigger": "ink", "applied_to": "fox\nhat"})
+    table = rows.Table.parse(json.dumps({"rows": typed}))
+    loras = rows.found(table.rows)
+    concepts = [row.concept(loras[row.lora]) for row in table.rows]
+    assert concepts[0].outfits == ("sks in red", "sks in armor") and concepts[2].applied_to == ("fox", "hat")
+    assert [rows.of_concept(c, n).concept(loras[n]) for c, n in zip(concepts, names, strict=True)] == concepts
+    typed[2] |= {"applied_to": "fox"}
+    html = rows.render(rows.Table.parse(json.dumps({"rows": typed})), loras)
+    own = html.split("data-lora='penguin'")[1]
+    assert "data-subject='fox'><input type='checkbox' checked>" in own
+    assert "data-subject='hat'><input type='checkbox'>" in own and "data-subject='penguin'" not in own
+    assert "data-subject='penguin' hidden" in html.split("data-lora='fox'")[1], (
+        "a style is no subject, until it is made one"
+    )
+    subject = rows.Table.parse(json.dumps({"rows": [{**typed[2], "kind": "subject", "outfits": "x"}]})).rows[0]
+    assert subject.concept(loras["penguin"]).applied_to == (), "what the row's kind does not show is not sent"
+    style = rows.Table.parse(json.dumps({"rows": [{**typed[0], "kind": "style"}]})).rows[0]
+    assert style.concept(loras["fox"]).outfits == ()
