@@ -93,6 +93,10 @@ function loraclrChoose(picker, key) {
 
 // The WebUI gives every text on the page that is also one of its own labels that label's tooltip, a second after it appeared.
 function loraclrOwnTips(tab) {
+    for (const [name, text] of Object.entries(loraclrTips)) {
+        const fold = tab.querySelector(`#loraclr_${name} > .label-wrap`);
+        if (fold) fold.title = text;
+    }
     if (typeof titles !== "object") return;
     for (const node of tab.querySelectorAll("span, button, p, input, li.item")) {
         const theirs = titles[node.textContent] || titles[node.value] || titles[node.dataset.value];
@@ -301,6 +305,7 @@ function loraclrCopyByHand(text, done) {
     done();
 }
 
+// gradio's folds take no tooltip; some are made when they are first seen.
 const loraclrTips = {
     prompts: "What the model is asked with each concept, and without any",
     output: "What is written, and in which precision",
@@ -327,10 +332,6 @@ onUiLoaded(function() {
         }
         if (event.target.closest(".loraclr-close")) event.target.closest(".loraclr-note").remove();
     });
-    // gradio's folds take no tooltip.
-    for (const [name, text] of Object.entries(loraclrTips)) {
-        tab.querySelector(`#loraclr_${name} > .label-wrap`).title = text;
-    }
     // gradio's picker takes Enter for a choice whatever is held down with it, and the WebUI takes Esc for Interrupt although it
     // closes a list. Before either hears of them, hence "capture".
     tab.addEventListener("keydown", (event) => {

@@ -39,10 +39,9 @@ def merged_files() -> list[str]:
 def _merged() -> list[tuple[str, str]]:
     """Name and alias of each."""
     # here, as they bring the engine with them, and the WebUI's start need not wait for it
-    from ...hosts import running
-    from .history import is_merged
+    from .history import merged_loras
 
-    return [(lora.name, lora.alias) for lora in running.installed_loras() if is_merged(lora)]
+    return [(lora.name, lora.alias) for lora in merged_loras()]
 
 
 def _confirm(p: Any, values: Sequence[str]) -> None:

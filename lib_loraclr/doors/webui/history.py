@@ -110,15 +110,13 @@ def find(entry_id: str) -> Entry:
     raise LoraclrError("That merge is not in the history any more: open it anew.")
 
 
-def is_merged(lora: running.InstalledLora) -> bool:
-    """Whether its file says how it was merged."""
-    return _RECIPE in lora.metadata
+def merged_loras() -> list[running.InstalledLora]:
+    """The installed LoRAs that LoRACLR merged, here or elsewhere, by name."""
+    return [lora for lora in running.installed_loras() if _RECIPE in lora.metadata]
 
 
 def _of_files() -> Iterator[Entry]:
-    for lora in running.installed_loras():
-        if not is_merged(lora):
-            continue
+    for lora in merged_loras():
         texts = _texts(lora)
         try:
             request = read_recipe(texts, lora.name)[0]

@@ -6,8 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from . import jobs, naming, notes, trying, views
+from . import history, jobs, naming, notes, trying, views
 from .notes import SHOWN
+from .trial_fields import ALL_TAGS, BASE, NOTHING
 
 
 def result(job: jobs.Job) -> list[Any]:
@@ -22,6 +23,7 @@ def result(job: jobs.Job) -> list[Any]:
         name=gr.update(value=naming.proposed(job.names, save_as), label=f"Name of the new {what}"),
         copy=gr.update(value="Copy trigger words" if save_as == "checkpoint" else "Copy tag"),
         try_prompt=gr.update(placeholder=trying.proposed_prompt(job.result.merge)),
+        against=gr.update(choices=[NOTHING, BASE, ALL_TAGS, *(lora.name for lora in history.merged_loras())]),
         try_width=job.result.merge.request.recording.width,
         try_height=job.result.merge.request.recording.height,
         job=job.id,

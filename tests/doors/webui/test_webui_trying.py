@@ -89,6 +89,20 @@ def test_what_cannot_be_tried_is_said_and_the_result_stays(
     assert doors.module("jobs").find(job_id).state == "finished"
 
 
+def test_what_was_merged_here_is_offered_to_compare_with(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors)
+    first = merged(doors, bound, values)
+    assert first["against"]["choices"] == ["Nothing", "The base model", "All tags in one prompt"]
+    bound.keep(first["job"], "former", "")
+    second = merged(doors, bound, values)
+    # the stand-in reads no metadata of files that are written: as the WebUI has them
+    doors.webui.networks.available_networks["former"].metadata = {"loraclr.request": "{}"}
+    third = merged(doors, bound, values, second["job"])
+    assert third["against"]["choices"][-1] == "former"
+    view, message = tried(bound, third["job"], pictures=1.0, against="former")
+    assert message == "" and "right: former" in view
+
+
 def test_what_is_no_result_any_more_or_of_another_checkpoint_is_not_tried(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
     job_id = merged(doors, bound, values)["job"]
