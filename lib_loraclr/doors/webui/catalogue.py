@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ...errors import LoraclrError
 from ...hosts.running import InstalledLora, find_lora, installed_loras, loaded_family
 from ...request import Concept, parse_lora_argument
-
-if TYPE_CHECKING:
-    from .history import Entry
 
 #: between the parts of a choice; gradio 3.41 has no labels for a dropdown's values, so the label is the value
 _BETWEEN = "  ·  "
@@ -88,12 +84,6 @@ def preview_url(lora: InstalledLora) -> str | None:
         return None
     path = quote(lora.preview.absolute().as_posix())
     return f"./sd_extra_networks/thumb?filename={path}&mtime={int(lora.preview.stat().st_mtime)}"
-
-
-def picture_of(entry: Entry) -> str | None:
-    """Where the WebUI serves the picture of a merge that was kept as a LoRA, if that is still there."""
-    lora = entry.lora
-    return preview_url(lora) if lora else None
 
 
 def known_as(names: Sequence[str]) -> list[str]:

@@ -119,7 +119,9 @@ class Choosing:
     def history(self) -> str:
         """What was made, the latest first."""
         try:
-            return history_fields.view(history.entries(), catalogue.picture_of)
+            found = history.entries()
+            urls = {entry_id: catalogue.preview_url(lora) for entry_id, lora in history.files(found).items()}
+            return history_fields.view(found, urls)
         except LoraclrError as error:
             return notes.error(str(error))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,16 +49,6 @@ class Entry:
     figures: dict[str, float | None]
     recipe: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def lora(self) -> running.InstalledLora | None:
-        """The file, if it is a LoRA and still installed."""
-        if self.save_as == "checkpoint":
-            return None
-        try:
-            return running.find_lora(self.name)
-        except LoraclrError:
-            return None
-
     def request(self) -> MergeRequest:
         """What was asked.
 
@@ -96,6 +86,14 @@ def entries() -> list[Entry]:
     for entry in sorted([*_of_files(), *_logged()], key=lambda entry: (bool(entry.recipe), entry.date)):
         found[entry.name, entry.save_as == "checkpoint"] = entry
     return sorted(found.values(), key=lambda entry: -entry.date)
+
+
+def files(found: Iterable[Entry]) -> dict[str, running.InstalledLora]:
+    """Entry's id -> its file, of the LoRAs that are still installed; no folder is looked at again for those that are not."""
+    installed = {lora.name: lora for lora in running.installed_loras()}
+    return {
+        entry.id: installed[entry.name] for entry in found if entry.save_as != "checkpoint" and entry.name in installed
+    }
 
 
 def find(entry_id: str) -> Entry:

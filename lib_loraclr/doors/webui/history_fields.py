@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -38,25 +38,26 @@ class HistoryFields:
         )
 
 
-def view(entries: Sequence[Entry], picture: Callable[[Entry], str | None]) -> str:
+def view(entries: Sequence[Entry], pictures: Mapping[str, str | None]) -> str:
     """The merges as a table.
 
     Args:
-        picture: where the WebUI serves a merge's picture; None where there is none
+        pictures: id of what is still installed -> where the WebUI serves its picture; None where it has none
     """
     if not entries:
         return "<p class='loraclr-small'>Merges that are kept are listed here.</p>"
-    rows = "".join(_row(entry, picture(entry)) for entry in entries[:_SHOWN])
+    rows = "".join(_row(entry, pictures) for entry in entries[:_SHOWN])
     more = f"<p class='loraclr-small'>The latest {_SHOWN} of {len(entries)}.</p>" if len(entries) > _SHOWN else ""
     return f"<div class='loraclr-history'>{rows}</div>{more}"
 
 
-def _row(entry: Entry, url: str | None) -> str:
+def _row(entry: Entry, pictures: Mapping[str, str | None]) -> str:
+    url = pictures.get(entry.id)
     image = f"<img class='loraclr-thumb' src='{safe(url)}' alt='' loading='lazy'>" if url else ""
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.date))
     kind = " · checkpoint" if entry.save_as == "checkpoint" else ""
     concepts = ", ".join(f"{name} {share:.0%}" if share is not None else name for name, share in entry.figures.items())
-    gone = "" if entry.save_as == "checkpoint" or entry.lora else " · deleted"
+    gone = "" if entry.save_as == "checkpoint" or entry.id in pictures else " · deleted"
     tip = "Fill the form with what this merge was asked for"
     return (
         f"<div class='loraclr-made'>{image or '<span class=loraclr-thumb></span>'}"
