@@ -153,7 +153,7 @@ def _table(concepts: Sequence[ConceptReport]) -> str:
         f"<td>{figure(c.merged)}</td><td>{figure(c.all_tags)}</td></tr>"
         for c in concepts
     )
-    return f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return f"<div class='loraclr-wide'><table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
 
 
 def _share(value: float | None) -> str:
