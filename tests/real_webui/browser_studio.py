@@ -99,6 +99,10 @@ def _arranged(way: Way) -> dict[str, Any]:
     common = page.locator("#RP_usecommont2i input")
     seen["regions"] = common.is_checked() if common.count() else None
     way.shot("24-sent")
+    if common.count():
+        way.generate()
+        seen["infotext"] = way.text("#html_info_txt2img")
+        way.shot("26-regions")
     return seen
 
 
