@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..model import Host
@@ -10,6 +10,7 @@ from ..progress import Progress, Stage
 from ..recording import (
     PathPlan,
     Predictor,
+    Teacher,
     bundled_embeddings,
     draw_slots,
     load_inputs,
@@ -19,7 +20,7 @@ from ..recording import (
     recorded_clip_skip,
 )
 from ..refining import squared_errors
-from ..request import MergeRequest, Part, is_background
+from ..request import Concept, MergeRequest, Part, PromptOptions, is_background
 from .stage_plan import LEARN
 
 #: steps of each denoising path: its noise levels are spread over all that a picture passes
@@ -47,10 +48,21 @@ class Overlap:
         return max(self.shares, key=self.shares.get, default=None)
 
 
-def overlap_evaluations(concepts: int, paths: int) -> int:
+def overlap_evaluations(request: MergeRequest, paths: int) -> int:
     """How many samples `measure_overlap` runs through the model at most."""
-    # the paths with guidance, what is predicted at their points with and without the concept, and with each other one beside it
-    return concepts * paths * _STEPS * (2 + 3 + concepts - 1)
+    plan = _plan(request, paths)
+    beside = plan.points * (len(request.concepts) - 1)
+    return sum(plan.evaluations(own, []) + beside for own in _own_teachers(request.concepts, request.prompts).values())
+
+
+def _plan(request: MergeRequest, paths: int) -> PathPlan:
+    return PathPlan(Part.LEARN, LEARN + request.seed, paths, _STEPS)
+
+
+def _own_teachers(concepts: Sequence[Concept], prompts: PromptOptions) -> dict[int, Teacher]:
+    """Number among the teachers -> teacher, of those that ask for one concept alone."""
+    teachers = enumerate(make_teachers(concepts, prompts))
+    return {k: teacher for k, teacher in teachers if teacher.concept is not None and not teacher.guest}
 
 
 def measure_overlap(request: MergeRequest, host: Host, *, paths: int, progress: Progress | None = None) -> Overlap:
@@ -78,16 +90,13 @@ def measure_overlap(request: MergeRequest, host: Host, *, paths: int, progress: 
         memory=request.memory_mb << 20,
         progress=progress,
     )
-    teachers = make_teachers(concepts, request.prompts)
-    plan = PathPlan(Part.LEARN, LEARN + request.seed, paths, _STEPS)
+    teachers, plan = make_teachers(concepts, request.prompts), _plan(request, paths)
     skip, _ = recorded_clip_skip(request.recording.clip_skip, inputs, host)
     shares: dict[tuple[str, str], float] = {}
-    progress.start(Stage.RECORDING, overlap_evaluations(len(concepts), paths))
+    progress.start(Stage.RECORDING, overlap_evaluations(request, paths))
     with host.knowing(bundled_embeddings(inputs)), host.skipping(skip):
         slots = draw_slots(plan, phrases_of(request, inputs, plan.part), [])
-        for k, teacher in enumerate(teachers):
-            if teacher.concept is None or teacher.guest:
-                continue
+        for k, teacher in _own_teachers(concepts, request.prompts).items():
             examples = record_examples(predictor, teachers, k, plan, slots)
             effect = float(examples.effect.sum())
             for j in range(len(concepts)):

@@ -61,19 +61,8 @@ class InputLora:
     def order(self) -> tuple:
         """A sort key that depends only on what the input is."""
         c = self.concept
-        own = (
-            c.te_weight,
-            c.unet_weight,
-            c.dyn,
-            c.trigger,
-            c.kind,
-            c.importance,
-            c.prompts,
-            c.alone,
-            c.outfits,
-            c.applied_to,
-        )
-        return self.file.hash, *own
+        asked = (c.trigger, c.kind, c.importance, c.prompts, c.alone, c.outfits, c.applied_to)
+        return self.file.hash, c.te_weight, c.unet_weight, c.dyn, *asked
 
 
 def load_inputs(concepts: Sequence[Concept], host: Host, progress: Progress | None = None) -> list[InputLora]:

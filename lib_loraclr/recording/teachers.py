@@ -87,8 +87,9 @@ class Teacher:
         return [tuple(sorted({*self.absent, j})) for j in subjects if j not in self.active]
 
     def called(self, slot: Slot) -> str:
-        """What calls the subject in a slot: of several sets of words each in its turn."""
-        return (self.words, *self.outfits)[slot.number % (1 + len(self.outfits))]
+        """What calls the subject in a slot: of several sets of words each in its turn, and along a path the same."""
+        turn = slot.number if slot.path is None else slot.path
+        return (self.words, *self.outfits)[turn % (1 + len(self.outfits))]
 
     def prompt(self, slot: Slot) -> str:
         """What calls the teacher in a slot."""

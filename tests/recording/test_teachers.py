@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lib_loraclr.recording.examples import PathPlan, draw_slots
 from lib_loraclr.recording.teachers import Slot, Teacher, make_teachers
 from lib_loraclr.request.merge_request import Concept
 from lib_loraclr.request.phrases import Part, Phrase, Phrases
@@ -127,6 +128,19 @@ def test_each_set_of_trigger_words_is_asked_in_its_turn_alone_in_scenes_and_in_a
         assert fox.prompt_beside([penguin], here) == f"a painting of {words} next to ohwx bird, at night"
         assert penguin.prompt_beside([fox], here) == f"a painting of ohwx bird next to {words}, at night"
         assert clay_on_fox.name == "style-clay on fox-face" and f"{words}," in clay_on_fox.prompt(here)
+
+
+def test_a_path_is_followed_with_one_set_of_trigger_words(demo: Path) -> None:
+    """What is predicted as a path is followed stands for the slots that are asked the same: their prompts are that path's."""
+    fox, *_ = make_teachers([replace(concept(demo, "fox-face"), outfits=("sks animal in red",))], PROMPTS)
+    plan = PathPlan(Part.LEARN, 0, 3, 8)
+    phrases = Phrases("photo", Part.LEARN, templates=PROMPTS.templates, seed=0)
+    drawn = draw_slots(plan, phrases, [])
+    known = plan.known(fox)
+    assert len(known) > plan.paths, "control: more than the first of each path"
+    for number in known:
+        assert fox.prompt(drawn[number]) == fox.prompt(drawn[number % plan.paths])
+    assert {fox.called(slot) for slot in drawn} == {"sks animal", "sks animal in red"}
 
 
 def test_a_style_is_taught_on_the_subjects_that_it_is_applied_to(demo: Path) -> None:

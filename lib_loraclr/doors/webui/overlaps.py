@@ -33,14 +33,13 @@ def look(request: MergeRequest, host: Host, key: pace.Key) -> tuple[Overlap | No
     Raises:
         LoraclrError: an input that cannot be read any more
     """
-    number = len(request.concepts)
-    if number < 2:
+    if len(request.concepts) < 2:
         return None, ""
     asked = _asked(request, host)
     if asked not in _latest:
         each = pace.seconds_per_unit(key)[Work.EVALUATION]
-        paths = _PATHS if each * overlap_evaluations(number, _PATHS) <= _WELCOME else 1
-        expected = each * overlap_evaluations(number, paths)
+        paths = _PATHS if each * overlap_evaluations(request, _PATHS) <= _WELCOME else 1
+        expected = each * overlap_evaluations(request, paths)
         if expected > _MOST:
             return None, f"Who will be in whose way was not looked at: that would take {duration(expected)} here."
         if shared.state.job:

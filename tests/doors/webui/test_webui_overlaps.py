@@ -41,7 +41,7 @@ def test_where_it_would_take_long_or_the_model_is_busy_the_reason_is_said(
 ) -> None:
     overlaps = doors.module("overlaps")
     pace = overlaps.pace
-    for each, paths, told in ((0.1, 2, ""), (0.5, 1, ""), (9.0, None, "that would take 7 min here")):
+    for each, paths, told in ((0.1, 2, ""), (0.5, 1, ""), (9.0, None, "that would take 5 min here")):
         asked: list[int] = []
         monkeypatch.setattr(pace, "seconds_per_unit", lambda _, each=each: dict.fromkeys(Work, each))
         monkeypatch.setattr(
