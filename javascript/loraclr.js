@@ -310,6 +310,7 @@ const loraclrTips = {
     prompts: "What the model is asked with each concept, and without any",
     output: "What is written, and in which precision",
     try: "Pictures of a prompt of your own, before anything is written",
+    further: "More steps from this result on, which stays beside it",
     try_how: "Of the pictures that are tried",
     history: "What was kept here, and from files that were merged elsewhere; the form can be filled from each",
     advanced: "Method, rank and options; what is recorded; memory and seed",

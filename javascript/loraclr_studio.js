@@ -7,6 +7,15 @@ function loraclrTry(...inputs) {
     return inputs;
 }
 
+// First inputs: a task id, the table. Its end is told to a page that was loaded anew, as a merge's is.
+function loraclrFurther(...inputs) {
+    inputs[0] = randomId().replace("(", "(" + loraclrPage() + "-");
+    inputs[1] = loraclrRows();
+    localSet("loraclr_task_id", inputs[0]);
+    loraclrWatch(inputs[0], 40);
+    return inputs;
+}
+
 // Where one of two pictures of the same seed ends and the other begins.
 function loraclrCompare(slider) {
     slider.closest(".loraclr-ab").style.setProperty("--loraclr-at", slider.value + "%");

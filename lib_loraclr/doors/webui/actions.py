@@ -15,6 +15,7 @@ from . import (
     arranging,
     catalogue,
     form,
+    further,
     jobs,
     keeping,
     naming,
@@ -95,6 +96,36 @@ class Actions(Choosing):
         else:
             seen = panel.unchanged(job_id, decided=not undecided)
         return [*seen, _again(own or unloaded)]
+
+    # -- refining further
+
+    def refine(self, task: str, table: str, shown: str, draw: bool, steps: float | None) -> list[Any]:
+        """Go on from a result that is not kept yet, which stays; runs inside `wrap_gradio_gpu_call`, as `merge` does."""
+        before = jobs.find(shown)
+        try:
+            if jobs.is_stopped(task):
+                raise Interrupted
+            job = further.job_of(_job(shown), Table.parse(table), steps, draw=draw, task=task)
+            jobs.run(job, lock_held=True)
+        except LoraclrError as error:
+            return _still(before, notes.error(str(error)))
+        except Interrupted:
+            return _still(before, notes.note("Interrupted. The result before is still there."))
+        except Exception as error:  # noqa: BLE001  (as of `merge`)
+            errors.report("LoRACLR: the merge could not be refined further", exc_info=True)
+            return _still(before, notes.error(f"{type(error).__name__}: {error}. The WebUI's log has the details."))
+        before.other = job.id
+        return panel.result(job)
+
+    def other(self, job_id: str) -> list[Any]:
+        """The result that this one went on from, or that went on from it."""
+        job = jobs.find(job_id)
+        other = jobs.other_of(job) if job else None
+        if other is None:
+            return panel.error(
+                "The other result is not there any more: it was kept or discarded, or newer ones took its place."
+            )
+        return panel.result(other)
 
     # -- trying
 
@@ -191,15 +222,27 @@ class Actions(Choosing):
 
     def discard(self, job_id: str) -> list[Any]:
         try:
-            jobs.discard(_job(job_id))
+            job = _job(job_id)
+            jobs.discard(job)
         except LoraclrError as error:
             return panel.error(str(error))
+        other = jobs.other_of(job)
+        if other is not None:
+            return panel.beside(
+                other, notes.note("Discarded. This is the other result, which is still to be decided on.")
+            )
         return panel.message(notes.note("Discarded. Nothing was written."))
 
     def open_folder(self, job_id: str) -> None:
         job = jobs.find(job_id)
         if job and job.kept and settings.may_open_folders():
             util.open_folder(str(job.kept.path.parent))
+
+
+def _still(before: jobs.Job | None, said: str) -> list[Any]:
+    """A message, and the result before as long as it is there."""
+    held = before is not None and before.state == "finished"
+    return panel.beside(before, said) if held else panel.message(said)
 
 
 def _known(job: jobs.Job) -> str:

@@ -18,6 +18,7 @@ from modules import errors, shared
 from ...errors import Interrupted, LoraclrError
 from ...files import Written
 from ...hosts import running
+from ...output import Merge
 from ...request import MergeRequest
 from . import history, keeping, wording
 from .keeping import NameTaken
@@ -54,6 +55,9 @@ class Job:
         kept: the new LoRA or checkpoint
         written: its files, with what they replaced
         form: what stood in the tab when it was asked for there, as that hands it over; None for HTTP
+        former: a finished merge that it goes on from, in place of merging afresh
+        steps: of that; 0 for as many as are usual
+        other: id of the job whose result it goes on from, or of the one that went on from its own
     """
 
     request: MergeRequest
@@ -70,6 +74,9 @@ class Job:
     stop: bool = False
     progress: JobProgress | None = None
     form: Any = None
+    former: Merge | None = None
+    steps: int = 0
+    other: str = ""
 
     def __post_init__(self) -> None:
         self.owner = self.owner or owner_of(self.task)
@@ -120,6 +127,12 @@ def waiting(owner: str = "") -> Job | None:
 def take_unloaded() -> Job | None:
     """The merge that Reload UI stopped, once: who has been told of it wants to see other things next."""
     return _unloaded.pop() if _unloaded else None
+
+
+def other_of(job: Job) -> Job | None:
+    """The result that this one went on from, or that went on from it, while that is held."""
+    other = find(job.other, job.owner)
+    return other if other is not None and other.state == "finished" else None
 
 
 def of_task(task: str) -> Job | None:
@@ -235,7 +248,7 @@ def keep(
         held = job.result
         kept, written = keeping.write(held.merge, held.pictures, name, overwrite=overwrite, with_sheet=with_sheet)
     with _guard:
-        job.state, job.result, job.kept, job.written = "kept", None, kept, written
+        job.state, job.result, job.former, job.kept, job.written = "kept", None, None, kept, written
     history.record(job, held.merge, kept.path.stem)
     return kept
 
@@ -280,7 +293,7 @@ def discard(job: Job) -> None:
     with _guard:
         if job.state != "finished":
             raise LoraclrError(f"There is nothing to discard: the merge is {job.state}.")
-        job.state, job.result = "discarded", None
+        job.state, job.result, job.former = "discarded", None, None
 
 
 def unload() -> None:
@@ -319,7 +332,8 @@ def _let_go() -> None:
             surplus |= {job.id for job in [job for job in held if job.owner == owner][:-_HELD]}
         for job_id in surplus:
             job = _jobs[job_id]
-            job.state, job.result, job.error = "discarded", None, "Newer results took its place: nobody had kept it."
+            job.state, job.result, job.former = "discarded", None, None
+            job.error = "Newer results took its place: nobody had kept it."
         over = [job.id for job in _jobs.values() if job.state in OVER and job.state != "finished"]
         for job_id in over[: max(0, len(_jobs) - _REMEMBERED)]:
             del _jobs[job_id]

@@ -10,7 +10,7 @@ from modules import errors, shared
 
 from ...errors import Interrupted, LoraclrError
 from ...hosts import running
-from ...merge import merge_loras
+from ...merge import merge_loras, refine_further
 from ...model import Host
 from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
 from ...progress import PlannedStage, Stage
@@ -66,7 +66,7 @@ def make(job: Job, host: Host, is_to_stop: Callable[[], bool]) -> Result:
     shared.state.textinfo = "Looking how fast this computer is"
     pace.measure(host, key)
     job.progress = JobProgress(job, key, host, is_to_stop)
-    merge = merge_loras(job.request, host, job.progress)
+    merge = _merged(job, host)
     pictures, warnings = _draw(job, merge, host) if job.draw else (None, ())
     job.progress.finish()
     try:
@@ -76,6 +76,13 @@ def make(job: Job, host: Host, is_to_stop: Callable[[], bool]) -> Result:
     told = tuple(wording.plain(warning, job.called) for warning in (*merge.report.warnings, *warnings))
     report = replace(merge.report, warnings=told)
     return Result(replace(merge, report=report).light(), pictures, file_size(merge))
+
+
+def _merged(job: Job, host: Host) -> Merge:
+    """Afresh, or from a finished merge on."""
+    if job.former is None:
+        return merge_loras(job.request, host, job.progress)
+    return refine_further(replace(job.former, request=job.request), host, job.progress, steps=job.steps)
 
 
 def done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list[PlannedStage]:

@@ -7,7 +7,7 @@ import html
 #: the components of the result column, in the order of the events' outputs; to the last the WebUI adds the time taken
 SHOWN = (
     *("view", "picture", "advice", "decide", "use", "replace", "name", "copy"),
-    *("tried", "try_prompt", "try_width", "try_height", "against", "job", "log"),
+    *("other", "tried", "try_prompt", "try_width", "try_height", "against", "job", "log"),
 )
 
 WELCOME = (

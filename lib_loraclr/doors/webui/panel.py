@@ -22,12 +22,20 @@ def result(job: jobs.Job) -> list[Any]:
         decide=gr.update(visible=True),
         name=gr.update(value=naming.proposed(job.names, save_as), label=f"Name of the new {what}"),
         copy=gr.update(value="Copy trigger words" if save_as == "checkpoint" else "Copy tag"),
+        other=gr.update(visible=jobs.other_of(job) is not None),
         try_prompt=gr.update(placeholder=trying.proposed_prompt(job.result.merge)),
         against=gr.update(choices=[NOTHING, BASE, ALL_TAGS, *(lora.name for lora in history.merged_loras())]),
         try_width=job.result.merge.request.recording.width,
         try_height=job.result.merge.request.recording.height,
         job=job.id,
     )
+
+
+def beside(job: jobs.Job, html: str) -> list[Any]:
+    """A result that is still there, and a message below it."""
+    shown = result(job)
+    shown[SHOWN.index("log")] = html
+    return shown
 
 
 def message(html: str) -> list[Any]:
@@ -55,5 +63,14 @@ def unchanged(job_id: str, *, decided: bool) -> list[Any]:
 def _shown(**given: Any) -> list[Any]:
     """The components' updates in their order; of what is not given nothing is seen."""
     hidden = gr.update(visible=False)
-    none = {"advice": "", "decide": hidden, "use": hidden, "replace": hidden, "tried": "", "job": "", "log": ""}
+    none = {
+        "advice": "",
+        "decide": hidden,
+        "use": hidden,
+        "replace": hidden,
+        "other": hidden,
+        "tried": "",
+        "job": "",
+        "log": "",
+    }
     return [{**none, **given}.get(name, gr.update()) for name in SHOWN]

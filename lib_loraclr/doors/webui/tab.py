@@ -14,6 +14,7 @@ from ...solving import EFFORT
 from . import notes, settings, start
 from .arranging_fields import ArrangingFields
 from .fields import Fields
+from .further_fields import FurtherFields
 from .history_fields import HistoryFields
 from .notes import SHOWN
 from .rows import Table, render
@@ -175,6 +176,7 @@ class _Tab:
         """What a result is called, and what becomes of it."""
         self.advice = gr.HTML("", elem_id="loraclr_advice")
         self.trial = TrialFields()
+        self.further = FurtherFields()
         with FormRow(elem_id="loraclr_name_row"):
             self.name = gr.Textbox(
                 label="Name of the new LoRA",
@@ -212,7 +214,7 @@ class _Tab:
 
     def _connect(self) -> None:
         """The events; functions of javascript/loraclr.js put the task id and the table into the first inputs."""
-        tried = self.trial.shown
+        tried = {**self.trial.shown, "other": self.further.other}
         self.shown = [tried[name] if name in tried else getattr(self, name) for name in SHOWN]
         bound = _Actions(list(self.left.fields))
         self._connect_choosing(bound)
@@ -322,6 +324,7 @@ class _Tab:
 
     def _connect_result(self, bound: _Actions) -> None:
         self.trial.connect(bound.attempt, self.task, self.job)
+        self.further.connect(bound, [self.task, self.table, self.job, self.left.draw], self.job, self.shown)
         where, listed = [self.job, self.name, self.sub_folder], by_script("loraclrKept", [self.kept])
         kept = [self.log, self.decide, self.use, self.replace, self.put_back, self.kept]
         for button, write in ((self.keep, bound.keep), (self.replace, bound.replace)):

@@ -101,6 +101,7 @@ def _needs(check: Check) -> str:
 def result_view(job: Job) -> str:
     """What became of each concept, and what else a person decides by."""
     report, size = job.result.merge.report, job.result.size
+    before = {c.name: c.recognised for c in job.former.report.concepts} if job.former else {}
     smallest, mean, largest = report.rank
     facts = [
         (
@@ -122,7 +123,7 @@ def result_view(job: Job) -> str:
     warnings = "".join(f"<li>{safe(warning)}</li>" for warning in report.warnings)
     return (
         "<div class='loraclr-result'>"
-        f"<div class='loraclr-heading'>What is left of each concept</div>{_table(report.concepts)}"
+        f"<div class='loraclr-heading'>What is left of each concept</div>{_table(report.concepts, before)}"
         f"{_together(report)}{_facts(facts)}"
         f"{f'<ul class=loraclr-warnings>{warnings}</ul>' if warnings else ''}</div>"
     )
@@ -139,17 +140,24 @@ def advice_view(job: Job) -> str:
     return f"<div class='loraclr-note loraclr-advice loraclr-{worst}' role='status'>{safe(said)}</div>"
 
 
-def _table(concepts: Sequence[ConceptReport]) -> str:
+def _table(concepts: Sequence[ConceptReport], before: Mapping[str, float | None]) -> str:
+    """What became of each concept.
+
+    Args:
+        before: concept -> how often it was recognised before it was refined further; empty where there is no before
+    """
     retention = "1 is as its own LoRA makes it, 0 as if it were not there"
     head = (
         "<tr><th>Concept</th><th>Trigger words</th><th></th><th title='Share of prompts and seeds that the merge never saw at "
         "which this concept is drawn, and no other'>Recognised</th>"
+        f"{'<th title=before&#32;it&#32;was&#32;refined&#32;further>Before</th>' if before else ''}"
         f"<th title='How near it is to what its own LoRA draws: {retention}'>Retention</th>"
         f"<th title='Retention with every tag in one prompt: {retention}'>All tags</th></tr>"
     )
     rows = "".join(
         f"<tr><td>{safe(c.name)}</td><td>{safe(c.trigger or '(none)')}</td>"
         f"<td class='loraclr-{safe(c.verdict or 'unknown')}'>{_verdict(c)}</td><td>{_share(c.recognised)}</td>"
+        f"{f'<td>{percent(before.get(c.name))}</td>' if before else ''}"
         f"<td>{figure(c.merged)}</td><td>{figure(c.all_tags)}</td></tr>"
         for c in concepts
     )

@@ -111,7 +111,7 @@ def _told(concepts: tuple[ConceptReport, ...], **changes: Any) -> Any:
     request = MergeRequest(asked, options={"effort": "balanced"})
     report = MergeReport("contrastive", "s", concepts, 0.9, 0.3)
     merge = SimpleNamespace(report=report, request=request)
-    return SimpleNamespace(result=SimpleNamespace(merge=merge, size=1 << 20), request=request)
+    return SimpleNamespace(result=SimpleNamespace(merge=merge, size=1 << 20), request=request, former=None)
 
 
 def test_each_concept_has_a_verdict_and_the_share_at_which_it_is_recognised_once(doors: Doors) -> None:  # noqa: F811

@@ -54,7 +54,7 @@ def tab(doors: Doors, **changes: Any) -> tuple[Any, list[Any]]:  # noqa: F811
 def let_fail(doors: Doors, patch: pytest.MonkeyPatch, module: str, name: str, error: Exception) -> None:
     """Make a function that a module of the doors calls raise."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     patch.setattr(doors.module(module), name, fail)
