@@ -13,6 +13,7 @@ import lib_loraclr.doors.cli.merge as merge_command
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.output.merged import Merge
 from lib_loraclr.request.merge_request import MergeRequest
+from lib_loraclr.solving.methods.contrastive import STEPS
 
 Written = Callable[..., Path]
 
@@ -159,7 +160,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     before = listing(folder)
     result = run("merge", "fox.safetensors", "cat.safetensors", "--dry-run", "--work-folder", "work")
     assert result.code == 0, result.err
-    for said in ("recording the LoRAs", "refining", "110", "in all about", "MB of RAM", "at most"):
+    for said in ("recording the LoRAs", "refining", str(STEPS["balanced"] * 3), "in all about", "MB of RAM", "at most"):
         assert said in result.out
     result = run("merge", "fox.safetensors", "copy.safetensors", "--dry-run")
     assert result.code == 2
@@ -178,7 +179,7 @@ def test_a_dry_run_of_many_is_a_line_each(run: Run, jobs: Written, folder: Path)
     result = run("merge", "--batch", path, "--dry-run")
     first, second, third = told(result)
     assert result.code == 1 and listing(folder) == before
-    assert first["ok"] and first["seconds"] > third["seconds"] and first["stages"]["refining"] == 110
+    assert first["ok"] and first["seconds"] > third["seconds"] and first["stages"]["refining"] == STEPS["balanced"] * 3
     assert not second["ok"] and "is the same LoRA as" in second["error"]
 
 

@@ -91,7 +91,7 @@ def test_a_checkpoint_is_written_and_said_to_be_one(
 
 @pytest.mark.usefixtures("loaded")
 def test_ctrl_c_leaves_nothing_and_ends_with_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> Merge:
+    def interrupt(*_: object, **__: object) -> Merge:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(merge_command, "merge_loras", interrupt)

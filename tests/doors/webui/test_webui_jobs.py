@@ -16,6 +16,7 @@ from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.files.lora_files import read_lora
+from lib_loraclr.merge import forecasting
 from lib_loraclr.request.merge_request import MergeRequest
 
 
@@ -191,7 +192,7 @@ def test_an_estimate_is_set_right_by_a_merge(doors: Doors, monkeypatch: pytest.M
         clock.now += seconds
         return clock.now
 
-    for module in (timing, pace):
+    for module in (timing, pace, forecasting):
         # each look takes a moment, so that no stage takes none
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: passed(0.01)))
     unet = doors.webui.model.model.diffusion_model
