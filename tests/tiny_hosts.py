@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib_loraclr.hosts.diffusers import DiffusersHost, load
+from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from tests import tiny_checkpoints as tiny
 from tests.tiny_checkpoints import Tiny
 
@@ -56,6 +59,18 @@ def random_lora(path: Path, host: DiffusersHost, *, seed: int, size: float = 0.3
             tensors[f"{key}.lora_down.weight"] = down / down[0].numel() ** 0.5
     save_file(tensors, path, {"modelspec.trigger_phrase": f"word{seed}"})
     return path
+
+
+def random_merge(folder: Path, host: DiffusersHost, *seeds: int, **changes: Any) -> MergeRequest:
+    """A merge of random LoRAs, which have their seeds as names, with as little recording as makes sense."""
+    paths = [folder / f"{seed}.safetensors" for seed in seeds]
+    for seed, path in zip(seeds, paths, strict=True):
+        if not path.exists():
+            random_lora(path, host, seed=seed)
+    concepts = tuple(Concept(str(path), trigger=f"word{path.stem}") for path in paths)
+    recording = RecordingOptions(paths=1, steps=4, renoised=2, guidance=4.0, height=64, width=64)
+    options = {"steps": 4, "batch_size": 2, "scenes": 2, "learning_rate": 0.002}
+    return replace(MergeRequest(concepts, options=options, recording=recording), **changes)
 
 
 def pipeline(host: DiffusersHost) -> StableDiffusionPipeline | StableDiffusionXLPipeline:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -173,10 +174,19 @@ def file_key(path: Path) -> str:
     paths = sorted(own for own in path.rglob("*") if own.is_file()) if path.is_dir() else [path]
     for own in paths:
         if own.is_file():
-            digest.update(own.relative_to(path).as_posix().encode() if path.is_dir() else b"")
-            with own.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+            state = own.stat()
+            name = own.relative_to(path).as_posix() if path.is_dir() else ""
+            digest.update(f"{name}:{_file_digest(own, state.st_size, state.st_mtime_ns)};".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: Path, size: int, changed: int) -> str:
+    """Of a file of this size that was changed then: read once, as a checkpoint takes many seconds."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

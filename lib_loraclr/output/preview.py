@@ -124,7 +124,10 @@ def _drawn(merge: Merge, host: Host, options: PreviewOptions, progress: Progress
         with host.knowing(bundled_embeddings(merge.inputs)), host.skipping(skip):
             return draw(host, deltas, texts, seeds, how, progress)
 
-    found = processes.each(len(wanted), drawn)
+    def told(place: int) -> None:
+        progress.found(units_of(len(wanted[place][1]), options.steps))
+
+    found = processes.each(len(wanted), drawn, told)
     (base, summed, merged), alone = found[:3], [one[0] for one in found[3 : 3 + number]]
     fresh, styled, *both = found[3 + number :]
     rows = [Row([base[i], alone[i], summed[i], merged[i]], [concept.label]) for i, concept in enumerate(concepts)]

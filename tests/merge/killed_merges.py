@@ -29,9 +29,9 @@ from lib_loraclr.output.merged_tensors import lora_tensors
 from lib_loraclr.output.saving import lora_metadata
 from lib_loraclr.progress import Progress, Stage
 from lib_loraclr.refining import state
-from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.request.merge_request import MergeRequest
 from tests import tiny_checkpoints as tiny
-from tests.tiny_hosts import random_lora
+from tests.tiny_hosts import random_merge
 
 OPTIONS = {"steps": 12, "batch_size": 2, "scenes": 2, "learning_rate": 0.002}
 
@@ -67,12 +67,6 @@ class Moments(Progress):
         self._path.write_text(json.dumps(self._seen))
 
 
-def request(folder: Path, host: DiffusersHost) -> MergeRequest:
-    loras = [random_lora(folder / f"{n}.safetensors", host, seed=n) for n in (1, 2)]
-    recording = RecordingOptions(paths=2, steps=4, renoised=2, guidance=4.0, height=64, width=64)
-    return MergeRequest(tuple(Concept(str(path)) for path in loras), options=OPTIONS, recording=recording)
-
-
 def merged(asked: MergeRequest, host: DiffusersHost, work: WorkFolder | None, told: Progress) -> bytes:
     merge = merge_loras(asked, host, told, work=work)
     checks = json.dumps(merge.report.refinement["checks"]).encode()
@@ -106,7 +100,7 @@ def main(folder: Path, seed: int, kills: int) -> None:
     stage_plan.STOP_PATHS, stage_plan.STOP_STEPS = 1, 2
     stage_plan.RECORDED_PROMPTS = stages.RECORDED_PROMPTS = 16
     host = load(tiny.SD1.write(folder))
-    asked, drawn = request(folder, host), random.Random(seed)
+    asked, drawn = random_merge(folder, host, 1, 2, options=OPTIONS), random.Random(seed)
 
     def run(name: str, work: WorkFolder | None, last: int | None = None) -> None:
         moments = Moments(folder / f"{name}.stages", last)

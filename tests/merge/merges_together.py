@@ -25,25 +25,16 @@ from safetensors.torch import load_file, save_file
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts.diffusers import load
-from lib_loraclr.hosts.diffusers.host import DiffusersHost
 from lib_loraclr.merge import merge_loras, stage_plan, stages
 from lib_loraclr.model import ALONE, Group, Processes
 from lib_loraclr.output import Merge, PreviewOptions, draw_pictures
 from lib_loraclr.recording import examples
 from lib_loraclr.refining import refinement
-from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from tests import tiny_checkpoints as tiny
-from tests.tiny_hosts import random_lora
+from tests.tiny_hosts import random_merge
 
 OPTIONS = {"steps": 4, "batch_size": 3, "scenes": 2, "learning_rate": 0.002}
 LAYERS = {"effort": "layers"}
-
-
-def request(folder: Path, host: DiffusersHost) -> MergeRequest:
-    loras = [random_lora(folder / f"{n}.safetensors", host, seed=n) for n in (1, 2, 3)]
-    concepts = tuple(Concept(str(path), trigger=f"word{path.stem}") for path in loras)
-    recording = RecordingOptions(paths=1, steps=4, renoised=2, guidance=4.0, height=64, width=64)
-    return MergeRequest(concepts, options=OPTIONS, recording=recording, precision="fp32", rank="full")
 
 
 def write(merge: Merge, path: Path, pictures: bytes) -> None:
@@ -95,7 +86,7 @@ def main(folder: Path) -> None:
     stage_plan.STOP_PATHS, stage_plan.STOP_STEPS = 1, 2
     stage_plan.RECORDED_PROMPTS = stages.RECORDED_PROMPTS = 16
     host = load(tiny.SD1.write(folder))
-    asked = request(folder, host)
+    asked = random_merge(folder, host, 1, 2, 3, options=OPTIONS, precision="fp32", rank="full")
 
     def merged(name: str, options: Mapping[str, object]) -> Callable[[Processes], str]:
         def run(processes: Processes) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,12 +21,13 @@ from lib_loraclr.output.merged import Merge
 from lib_loraclr.output.merged_tensors import lora_tensors
 from lib_loraclr.output.saving import lora_metadata
 from lib_loraclr.progress import PlannedStage, Progress, Stage
+from lib_loraclr.recording.examples import PathPlan
 from lib_loraclr.recording.inputs import InputLora
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 from tests import tiny_checkpoints as tiny
 from tests.small import PROMPTS, measure_on_little
-from tests.tiny_hosts import Open, random_lora
+from tests.tiny_hosts import Open, random_merge
 
 OPTIONS = {"steps": 8, "batch_size": 4, "scenes": 2, "learning_rate": 0.002}
 
@@ -65,16 +65,9 @@ def asked(host: DiffusersHost, tmp_path_factory: pytest.TempPathFactory) -> Call
     """Makes requests for merges of LoRAs with random factors, which have their seeds as names."""
     folder = tmp_path_factory.mktemp("loras")
 
-    def make(*seeds: int, **changes: Any) -> MergeRequest:
-        paths = [folder / f"{seed}.safetensors" for seed in seeds]
-        for seed, path in zip(seeds, paths, strict=True):
-            if not path.exists():
-                random_lora(path, host, seed=seed)
-        concepts = tuple(Concept(str(path), trigger=f"word{path.stem}") for path in paths)
-        recording = RecordingOptions(paths=2, steps=4, renoised=4, guidance=4.0, height=64, width=64)
-        return replace(MergeRequest(concepts, options=OPTIONS, prompts=PROMPTS, recording=recording), **changes)
-
-    return make
+    recording = RecordingOptions(paths=2, steps=4, renoised=4, guidance=4.0, height=64, width=64)
+    usual = {"options": OPTIONS, "prompts": PROMPTS, "recording": recording}
+    return lambda *seeds, **changes: random_merge(folder, host, *seeds, **{**usual, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +83,13 @@ def test_refined_further_is_another_merge_with_more_kept_and_the_first_stays(
     asked: Callable[..., MergeRequest], host: DiffusersHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the points that are learnt from, as at this size they teach little about others."""
+
+    def learnt_from(request: MergeRequest, most: int | None = None) -> PathPlan:
+        # at those of the negative prompt no concept has an effect
+        return replace(stage_plan.learning_paths(request, most), negative_every=0)
+
     for paths in ("stopping_paths", "measuring_paths"):
-        monkeypatch.setattr(stages, paths, stages.learning_paths)
+        monkeypatch.setattr(stages, paths, learnt_from)
     options = {"steps": 1, "batch_size": 6, "scenes": 2, "learning_rate": 0.001}
     first = merge_loras(asked(1, 2, options=options), host).light()
     before = {key: f.up.clone() for key, f in first.factors.items()}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from runs import MakeMerge, Result, Run, assert_refused, listing
 
 import lib_loraclr.doors.cli.merge as merge_command
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.output.merged import Merge
+from lib_loraclr.merge.start import Start
+from lib_loraclr.output.merged import Begun, Merge
+from lib_loraclr.output.saving import save_merge
 from lib_loraclr.request.merge_request import MergeRequest
 from lib_loraclr.solving.methods.contrastive import STEPS
 
@@ -183,15 +187,35 @@ def test_a_dry_run_of_many_is_a_line_each(run: Run, jobs: Written, folder: Path)
     assert not second["ok"] and "is the same LoRA as" in second["error"]
 
 
+def test_what_is_added_comes_after_what_is_there_and_the_file_is_the_start(
+    run: Run, loaded: DiffusersHost, recipe: tuple[Merge, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, path = recipe
+    seen: list[tuple[MergeRequest, Start]] = []
+
+    def merge(request: MergeRequest, *_: object, start: Start, **__: object) -> Merge:
+        seen.append((request, start))
+        return made
+
+    monkeypatch.setattr(merge_command, "merge_loras", merge)
+    result = run(
+        *("merge", "--add-to", str(path), "cat.safetensors:0.5", "--lora-dir", "inputs"),
+        *("-o", "more", "--no-preview", "--trigger", "cat=ohwx cat", "--rank", "7"),
+    )
+    assert result.code == 0, result.err
+    [(request, start)] = seen
+    assert [concept.label for concept in request.concepts] == ["fox", "mono", "cat"]
+    assert request.concepts[0] == replace(made.request.concepts[0], lora=str(Path("inputs", "fox.safetensors")))
+    assert request.concepts[2].unet_weight == 0.5 and request.rank == "7" and request.seed == made.request.seed
+    assert start.labels == {"fox", "mono"} and set(start.factors) == set(made.factors)
+    key = min(made.factors)
+    assert torch.allclose(start.factors[key].dense(), made.factors[key].to(torch.float32).dense(), atol=1e-2)
+
+
 @pytest.mark.usefixtures("loaded")
 def test_nothing_to_add_and_a_file_that_went_on_are_refused(
     run: Run, recipe: tuple[Merge, Path], folder: Path, make_merge: MakeMerge
 ) -> None:
-    from dataclasses import replace
-
-    from lib_loraclr.output.merged import Begun
-    from lib_loraclr.output.saving import save_merge
-
     _, path = recipe
     assert_refused(run("merge", "--add-to", str(path), "-o", "more"), "Nothing is named to add to")
     assert_refused(
