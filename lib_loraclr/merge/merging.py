@@ -25,7 +25,7 @@ from ..request import MergeRequest, parse_lora_argument
 from ..solving import MergedLayer, Procedure
 from .examination import examine, merged_keys
 from .stages import Stages
-from .start import Start
+from .start import Start, ordered
 from .watching import watching
 
 
@@ -74,7 +74,7 @@ def _merged(
     examination.require_possible()
     skip, _ = recorded_clip_skip(request.recording.clip_skip, inputs, host)
     with host.knowing(bundled_embeddings(inputs)) as unknown, host.skipping(skip):
-        order = _ordered(inputs, start)
+        order = ordered(inputs, start)
         stages = Stages(request, order, host, serves, progress, start=start, work=work, processes=processes)
         progress.plan(stages.plan(procedure))
         examples = stages.learn() if procedure.method.records else []
@@ -95,7 +95,7 @@ def _merged(
         base_drift=after.base_drift,
         warnings=(*_own_warnings(inputs), *examination.warnings, *stages.warnings, *stages.trouble, *unknown),
     )
-    return Merge(request, factors, tuple(inputs), target, report, start.begun if start else None)
+    return Merge(request, factors, tuple(inputs), target, report, start.begun(order) if start else None)
 
 
 def refine_further(
@@ -132,14 +132,8 @@ def refine_further(
         if LoraFile(lora.file.path, {}, {}).hash != lora.file.hash:
             raise LoraclrError(f"{lora.concept.lora} was changed since it was merged: merge afresh.")
     labels = frozenset(concept.label for concept in merge.request.concepts)
-    return merge_loras(merge.request, host, progress, start=Start(merge.factors, labels, steps), work=work)
-
-
-def _ordered(inputs: Sequence[InputLora], start: Start | None) -> list[InputLora]:
-    """By content, so that the order in which the LoRAs were named changes nothing; what a start holds first, and so in the same
-    places, and recorded with the same seeds, as when that was merged."""
-    labels = start.labels if start else frozenset()
-    return sorted(inputs, key=lambda lora: (lora.concept.label not in labels, lora.order))
+    start = Start(merge.factors, labels, steps, merge.begun.concepts if merge.begun else ())
+    return merge_loras(merge.request, host, progress, start=start, work=work)
 
 
 def measure_loras(

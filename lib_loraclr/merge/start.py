@@ -14,7 +14,7 @@ import torch
 from ..errors import LoraclrError
 from ..files import read_header, tensor_bytes
 from ..model import Factors, Host, zero
-from ..output import Begun, read_recipe
+from ..output import Begun, first_concepts, read_recipe
 from ..recording import InputLora, load_input
 from ..request import Concept
 from ..solving import MergedLayer, RefinementOptions
@@ -31,11 +31,13 @@ class Start:
         factors: layer key -> its factors, in any precision and on any device
         labels: the concepts that are in it; all others of the request are added to it
         steps: of the refinement that follows; 0: a third of a merge's own, and at least those of twice the new concepts
+        first: those of the labels that came first when the start was merged, in the order that they had then
     """
 
     factors: Mapping[str, Factors]
     labels: frozenset[str]
     steps: int = 0
+    first: tuple[str, ...] = ()
 
     @cached_property
     def hash(self) -> str:
@@ -47,10 +49,14 @@ class Start:
             digest.update(tensor_bytes(self.factors[key].down.float()))
         return digest.hexdigest()
 
-    @property
-    def begun(self) -> Begun:
-        """What a file says of it."""
-        return Begun(self.hash, tuple(sorted(self.labels)), self.steps)
+    def begun(self, inputs: Sequence[InputLora]) -> Begun:
+        """What a file says of it.
+
+        Args:
+            inputs: in their order
+        """
+        labels = [lora.concept.label for lora in inputs]
+        return Begun(self.hash, tuple(label for label in labels if label in self.labels), self.steps)
 
     @property
     def seed(self) -> int:
@@ -86,9 +92,25 @@ def start_from(path: Path, host: Host, steps: int = 0) -> Start:
     Raises:
         LoraclrError: it is no LoRA, not one that LoRACLR merged, or not for the loaded model
     """
-    request, _ = read_recipe(read_header(path).metadata, str(path))
+    metadata = read_header(path).metadata
+    request, _ = read_recipe(metadata, str(path))
     factors = load_input(Concept(str(path)), host).deltas
-    return Start(factors, frozenset(concept.label for concept in request.concepts), steps)
+    return Start(factors, frozenset(concept.label for concept in request.concepts), steps, first_concepts(metadata))
+
+
+def ordered(inputs: Sequence[InputLora], start: Start | None) -> list[InputLora]:
+    """Inputs in the order of a merge's own numbers: by content, so that the order in which the LoRAs were named changes nothing.
+
+    What a start holds comes first, in the order that it had when that was merged, and so is recorded with the same seeds.
+    """
+    labels, first = (start.labels, start.first) if start else (frozenset(), ())
+    places = {label: place for place, label in enumerate(first)}
+
+    def place(lora: InputLora) -> tuple:
+        label = lora.concept.label
+        return label not in labels, places.get(label, len(places)), lora.order
+
+    return sorted(inputs, key=place)
 
 
 class Networks:

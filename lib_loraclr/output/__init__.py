@@ -12,7 +12,7 @@ from .drawing import Drawing
 from .merged import Begun, Merge, Target
 from .preview import Pictures, PreviewOptions, draw_pictures, plan_preview
 from .report import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
-from .saving import check_destination, file_size, read_recipe, save_merge, went_on, write_merge
+from .saving import check_destination, file_size, first_concepts, read_recipe, save_merge, went_on, write_merge
 from .trial import Trial, draw_trial, plan_trial
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "check_destination",
     "drift_in_words",
     "figure",
+    "first_concepts",
     "percent",
     "file_size",
     "plan_preview",

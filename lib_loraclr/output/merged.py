@@ -53,7 +53,7 @@ class Begun:
 
     Attributes:
         hash: of its factors
-        concepts: labels of the concepts that were in it
+        concepts: labels of the concepts that were in it, in the order in which the merge numbers them
         steps: that were asked for; 0: as many as are usual
     """
 

@@ -159,6 +159,15 @@ def went_on(metadata: Mapping[str, str]) -> bool:
     return _BEGUN in metadata
 
 
+def first_concepts(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Of a merged file that went on from a finished merge, the concepts of that, in their order; else none."""
+    try:
+        labels = json.loads(metadata.get(_BEGUN, "{}")).get("concepts", [])
+    except (ValueError, RecursionError, AttributeError):  # changed by somebody: an order that is lost costs time alone
+        return ()
+    return tuple(label for label in labels if isinstance(label, str)) if isinstance(labels, list) else ()
+
+
 def user_card(merge: Merge) -> dict[str, object]:
     """`NAME.json` as the WebUI's metadata editors write it (`modules/ui_edit_user_metadata.py` and those that extend it)."""
     report = merge.report

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from lib_loraclr.files.lora_files import serialize
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge import stage_plan, stages
 from lib_loraclr.merge.merging import merge_loras, refine_further
-from lib_loraclr.merge.start import Networks, Start, as_layers
+from lib_loraclr.merge.start import Networks, Start, as_layers, ordered
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.output.merged import Merge
 from lib_loraclr.output.merged_tensors import lora_tensors
-from lib_loraclr.output.saving import lora_metadata
+from lib_loraclr.output.saving import first_concepts, lora_metadata
 from lib_loraclr.progress import PlannedStage, Progress, Stage
 from lib_loraclr.recording.examples import PathPlan
 from lib_loraclr.recording.inputs import InputLora
@@ -119,7 +120,8 @@ def test_the_file_says_what_it_went_on_from_and_the_same_start_gives_the_same_by
     more, again = (refine_further(two, host, steps=2) for _ in range(2))
     assert bytes_of(more) == bytes_of(again)
     begun = json.loads(lora_metadata(more, "merged")["loraclr.begun"])
-    assert begun == {"hash": Start(two.factors, frozenset()).hash, "concepts": ["1", "2"], "steps": 2}
+    assert begun["hash"] == Start(two.factors, frozenset()).hash
+    assert (sorted(begun["concepts"]), begun["steps"]) == (["1", "2"], 2)
     assert "loraclr.begun" not in lora_metadata(two, "merged")
     assert begun["hash"] != Start(more.factors, frozenset()).hash, "control: other factors are another start"
 
@@ -130,7 +132,7 @@ def test_a_concept_is_added_to_a_finished_merge(
     start = Start(two.factors, frozenset({"1", "2"}), steps=2)
     merge = merge_loras(asked(3, 2, 1), host, start=start)
     assert [told.name for told in merge.report.concepts] == ["3", "2", "1"]
-    assert merge.begun == start.begun
+    assert merge.begun.hash == start.hash and set(merge.begun.concepts) == {"1", "2"}
     # the concepts that were there already keep more than where their merge is not what is begun with
     noise = {key: Factors(torch.randn_like(f.up.float()) * 0.01, f.down) for key, f in two.factors.items()}
     control = merge_loras(asked(3, 2, 1), host, start=replace(start, factors=noise))
@@ -157,6 +159,33 @@ def test_a_start_stands_for_the_concepts_that_are_in_it() -> None:
     without = Networks(inputs, None)
     assert [float(f.up.sum()) for f in without.deltas("layer")] == [2, 4, 6, 8]
     assert without.of((3, 1)) == (1, 3)
+
+
+def test_what_was_there_keeps_its_numbers_through_merges_that_go_on_from_each_other() -> None:
+    """Seeds go by numbers, so that what was recorded of a concept is found again."""
+    inputs = [
+        replace(lora, file=SimpleNamespace(hash=digest))
+        for lora, digest in zip(inputs_of("a", "b", "c", "d", "e"), "31524", strict=True)
+    ]
+
+    def numbered(start: Start | None, *labels: str) -> str:
+        return "".join(lora.concept.label for lora in ordered([x for x in inputs if x.concept.label in labels], start))
+
+    assert numbered(None, *"ace") == "aec"
+    once = Start({}, frozenset("ac"))
+    assert numbered(once, *"abc") == "acb"
+    twice = Start({}, frozenset("abc"), first=("a", "c"))
+    assert numbered(twice, *"abc") == "acb"
+    assert numbered(twice, *"abcde") == "acbde"
+    assert numbered(Start({}, frozenset("abc")), *"abcde") == "bacde", "control: by hash alone"
+
+
+def test_the_order_is_read_from_a_file_and_a_changed_one_costs_nothing_but_time() -> None:
+    def first(begun: object) -> tuple[str, ...]:
+        return first_concepts({"loraclr.begun": begun if isinstance(begun, str) else json.dumps(begun)})
+
+    assert first({"hash": "", "concepts": ["b", "a"], "steps": 0}) == ("b", "a")
+    assert first_concepts({}) == first("[") == first([]) == first({"concepts": 5}) == first({"concepts": [5]}) == ()
 
 
 def test_steps_are_a_third_and_grow_with_what_is_new() -> None:
