@@ -11,7 +11,8 @@ import gradio as gr
 def by_script(function: str, inputs: Sequence[Any]) -> dict[str, str]:
     """A function of javascript/loraclr.js for an event, as this gradio wants it named: 3 calls it `_js`, and 4 `js`.
 
-    gradio gives it the values of the outputs too, after those of the inputs, and 4 complains where they come back with them.
+    gradio gives it the values of the outputs too, after those of the inputs, and would send them to the server where they come
+    back: with pictures and tables among them that is much.
 
     Args:
         inputs: of the event

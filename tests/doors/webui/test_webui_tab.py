@@ -95,7 +95,7 @@ def test_a_function_in_the_browser_is_named_as_the_gradio_at_hand_does(
     """AUTOMATIC1111's WebUI has gradio 3, Forge gradio 4, which calls the argument `js`."""
     made = doors.module("scripting")
     monkeypatch.setattr(made.gr, "__version__", version, raising=False)
-    # with the values of the inputs alone: gradio hands over those of the outputs too, and 4 wants none of them back
+    # with the values of the inputs alone: gradio hands over those of the outputs too, and sends what comes back to the server
     call = "(...values) => loraclrSettle(...values.slice(0, 2))"
     assert made.by_script("loraclrSettle", ["picker", "answered"]) == {name: call}
 
