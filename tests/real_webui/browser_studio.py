@@ -25,6 +25,39 @@ def studio(way: Way) -> dict[str, Any]:
     return {**seen, **_arranged(way), **_again(way), "axes": _axes(way)}
 
 
+def further(way: Way) -> dict[str, Any]:
+    """A style on one of the subjects, outfits; a result that is refined further, and the way back."""
+    page = way.page
+    way.open()
+    way.pick("fox-face", "penguin", "style-clay")
+    way.field("style-clay", "trigger").fill("clay style")
+    shown = page.locator("[data-lora='style-clay'] .loraclr-applied")
+    seen: dict[str, Any] = {"style": shown.is_visible()}
+    page.locator("[data-lora='style-clay'] [data-subject='penguin'] input").uncheck()
+    seen["applied"] = way.field("style-clay", "applied_to").input_value()
+    way.field("style-clay", "kind").select_option("subject")
+    seen["subject"] = shown.is_visible()
+    way.field("style-clay", "kind").select_option("style")
+    page.locator("[data-lora='fox-face'] .loraclr-more summary").click()
+    way.field("fox-face", "outfits").fill("sks animal in red")
+    way.shot("27-rows")
+    page.click("#loraclr_effort label:has-text('Fast')")
+    way.set_advanced(picture=False, paths=2, steps=2, contrastive_steps=2)
+    page.click("#loraclr_generate")
+    way.wait_for_the_result(picture=False)
+    page.locator("#loraclr_further > .label-wrap").first.click()
+    page.locator("#loraclr_further_steps input").fill("1")
+    page.locator("#loraclr_further_steps input").blur()
+    page.click("#loraclr_further_button")
+    page.wait_for_selector("#loraclr_view th:has-text('Before')", timeout=20 * MINUTES)
+    way.shot("28-further")
+    seen["refined"] = way.text("#loraclr_view")
+    page.click("#loraclr_other")
+    page.wait_for_selector("#loraclr_view th:has-text('Before')", state="detached", timeout=MINUTES)
+    seen["former"] = way.text("#loraclr_view")
+    return {**seen, "kept": way.keep(), "overflow": way.overflow()}
+
+
 def _from_a_card(way: Way) -> list[str]:
     """The button on the card of a LoRA; what is chosen then."""
     page = way.page

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from browser_page import MINUTES, Way
-from browser_studio import studio
+from browser_studio import further, studio
 from playwright.sync_api import sync_playwright
 
 FLAGS = [
@@ -403,10 +403,12 @@ WAYS = {
             bare,
             settings,
             studio,
+            further,
         )
     },
     "narrow": looks,
     "narrow studio": studio,
+    "narrow further": further,
 }
 
 

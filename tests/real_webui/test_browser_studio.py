@@ -49,3 +49,12 @@ def test_from_a_card_to_an_arrangement_and_again(url: str, way: str, theme: str)
         assert seen["prompt"].startswith("sks animal and ohwx bird, <lora:fox-face-penguin")
     assert "fox-face" in seen["history"] and seen["rows"] == ["fox-face", "penguin"] and seen["method"] == "average"
     assert seen["axes"] == ["[LoRACLR] merged file", "[LoRACLR] weight of the merged file"]
+
+
+@pytest.mark.parametrize(("way", "theme"), [("further", "dark"), ("narrow further", "light")])
+def test_a_style_on_some_subjects_outfits_and_refining_further(url: str, way: str, theme: str) -> None:
+    seen = go(url, way, LORACLR_THEME=theme)
+    assert seen["style"] and not seen["subject"], "what belongs to a style is seen where it is one"
+    assert seen["applied"] == "fox-face"
+    assert "Before" in seen["refined"] and "Before" not in seen["former"] and "Recognised" in seen["former"]
+    assert "Kept as fox-face-penguin-style-clay" in seen["kept"] and seen["overflow"] <= 0
