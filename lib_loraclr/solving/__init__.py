@@ -11,7 +11,7 @@ layerwise          a layer merged by a method, and cut to a rank
 from .error_units import units
 from .layer_problem import LayerProblem, Recording
 from .layerwise import Cut, MergedLayer, merge_layer
-from .methods import EFFORT, METHODS, Method, Procedure, all_efforts, find_method
+from .methods import EFFORT, METHODS, Method, Procedure, all_baselines, all_efforts, find_method
 from .objective import RefinementOptions, Terms, output_terms
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Recording",
     "RefinementOptions",
     "Terms",
+    "all_baselines",
     "all_efforts",
     "find_method",
     "merge_layer",

@@ -67,6 +67,11 @@ class LayerProblem:
         first = self.present[0]
         return concatenate(deltas) if deltas else zero(*first.shape, like=first.up)
 
+    def dense_deltas(self) -> Tensor:
+        """Every concept's delta as a whole matrix, `[N, d_out, d_in]`; zero where it does not change the layer."""
+        nothing = torch.zeros(self.present[0].shape, dtype=self.present[0].up.dtype, device=self.present[0].up.device)
+        return torch.stack([nothing if delta is None else delta.dense() for delta in self.deltas])
+
     def column_space(self) -> Tensor:
         """Orthonormal basis of all that the concepts can do: `U = orth([B_1 … B_N])`, `[d_out, R]`.
 

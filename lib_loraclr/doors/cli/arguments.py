@@ -143,7 +143,12 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """The method and its options; the flags come from the methods' own option classes."""
     group = parser.add_argument_group("method")
-    group.add_argument("--method", default=None, metavar="NAME", help=f"{', '.join(METHODS)} (default: contrastive)")
+    group.add_argument(
+        "--method",
+        default=None,
+        metavar="NAME",
+        help=f"{', '.join(METHODS)} (default: contrastive); `methods` lists what others do instead too",
+    )
     for name, (owners, item) in _all_options().items():
         flag = f"--{name.replace('_', '-')}"
         group.add_argument(

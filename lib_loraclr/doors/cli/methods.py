@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ...request import Option, schema
-from ...solving import METHODS
+from ...solving import METHODS, Method, all_baselines
 
 HELP = "list the merge methods and their options"
 DESCRIPTION = "List the merge methods, what they do, where they come from, and their options."
@@ -17,10 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     for method in METHODS.values():
-        print(f"{method.name}: {method.label}\n    {method.summary}\n    {method.source}")
-        for item in schema(method.options):
-            print(f"    --{item.name.replace('_', '-')} {describe(item)}")
-        print()
+        _tell(method)
+    print("What others do instead, to compare with; their options are given by --option NAME=VALUE.\n")
+    for method in all_baselines().values():
+        _tell(method)
+
+
+def _tell(method: Method) -> None:
+    print(f"{method.name}: {method.label}\n    {method.summary}\n    {method.source}")
+    for item in schema(method.options):
+        print(f"    --{item.name.replace('_', '-')} {describe(item)}")
+    print()
 
 
 def describe(item: Option) -> str:

@@ -2,11 +2,12 @@
 
 A method is one plain function `(problem, options) -> LayerResult`, returned unchanged by its decorator. A new
 one costs one file and one import line at the end of this one, and then shows up in every door, in the contract tests and in
-the benchmark.
+the benchmark. What others do instead is in `baselines`: known by name to requests, and offered nowhere else.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -69,7 +70,9 @@ class Method:
 
 #: the option by which a method that has it trades time for quality; every door shows it first
 EFFORT = "effort"
+#: what every door offers
 METHODS: dict[str, Method] = {}
+_BASELINES: dict[str, Method] = {}
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,24 @@ def merge_method(
     records: bool = True,
     weight: bool = False,
     refinement: Callable[[Any, int], RefinementOptions | None] = lambda options, concepts: None,
+    baseline: bool = False,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Register a merge method.
+
+    Args:
+        baseline: whether it is there to be compared with, and not offered
 
     Raises:
         ValueError: the name is taken
     """
 
     def register(function: MethodFunction) -> MethodFunction:
-        if name in METHODS:
+        if name in METHODS or name in _BASELINES:
             raise ValueError(f"the merge method {name!r} is registered twice")
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        METHODS[name] = Method(name, label, source, summary, function, options, records, weight, refinement)
+        (_BASELINES if baseline else METHODS)[name] = Method(
+            name, label, source, summary, function, options, records, weight, refinement
+        )
         return function
 
     return register
@@ -108,15 +117,24 @@ def all_efforts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(effort for method in METHODS.values() for effort in method.efforts))
 
 
+def all_baselines() -> Mapping[str, Method]:
+    """What others do instead; read when it is asked for, as a WebUI that starts never is."""
+    importlib.import_module(f"{__name__}.baselines")
+    return _BASELINES
+
+
 def find_method(name: str) -> Method:
-    """The method of that name.
+    """The method or baseline of that name.
 
     Raises:
         LoraclrError: there is none
     """
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    return METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    known = {**METHODS, **all_baselines()}
+    if name not in known:
+        raise unknown_name("method", name, known)
+    return known[name]
 
 
 @dataclass(frozen=True)

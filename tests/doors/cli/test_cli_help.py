@@ -10,7 +10,7 @@ from runs import Run
 from lib_loraclr import __version__
 from lib_loraclr.doors.cli import COMMANDS, build_parser
 from lib_loraclr.request.options import schema
-from lib_loraclr.solving.methods import METHODS
+from lib_loraclr.solving.methods import METHODS, all_baselines
 
 NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
 
@@ -41,7 +41,7 @@ def test_the_version_is_printed(run: Run) -> None:
 def test_methods_lists_every_method_with_its_source_and_every_option_with_its_default(run: Run) -> None:
     result = run("methods")
     assert result.code == 0
-    for method in METHODS.values():
+    for method in (*METHODS.values(), *all_baselines().values()):
         assert f"{method.name}: {method.label}" in result.out
         assert method.source in result.out
         for item in schema(method.options):
