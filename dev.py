@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything from a fresh clone: `python dev.py demo` runs the product, `python dev.py test` checks it.
+"""Everything from a fresh clone: `python dev.py demo` runs the product, `test` checks it, `bench` measures it.
 
 Needs only Python 3.10+ with pip; makes its own environment in `.venv`. Packages come from wherever pip is set up to get them.
 """
@@ -65,21 +65,27 @@ def test(arguments: argparse.Namespace) -> None:
     run([*python, "pytest", *arguments.rest])
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    """Measure quality, speed and memory (docs/bench.md)."""
+    run([str(PYTHON), "-m", "bench", *arguments.rest])
+
+
 def main() -> None:
     if sys.version_info < (3, 10):  # noqa: UP036  (an older Python reads this file too, and deserves a reason)
         sys.exit(f"Python {sys.version.split()[0]} is too old: run this with Python 3.10 or newer.")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="demo|test")
+    commands = parser.add_subparsers(required=True, metavar="demo|test|bench")
     own = commands.add_parser("demo", help=demo.__doc__)
     own.add_argument("--all", action="store_true", help="all twelve concepts")
     own.add_argument("--effort", default="balanced", help="layers, fast, balanced or thorough")
     own.set_defaults(action=demo)
     own = commands.add_parser("test", help=test.__doc__, usage="dev.py test [what pytest takes …]", add_help=False)
     own.set_defaults(action=test)
-    arguments, arguments_of_pytest = parser.parse_known_args()
-    if arguments_of_pytest and arguments.action is not test:
-        parser.error(f"unknown: {' '.join(arguments_of_pytest)}")
-    arguments.rest = arguments_of_pytest
+    own = commands.add_parser("bench", help=bench.__doc__, usage="dev.py bench [part …]", add_help=False)
+    own.set_defaults(action=bench)
+    arguments, arguments.rest = parser.parse_known_args()
+    if arguments.rest and arguments.action is demo:
+        parser.error(f"unknown: {' '.join(arguments.rest)}")
     set_up()
     arguments.action(arguments)
 

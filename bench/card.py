@@ -1,7 +1,7 @@
 """One script for a first day on a graphics card: is it right there, how fast, and how much memory does it take.
 
-    python -m bench.card --device cuda --results card.json
-    python -m bench.card --device cpu --small
+    python dev.py bench card --device cuda
+    python dev.py bench card --device cpu --small
 
 Parts, in the order of what matters: `precisions` (a merge of two on the demo checkpoint in fp32, fp16 and bf16 against fp32 on
 the CPU, weights left bit for bit), `gradients`, `interrupt`, `steps` (a refinement step with weights that are changed and with
@@ -23,11 +23,12 @@ from pathlib import Path
 
 import torch
 
+from bench.cells import Cells
+from bench.clock import Clock
 from bench.judge import DEMO
 from bench.random_models import random_host, random_lora
 from bench.refinement_step import compare_steps
 from bench.shapes import SD15, SDXL
-from bench.stage_clock import StageClock
 from lib_loraclr.errors import Interrupted
 from lib_loraclr.hosts.diffusers import load
 from lib_loraclr.merge import memory_needs, merge_loras, plan_stages
@@ -123,7 +124,7 @@ def _gradient(host: Host) -> torch.Tensor:
     return torch.cat([gradient.flatten().float().cpu() for gradient in tensors])
 
 
-class _Stopping(StageClock):
+class _Stopping(Clock):
     """Interrupts while a merge is refined."""
 
     def interrupted(self) -> bool:
@@ -205,7 +206,7 @@ def _whole(architecture, device: str, dtype: torch.dtype, *, paths: int, steps: 
         options = {"effort": "fast", **({"steps": 1} if device == "cpu" else {})}
         request = _random_request(host, Path(folder), 2, paths=paths, steps=steps, options=options)
         request = replace(request, recording=replace(request.recording, height=side, width=side))
-        clock = StageClock(device)
+        clock = Clock(device)
         merge = merge_loras(request, host, clock)
         clock.finish()
         needs = memory_needs(request, merge.inputs, host, refines=True)
@@ -213,8 +214,8 @@ def _whole(architecture, device: str, dtype: torch.dtype, *, paths: int, steps: 
     finite = all(f.up.isfinite().all() and f.down.isfinite().all() for f in merge.factors.values())
     return {
         "right": bool(finite),
-        "seconds": {stage.value: round(seconds, 2) for stage, seconds in clock.seconds.items()},
-        "peak_mb": {stage.value: round(peak) for stage, peak in clock.peaks.items()},
+        "seconds": {stage.value: round(span.wall, 2) for stage, span in clock.spans.items()},
+        "peak_mb": {stage.value: round(span.peak) for stage, span in clock.spans.items()},
         "check_says_mb": round(needs.device),
         "pace": pace,
         "expected_seconds": {
@@ -270,28 +271,28 @@ def run(part: str, device: str, small: bool) -> dict:
     return found | {"took": round(time.perf_counter() - begun, 1)}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument(
-        "--small", action="store_true", help="small models and few steps: whether the script itself works"
+        "--small", action="store_true", help="small models and few steps: whether the part itself works"
     )
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="which (default: all)")
-    parser.add_argument("--results", type=Path, default=None, help="JSON file to write after each part")
-    arguments = parser.parse_args()
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Everything is measured again: what it is for is whether it is right here and now.
+
+    Raises:
+        SystemExit: something is not right
+    """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    results: dict[str, dict] = {"machine": described(arguments.device)}
+    cells, results = Cells("card", arguments.results), {"machine": described(arguments.device)}
     print(json.dumps(results["machine"]), flush=True)
     for part in arguments.parts:
         results[part] = run(part, arguments.device, arguments.small)
         print(f"{part}: {json.dumps(results[part], indent=1)}", flush=True)
-        if arguments.results:
-            arguments.results.parent.mkdir(parents=True, exist_ok=True)
-            arguments.results.write_text(json.dumps(results, indent=1), "utf-8")
+        cells.publish(json.dumps(results, indent=1), "card.json")
     wrong = [part for part in arguments.parts if not results[part]["right"]]
     print("all right" if not wrong else f"not right: {', '.join(wrong)}")
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    if wrong:
+        raise SystemExit(1)

@@ -1,6 +1,6 @@
 """A step of the refinement at a real checkpoint's shapes: weights that are changed against branches beside them.
 
-    python -m bench.refinement_step --device cpu
+A part of `speed` and of `card`.
 
 Both ways in one run on the same samples; seconds are a forward and backward pass with all factors trained, memory is what it
 takes beyond weights and factors. On a CPU each way has a process of its own, so that none uses again what the other let go of.
@@ -8,8 +8,6 @@ takes beyond weights and factors. On a CPU each way has a process of its own, so
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import statistics
 import threading
@@ -22,8 +20,9 @@ import torch
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.model import Factors, substitution
 
+from .clock import resident_mb
 from .random_models import adapted, random_host
-from .shapes import SD15, resident_mb
+from .shapes import SD15
 
 WAYS = {"changed weights": False, "branches where cheaper": True}
 
@@ -124,15 +123,3 @@ def _peak(device: str) -> Iterator[list[float]]:
     finally:
         done.set()
         thread.join()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
-    parser.add_argument("--small", action="store_true", help="small models: whether the script itself works")
-    arguments = parser.parse_args()
-    print(json.dumps(compare_steps(arguments.device, arguments.small), indent=1))
-
-
-if __name__ == "__main__":
-    main()

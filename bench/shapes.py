@@ -7,9 +7,8 @@ on the meta device), so that what a benchmark measures is what recording and sol
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from lib_loraclr import model
 from lib_loraclr.files import text_encoder_key, unet_key
 from lib_loraclr.model import Factors, Layer, substituted
-from lib_loraclr.progress import Progress, Stage
 
 Shapes = dict[str, tuple[int, ...]]
 TOKENS = 77
@@ -185,6 +183,13 @@ class ShapesHost:
         self._feed(*self._by_size[size], batch=len(x))
         return torch.randn_like(x)
 
+    def rows_entering(self, size: tuple[int, int]) -> dict[str, int]:
+        """Layer key -> rows that enter it in one evaluation, by the size of the latents; of the layers that trainers adapt."""
+        if size not in self._by_size:
+            self._by_size[size] = _input_shapes(self._real_unet, lambda: self._run_on_meta(size))
+        every = {key: shape for shapes, _ in [*self._texts, self._by_size[size]] for key, shape in shapes.items()}
+        return {key: math.prod(every[key]) // layer.shape[1] for key, layer in self._layers.items() if key in every}
+
     def _run_on_meta(self, size: tuple[int, ...]) -> None:
         added = {}
         with torch.device("meta"):
@@ -238,41 +243,3 @@ def random_lora(host: ShapesHost, path: Path, *, rank: int, seed: int) -> Path:
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
     save_file(tensors, path)
     return path
-
-
-def resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-
-
-class Watch(Progress):
-    """Resident size when the first stage starts, and the most there was in each stage."""
-
-    def __init__(self) -> None:
-        self.baseline: float | None = None
-        self.stage: Stage | None = None
-        self.peaks: dict[Stage, float] = {}
-
-    def start(self, stage: Stage, total: int) -> None:
-        self.baseline = resident_mb() if self.baseline is None else self.baseline
-        self.stage = stage
-
-    def look(self) -> None:
-        if self.stage:
-            self.peaks[self.stage] = max(self.peaks.get(self.stage, 0.0), resident_mb() - self.baseline)
-
-
-@contextmanager
-def looking(watch: Watch) -> Iterator[None]:
-    done = threading.Event()
-
-    def loop() -> None:
-        while not done.wait(0.005):
-            watch.look()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -1,6 +1,6 @@
 """Styles on subjects, judged: is the style seen, and is the subject still who it is?
 
-    python -m bench.styles --subjects fox-face penguin --styles style-mono --efforts fast balanced
+    python dev.py bench styles --subjects fox-face penguin --styles style-mono --efforts fast balanced
 
 A picture shows the style where the judge's embedding of it is nearer to the mean of pictures that subject and style make
 together, each from its own LoRA, than to the mean of those of the subject alone, in the same words and on other seeds. The row
@@ -10,18 +10,18 @@ together, each from its own LoRA, than to the mean of those of the subject alone
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bench.cells import Cells
+from bench.clock import Clock
 from bench.judge import DEMO, Judge, to_tensor
-from bench.quality import BACKGROUNDS, GUIDANCE, SEED, STEPS, interval
-from lib_loraclr.hosts.diffusers import load
+from bench.protocol import BACKGROUNDS, GUIDANCE, SEED, SIDE, STEPS
+from bench.tables import markdown, share
+from bench.world import demo_entries, demo_host
 from lib_loraclr.merge import merge_loras
 from lib_loraclr.model import Deltas, Host, together
 from lib_loraclr.recording import load_inputs, sample
@@ -49,7 +49,7 @@ def draw(host: Host, judge: Judge, deltas: Deltas, name: str, words: str, style:
         f"a photo of a {words} on a {BACKGROUNDS[k % len(BACKGROUNDS)]} background{after}" for k in range(len(seeds))
     ]
     with host.apply(deltas):
-        latents = sample(host, prompts, seeds, size=(128, 128), steps=STEPS, guidance=GUIDANCE)
+        latents = sample(host, prompts, seeds, size=(SIDE, SIDE), steps=STEPS, guidance=GUIDANCE)
     pictures = host.decode(latents)
     right, _ = judge.identity(pictures, name)
     return Drawn(right.tolist(), judge.embed(to_tensor(pictures)))
@@ -65,69 +65,95 @@ def shown(pictures: Tensor, styled: Tensor, plain: Tensor) -> list[float]:
     return (pictures @ means[0] > pictures @ means[1]).float().tolist()
 
 
-def _share(values: Sequence[float]) -> str:
-    lower, upper = interval(sum(values), len(values))
-    return f"{sum(values) / len(values):.2f} ({lower:.2f}–{upper:.2f})"
+class Bench:
+    """One style on the subjects: the LoRAs, and what their pictures look like with and without it."""
+
+    def __init__(self, host: Host, judge: Judge, arguments: argparse.Namespace, style: str) -> None:
+        self._host, self._judge, self._names, self._count = host, judge, arguments.subjects, arguments.pictures
+        self._entries = entries = demo_entries()
+        self._words = {name: f"{entries[name]['trigger']} {entries[name]['class']}" for name in self._names}
+        self.called = entries[style]["trigger"] or ""
+        self._concepts = tuple(
+            Concept(str(DEMO / "loras" / f"{name}.safetensors"), trigger=self._words.get(name, self.called), kind=kind)
+            for name, kind in (*((name, "subject") for name in self._names), (style, "style"))
+        )
+        *subjects, styling = load_inputs(self._concepts, host)
+        self._alone = [given.deltas for given in subjects]
+        self._both = [together([given.deltas, styling.deltas]) for given in subjects]
+        self._references: list[tuple[Tensor, Tensor]] = []
+
+    def loras(self) -> dict:
+        """The row that a merge is to keep."""
+        return self._told(self._both, self.called)
+
+    def alone(self) -> dict:
+        """The control: the subjects without the style."""
+        return self._told(self._alone, "")
+
+    def merged(self, effort: str) -> dict:
+        """A merge at that effort, with the style called, and not called where it has trigger words."""
+        recording = RecordingOptions(guidance=GUIDANCE)
+        clock = Clock()
+        merge = merge_loras(
+            MergeRequest(self._concepts, options={"effort": effort}, recording=recording), self._host, clock
+        )
+        clock.finish()
+        models = [merge.factors] * len(self._names)
+        found = self._told(models, self.called) | {"seconds": clock.total().processor}
+        return found | ({"not called": self._told(models, "")} if self.called else {})
+
+    def _told(self, models: Sequence[Deltas], style: str) -> dict:
+        seen, right = [], []
+        for model, name, references in zip(models, self._names, self._known(), strict=True):
+            drawn = self._draw(model, name, style, SEED)
+            seen += shown(drawn.embeddings, *references)
+            right += drawn.right
+        return {"style": [int(sum(seen)), len(seen)], "identity": [int(sum(right)), len(right)]}
+
+    def _known(self) -> list[tuple[Tensor, Tensor]]:
+        """Per subject, embeddings of pictures with the style and without it, on seeds that are not judged."""
+        if not self._references:
+            for name, both, alone in zip(self._names, self._both, self._alone, strict=True):
+                first = self._draw(both, name, self.called, SEED + 1000).embeddings
+                self._references.append((first, self._draw(alone, name, "", SEED + 1000).embeddings))
+        return self._references
+
+    def _draw(self, deltas: Deltas, name: str, style: str, first: int) -> Drawn:
+        seeds = range(first, first + self._count)
+        return draw(self._host, self._judge, deltas, self._entries[name]["name"], self._words[name], style, seeds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def publish(cells: Cells) -> None:
+    rows = []
+    for path in cells:
+        found = cells.known(path)
+        seconds = f"{found['seconds']:.0f}" if "seconds" in found else ""
+        rows.append([path.replace("/", ": "), share([found["style"]]), share([found["identity"]]), seconds])
+        if "not called" in found:
+            own = found["not called"]
+            rows.append(
+                [f"{path.replace('/', ': ')}, style not called", share([own["style"]]), share([own["identity"]]), ""]
+            )
+    title = f"# Styles\n\n{__doc__.splitlines()[0]} By `python dev.py bench styles`; 95 % intervals.\n\n"
+    cells.publish(title + markdown(("", "style shown", "identity", "seconds"), rows))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subjects", nargs="+", default=["fox-face", "penguin"], metavar="NAME")
     parser.add_argument(
         "--styles", nargs="+", default=["style-mono", "style-clay"], metavar="NAME", help="one merge each"
     )
     parser.add_argument("--efforts", nargs="*", default=["fast", "balanced"])
     parser.add_argument("--pictures", type=int, default=32, help="per subject")
-    arguments = parser.parse_args()
-    host, judge = load(DEMO / "emoji-sd1.safetensors"), Judge()
-    entries = {Path(c["file"]).stem: c for c in json.loads((DEMO / "concepts.json").read_text("utf-8"))}
-    print("| | style shown (95 %) | identity (95 %) | seconds |\n|---|---|---|---|")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    cells, host, judge = Cells("styles", arguments.results), demo_host(), Judge()
+    asked = {"subjects": arguments.subjects, "pictures": arguments.pictures}
     for style in arguments.styles:
-        for line in _rows(host, judge, entries, arguments, style):
-            print(line, flush=True)
-
-
-def _rows(host: Host, judge: Judge, entries: dict, arguments: argparse.Namespace, style: str) -> Iterator[str]:
-    names, count = arguments.subjects, arguments.pictures
-    words = {name: f"{entries[name]['trigger']} {entries[name]['class']}" for name in names}
-    called = entries[style]["trigger"] or ""
-    concepts = tuple(
-        Concept(str(DEMO / "loras" / f"{name}.safetensors"), trigger=words.get(name, called), kind=kind)
-        for name, kind in (*((name, "subject") for name in names), (style, "style"))
-    )
-    inputs = load_inputs(concepts, host)
-    judged, others = range(SEED, SEED + count), range(SEED + 1000, SEED + 1000 + count)
-    references = {}
-    for k, name in enumerate(names):
-        both, alone = together([inputs[k].deltas, inputs[-1].deltas]), inputs[k].deltas
-        references[name] = [
-            draw(host, judge, deltas, entries[name]["name"], words[name], own, others).embeddings
-            for deltas, own in ((both, called), (alone, ""))
-        ]
-
-    def row(label: str, models: Sequence[Deltas], told: str, seconds: str = "") -> str:
-        seen, right = [], []
-        for deltas, name in zip(models, names, strict=True):
-            drawn = draw(host, judge, deltas, entries[name]["name"], words[name], told, judged)
-            seen += shown(drawn.embeddings, *references[name])
-            right += drawn.right
-        cells = [
-            f"{sum(v) / len(v):.2f} ({interval(sum(v), len(v))[0]:.2f}–{interval(sum(v), len(v))[1]:.2f})"
-            for v in (seen, right)
-        ]
-        return f"| {style}: {label} | {' | '.join(cells)} | {seconds} |"
-
-    yield row("both LoRAs", [together([given.deltas, inputs[-1].deltas]) for given in inputs[:-1]], called)
-    yield row("the subject alone", [given.deltas for given in inputs[:-1]], "")
-    for effort in arguments.efforts:
-        request = MergeRequest(concepts, options={"effort": effort}, recording=RecordingOptions(guidance=GUIDANCE))
-        begun = time.perf_counter()
-        merge = merge_loras(request, host)
-        taken = f"{time.perf_counter() - begun:.0f}"
-        yield row(f"LoRACLR {effort}", [merge.factors] * len(names), called, taken)
-        if called:
-            yield row(f"LoRACLR {effort}, style not called", [merge.factors] * len(names), "")
-
-
-if __name__ == "__main__":
-    main()
+        bench = Bench(host, judge, arguments, style)
+        cells.measured(f"{style}/both LoRAs", asked, bench.loras)
+        cells.measured(f"{style}/the subject alone", asked, bench.alone)
+        for effort in arguments.efforts:
+            cells.measured(f"{style}/LoRACLR {effort}", asked, lambda effort=effort, bench=bench: bench.merged(effort))
+        publish(cells)

@@ -1,13 +1,18 @@
-"""The benchmarks' hosts of shapes: what nobody runs for weeks must still be a host when somebody does."""
+"""The benchmark's parts: what nobody runs for weeks must still run when somebody does."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from bench import card, memory, refinement_step, sdxl
+from bench import card, memory, refinement_step
+from bench.__main__ import PARTS
+from bench.__main__ import main as bench_main
+from bench.cells import Cells
 from bench.shapes import SD15, SDXL, Architecture, ShapesHost
 from lib_loraclr.merge import stage_plan
 from lib_loraclr.model.host import Host
@@ -25,22 +30,44 @@ def test_a_host_of_shapes_has_everything_that_a_host_has(architecture: Architect
     assert [name for name in sorted(members()) if not hasattr(ShapesHost(architecture.small()), name)] == []
 
 
-def test_time_and_memory_of_sdxl_are_told_for_every_number_of_concepts(tmp_path: Path, capsys):
-    host = ShapesHost(SDXL.small(), substitute=False)
-    runs = [sdxl.merge(host, tmp_path, number, budget=256) for number in (1, 2)]
-    assert [run.report.rank[2] <= sdxl.RANK * run.concepts for run in runs] == [True, True]
-    assert all(run.report.layers == len(host.layers()) and run.seconds(sdxl.SOLVING) > 0 for run in runs)
-    rows = sdxl.table(runs, 256).splitlines()[2:]
-    assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 2"]
-    assert "merging the UNet" in capsys.readouterr().out
+@pytest.mark.parametrize("architecture", [SD15, SDXL], ids=lambda architecture: architecture.name)
+def test_memory_and_time_of_every_stage_are_told(architecture: Architecture, tmp_path: Path):
+    host = ShapesHost(architecture.small(), substitute=False)
+    found = {f"{architecture.name}/n{number}": memory.merge(host, tmp_path, number, budget=256) for number in (1, 2)}
+    for path, figures in found.items():
+        stages = figures["stages"]
+        assert figures["layers"] == len(host.layers()) and figures["rows"] > 0
+        assert {stage.value for stage in (*memory.RECORDING, *memory.SOLVING)} <= set(stages)
+        assert all(stages[stage.value]["seconds"] > 0 for stage in memory.SOLVING)
+        assert figures["rank"] <= memory.RANK * int(path[-1])
+    cells = Cells("memory", tmp_path)
+    for path, figures in found.items():
+        cells.measured(path, {}, lambda figures=figures: figures)
+    memory.publish(cells)
+    lines = (tmp_path / "memory.md").read_text("utf-8").splitlines()
+    assert [line.split(" | ")[1] for line in lines if line.startswith(f"| {architecture.name}")] == ["1", "2"]
 
 
-def test_memory_of_sd15_is_watched_in_every_stage(tmp_path: Path):
-    host = ShapesHost(SD15.small())
-    loras = [memory.random_lora(host, tmp_path / f"{i}.safetensors", rank=2, seed=i) for i in range(2)]
-    report, watch = memory.measure(host, loras, 64, size=64, steps=2)
-    assert report.layers == len(host.layers()) and report.rows > 0
-    assert {Stage.UNET_INPUTS, Stage.UNET_LAYERS, Stage.MEASURING} <= set(watch.peaks)
+def test_features_that_the_authors_keep_are_counted_from_the_shapes():
+    """Beside a slow second way for one layer: to_q of the first block reads every position of 64 × 64 latents."""
+    host = ShapesHost(SD15)
+    rows = host.rows_entering((64, 64))
+    assert rows["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"] == 64 * 64
+    assert rows["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"] == 77
+    assert set(rows) == set(host.layers())
+    # docs say 5.6 GB for the attention alone to 14 GB with everything, for each concept
+    assert 5_000 < memory.authors_features(host) < 14_500
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_answers(part: str, capsys):
+    module = importlib.import_module(f"bench.{part}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    assert module.__doc__ and callable(module.main)
+    with pytest.raises(SystemExit):
+        bench_main([part, "--help"])
+    assert "usage" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -75,8 +102,8 @@ def test_the_card_script_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(
         card, "PARTS", {"one": failing, "two": lambda *_: {"right": False}, "three": lambda *_: {"right": True}}
     )
-    monkeypatch.setattr("sys.argv", ["card", "--device", "cpu", "--results", str(tmp_path / "card.json")])
-    assert card.main() == 1
+    with pytest.raises(SystemExit, match="1"):
+        card.main(argparse.Namespace(device="cpu", small=True, parts=["one", "two", "three"], results=tmp_path))
     assert "not right: one, two" in capsys.readouterr().out
     kept = json.loads((tmp_path / "card.json").read_text("utf-8"))
     assert kept["one"]["error"] == "RuntimeError: no such kernel" and kept["three"]["right"]

@@ -1,0 +1,90 @@
+"""The rows of the quality table: each is one way to have several concepts in one model.
+
+What a source tunes on validation data, a scale, is tuned here by retention, on paths that nothing was learnt from; nothing
+else is tuned, of ours neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bench.bed import Bed, Made, Recorded
+from bench.iterated import IterIS, RegMeanPlusPlus
+from lib_loraclr.solving import find_method
+
+#: scales that are tried where a source tunes one
+SCALES = (0.3, 0.6, 1.0, 1.7)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row whose model is a merge.
+
+    Attributes:
+        method, options: of a request
+        ours: whether the rank is cut as a user's would be; others keep all of it
+        scales: tried, the one with the highest mean retention is taken
+        kind: stages that solve in another order
+        source: where a method comes from that is not registered
+    """
+
+    method: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    ours: bool = False
+    scales: tuple[float, ...] = ()
+    kind: type[Recorded] = Recorded
+    source: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The paper or tool that it is from."""
+        return self.source or find_method(self.method).source
+
+    def asked(self) -> dict[str, object]:
+        """What a cell's figures depend on."""
+        return {"method": self.method, "options": dict(self.options), "scales": list(self.scales)}
+
+    def made(self, bed: Bed) -> tuple[Made, dict[str, object]]:
+        """The merge, and what was chosen."""
+
+        def merge(**options: object) -> Made:
+            rank = "auto" if self.ours else "full"
+            return bed.merge(self.method, {**self.options, **options}, rank=rank, kind=self.kind)
+
+        if not self.scales:
+            return merge(), {}
+        tried = {scale: merge(scale=scale) for scale in self.scales}
+        retentions = {scale: bed.retention(made.factors).mean for scale, made in tried.items()}
+        best = max(retentions, key=lambda scale: retentions[scale])
+        return tried[best], {"scale": best, "retention by scale": retentions}
+
+
+#: models that are no merge
+BASE, ALONE = "base model", "each LoRA alone"
+#: row -> how it is made; data-free first, then what looks at inputs, then ours
+ROWS: dict[str, Row] = {
+    "all tags": Row("weighted_sum"),
+    "average": Row("average"),
+    "TIES": Row("ties", scales=SCALES),
+    "DARE": Row("dare", scales=SCALES),
+    "kohya SVD": Row("kohya_svd", {"new_rank": 64}),
+    "SuperMerger": Row("supermerger"),
+    "KnOTS": Row("knots", scales=SCALES),
+    "Core Space TSV": Row("core_space", {"isotropic": False}, scales=SCALES),
+    "Core Space TSV, isotropic": Row("core_space", scales=SCALES),
+    "Iso-C": Row("iso_c", scales=SCALES),
+    "ACE": Row("ace", scales=SCALES),
+    "RegMean": Row("regmean"),
+    "RegMean++": Row("regmean", kind=RegMeanPlusPlus, source="RegMean++, arXiv 2508.03121"),
+    "IterIS": Row("regmean", kind=IterIS, source="IterIS, arXiv 2411.15231"),
+    "gradient fusion": Row("gradient_fusion"),
+    "LoRACLR as published": Row("paper"),
+    "closed form": Row("ridge", ours=True),
+    "LoRACLR layers": Row("contrastive", {"effort": "layers"}, ours=True),
+    "LoRACLR fast": Row("contrastive", {"effort": "fast"}, ours=True),
+    "LoRACLR balanced": Row("contrastive", {"effort": "balanced"}, ours=True),
+    "LoRACLR thorough": Row("contrastive", {"effort": "thorough"}, ours=True),
+}
+#: those that take minutes, and are not among the default's rows for every number of concepts
+SLOW = ("LoRACLR thorough",)
