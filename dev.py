@@ -70,19 +70,25 @@ def bench(arguments: argparse.Namespace) -> None:
     run([str(PYTHON), "-m", "bench", *arguments.rest])
 
 
+def rate(arguments: argparse.Namespace) -> None:
+    """Rate merges blindly on a local page, and export what was said."""
+    run([str(PYTHON), "-m", "bench", "rate", *arguments.rest])
+
+
 def main() -> None:
     if sys.version_info < (3, 10):  # noqa: UP036  (an older Python reads this file too, and deserves a reason)
         sys.exit(f"Python {sys.version.split()[0]} is too old: run this with Python 3.10 or newer.")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="demo|test|bench")
+    commands = parser.add_subparsers(required=True, metavar="demo|test|bench|rate")
     own = commands.add_parser("demo", help=demo.__doc__)
     own.add_argument("--all", action="store_true", help="all twelve concepts")
     own.add_argument("--effort", default="balanced", help="layers, fast, balanced or thorough")
     own.set_defaults(action=demo)
     own = commands.add_parser("test", help=test.__doc__, usage="dev.py test [what pytest takes …]", add_help=False)
     own.set_defaults(action=test)
-    own = commands.add_parser("bench", help=bench.__doc__, usage="dev.py bench [part …]", add_help=False)
-    own.set_defaults(action=bench)
+    for name, action in (("bench", bench), ("rate", rate)):
+        own = commands.add_parser(name, help=action.__doc__, usage=f"dev.py {name} […]", add_help=False)
+        own.set_defaults(action=action)
     arguments, arguments.rest = parser.parse_known_args()
     if arguments.rest and arguments.action is demo:
         parser.error(f"unknown: {' '.join(arguments.rest)}")
