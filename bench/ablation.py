@@ -96,7 +96,7 @@ class Bench:
 
     def swept(self, margin: float, pull: float) -> dict:
         """Retention of one point of the sweep; the recordings are those of the others."""
-        self._bed = self._bed or Bed(self._host, self.request)
+        self._bed = self._bed or Bed(self.request, self._host)
         # enough steps for the margin to matter
         options = {"effort": "layers", "layer_steps": 20, "negative": 1.0, "margin": margin, "lambda_delta": pull}
         made = self._bed.merge("contrastive", options)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bench.bed import Recorded
+from lib_loraclr.merge import SharedStages
 from lib_loraclr.merge.stage_plan import RECORDED_POINTS
 from lib_loraclr.model import Factors, precise
 from lib_loraclr.progress import Stage
@@ -35,7 +35,7 @@ def blocks(keys: Sequence[str]) -> list[list[str]]:
     return [found[place] for place in sorted(found)]
 
 
-class RegMeanPlusPlus(Recorded):
+class RegMeanPlusPlus(SharedStages):
     """RegMean++ (arXiv 2508.03121): a block's inputs are recorded behind the merged blocks before it.
 
     Inside a block each LoRA's own layers run, and the blocks after it do not matter. Method and options are RegMean's.
@@ -58,7 +58,7 @@ class RegMeanPlusPlus(Recorded):
         return merged
 
 
-class IterIS(Recorded):
+class IterIS(SharedStages):
     """IterIS (arXiv 2411.15231, eq. 5): outputs of each LoRA on its own inputs, at the inputs of the merged model, iterated.
 
     `ΔW = (Σ λ_i D_i X_i^T X̃_i) (Σ λ_i X̃_i^T X̃_i)^-1`, `X̃` those inputs, recorded with the last iteration's result on the same

@@ -49,7 +49,7 @@ class Table:
     @property
     def bed(self) -> Bed:
         if self._bed is None:
-            self._bed = Bed(self._host, self._request)
+            self._bed = Bed(self._request, self._host)
         return self._bed
 
     def asked(self, row: str) -> dict[str, object]:
@@ -64,13 +64,13 @@ class Table:
             return self.alone()[0]
         if row == BASE:
             return judged(self._jury(self.sprites), self.alone()[1])
-        made, chosen = ROWS[row].made(self.bed)
+        made, took, chosen = ROWS[row].made(self.bed)
         retention = self.bed.retention(made.factors)
         with self._host.apply(made.factors):
             found = judged(self._jury(self.sprites), self.alone()[1])
         own = {"retention": retention.mean, "weakest retention": retention.weakest, "base drift": retention.base_drift}
-        took = {"seconds": made.took.processor, "wall": made.took.wall}
-        return found | own | took | {"rank": made.rank, "notes": dict(made.notes), "chosen": chosen}
+        times = {"seconds": took.processor, "wall": took.wall}
+        return found | own | times | {"rank": made.rank, "notes": dict(made.notes), "chosen": chosen}
 
     def alone(self) -> tuple[dict, list[Tensor]]:
         """Every LoRA by itself: its figures, and what its pictures are to the judge."""

@@ -43,13 +43,13 @@ _LONGEST_BODY = 1000
 def draw_pairs(folder: Path, name: str, rows: list[str], pictures: int) -> None:
     """Merge by every row, and draw each concept with its own LoRA and with the merge."""
     request, sprites = demo_request(SETS[name], "default")
-    bed = Bed(demo_host(), request)
+    bed = Bed(request, demo_host())
     own = {lora.concept.trigger: lora.deltas for lora in bed.inputs}
     pairs = []
     for sprite in sprites:
         _draw(bed, own[sprite.words], sprite, folder, "alone", pictures)
     for number, row in enumerate(rows):
-        made, _ = ROWS[row].made(bed)
+        made, *_ = ROWS[row].made(bed)
         for sprite in sprites:
             after = _draw(bed, made.factors, sprite, folder, f"merge{number}", pictures)
             before = [_file("alone", sprite, k) for k in range(pictures)]

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bench.bed import Bed, Made, Recorded
+from bench.bed import Bed
+from bench.clock import Span
 from bench.iterated import IterIS, RegMeanPlusPlus
+from lib_loraclr.merge import Made, SharedStages
 from lib_loraclr.solving import find_method
 
 #: scales that are tried where a source tunes one
@@ -33,7 +35,7 @@ class Row:
     options: Mapping[str, object] = field(default_factory=dict)
     ours: bool = False
     scales: tuple[float, ...] = ()
-    kind: type[Recorded] = Recorded
+    kind: type[SharedStages] = SharedStages
     source: str = ""
 
     @property
@@ -45,19 +47,19 @@ class Row:
         """What a cell's figures depend on."""
         return {"method": self.method, "options": dict(self.options), "scales": list(self.scales)}
 
-    def made(self, bed: Bed) -> tuple[Made, dict[str, object]]:
-        """The merge, and what was chosen."""
+    def made(self, bed: Bed) -> tuple[Made, Span, dict[str, object]]:
+        """The merge, what it took, and what was chosen."""
 
-        def merge(**options: object) -> Made:
+        def merge(**options: object) -> tuple[Made, Span]:
             rank = "auto" if self.ours else "full"
-            return bed.merge(self.method, {**self.options, **options}, rank=rank, kind=self.kind)
+            return bed.timed(self.method, {**self.options, **options}, rank=rank, kind=self.kind)
 
         if not self.scales:
-            return merge(), {}
+            return *merge(), {}
         tried = {scale: merge(scale=scale) for scale in self.scales}
-        retentions = {scale: bed.retention(made.factors).mean for scale, made in tried.items()}
+        retentions = {scale: bed.retention(made.factors).mean for scale, (made, _) in tried.items()}
         best = max(retentions, key=lambda scale: retentions[scale])
-        return tried[best], {"scale": best, "retention by scale": retentions}
+        return *tried[best], {"scale": best, "retention by scale": retentions}
 
 
 #: models that are no merge

@@ -8,6 +8,7 @@ stages             the stages; layer_merging one layer
 keeping            what they keep in a work folder
 start              a finished merge that another one goes on from
 overlap            who will be in whose way, before a merge
+several            several methods on the same recording
 """
 
 from .examination import examine
@@ -15,13 +16,17 @@ from .forecasting import Forecast, forecast, seconds_per_sample
 from .merging import measure_loras, merge_loras, refine_further
 from .needs import MemoryNeeds, memory_needs
 from .overlap import Overlap, measure_overlap, overlap_evaluations
+from .several import Made, Several, SharedStages
 from .stage_plan import plan_stages
 from .start import Start, start_from
 
 __all__ = [
     "Forecast",
+    "Made",
     "MemoryNeeds",
     "Overlap",
+    "Several",
+    "SharedStages",
     "Start",
     "examine",
     "forecast",

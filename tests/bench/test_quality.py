@@ -18,7 +18,6 @@ from bench.iterated import IterIS, RegMeanPlusPlus, blocks, iteris
 from bench.protocol import COLOURS, added, ground_colour, kind, told
 from bench.rows import ALONE, BASE, ROWS, SCALES
 from bench.world import Sprite, demo_entries, demo_names, demo_request
-from lib_loraclr.merge import merge_loras
 from lib_loraclr.model.host import Host
 from lib_loraclr.request import RecordingOptions
 from lib_loraclr.solving import Procedure
@@ -79,35 +78,12 @@ def bed(host: Host) -> Iterator[Bed]:
     with pytest.MonkeyPatch.context() as patch:
         measure_on_little(patch, paths=1, steps=2)
         patch.setattr("bench.iterated.ITERATIONS", 2)
-        yield Bed(host, replace(request, recording=recording, memory_mb=64))
-
-
-@pytest.mark.parametrize(
-    "method, options", [("ridge", {}), ("contrastive", {"steps": 2, "batch_size": 2, "scenes": 2})]
-)
-def test_a_bed_merges_as_the_product_does_however_often(bed: Bed, host: Host, method: str, options: dict) -> None:
-    expected = merge_loras(replace(bed.request, method=method, options=options), host).factors
-    bed.merge("average", {})
-    for _ in range(2):
-        made = bed.merge(method, options)
-        assert made.factors.keys() == expected.keys()
-        assert all(torch.equal(made.factors[key].up, expected[key].up) for key in expected)
-    assert made.took.processor > 0 and made.rank > 0
-
-
-def test_a_bed_measures_what_the_product_measures(bed: Bed, host: Host) -> None:
-    merge = merge_loras(replace(bed.request, method="average", options={}), host)
-    found = bed.retention(bed.merge("average", {}).factors)
-    expected = {concept.name: concept.merged for concept in merge.report.concepts}
-    assert dict(zip([lora.concept.label for lora in bed.inputs], found.concepts, strict=True)) == pytest.approx(
-        expected
-    )
-    assert found.base_drift == pytest.approx(merge.report.base_drift)
+        yield Bed(replace(request, recording=recording, memory_mb=64), host)
 
 
 def test_a_scale_is_chosen_by_retention(bed: Bed) -> None:
     row = replace(ROWS["TIES"], scales=(0.0, 1.0))
-    made, chosen = row.made(bed)
+    made, _, chosen = row.made(bed)
     assert chosen["scale"] == max(chosen["retention by scale"], key=chosen["retention by scale"].get)
     assert chosen["retention by scale"][0.0] == pytest.approx(0.0, abs=1e-3), "of nothing nothing is kept"
     assert len(made.factors) == len(bed.inputs[0].deltas)

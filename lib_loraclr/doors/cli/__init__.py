@@ -1,4 +1,4 @@
-"""Command line: `merge`, `inspect`, `measure`, `methods`. One file per command."""
+"""Command line: `merge`, `inspect`, `measure`, `methods`, `bench-here`. One file per command."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from ... import __version__
 from ...errors import LoraclrError
-from . import inspect, measure, merge, methods
+from . import bench_here, inspect, measure, merge, methods
 from .launched import talks
 
-COMMANDS = (merge, inspect, measure, methods)
+COMMANDS = (merge, inspect, measure, methods, bench_here)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        name = command.__name__.rpartition(".")[2]
+        name = command.__name__.rpartition(".")[2].replace("_", "-")
         own = commands.add_parser(
             name,
             help=command.HELP,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import MakeMerge, Result, Run, WriteLora
 
+import lib_loraclr.doors.cli.bench_here as bench_command
 import lib_loraclr.doors.cli.measure as measure_command
 import lib_loraclr.doors.cli.merge as merge_command
 from lib_loraclr.doors.cli import main
@@ -37,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def loaded(host: DiffusersHost, monkeypatch: pytest.MonkeyPatch) -> DiffusersHost:
     """The commands get the model that is loaded already."""
-    for command in (merge_command, measure_command):
+    for command in (merge_command, measure_command, bench_command):
         monkeypatch.setattr(command, "load_host", lambda arguments: host)
     return host
 

@@ -12,7 +12,7 @@ from lib_loraclr.doors.cli import COMMANDS, build_parser
 from lib_loraclr.request.options import schema
 from lib_loraclr.solving.methods import METHODS, all_baselines
 
-NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+NAMES = [command.__name__.rpartition(".")[2].replace("_", "-") for command in COMMANDS]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,146 @@
+"""Several merges of the same LoRAs from one recording: what a comparison of methods is made of.
+
+Teachers' paths are followed once, and every merge starts from the same examples; retention is measured on the same paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from ..model import Factors, Host
+from ..output import ConceptReport, Merge, MergeReport, Target
+from ..progress import Progress, Stage
+from ..recording import (
+    Examples,
+    PathPlan,
+    bundled_embeddings,
+    load_inputs,
+    recorded_clip_skip,
+    served_layers,
+)
+from ..refining import Retention, drift_of_singles, measure
+from ..request import MergeRequest
+from ..solving import Procedure
+from .examination import examine, merged_keys
+from .merging import completed
+from .stage_plan import measuring_paths
+from .stages import Stages
+
+
+@dataclass(frozen=True)
+class Made:
+    """A merge by one method.
+
+    Attributes:
+        method: which
+        factors: layer key -> what the file would hold, on the model's device
+        rank: mean
+        notes: figures of the method, the mean over the layers that have them; `steps` of a refinement
+    """
+
+    method: str
+    factors: Mapping[str, Factors]
+    rank: float
+    notes: Mapping[str, float]
+
+
+class SharedStages(Stages):
+    """Stages that follow no path twice.
+
+    Attributes:
+        followed: stage -> its examples; shared by all of a `Several`
+    """
+
+    followed: dict[Stage, list[Examples]]
+
+    def _follow(self, stage: Stage, plan: PathPlan) -> list[Examples]:
+        if stage not in self.followed:
+            self.followed[stage] = super()._follow(stage, plan)
+        return self.followed[stage]
+
+
+class Several:
+    """One set of LoRAs on one model.
+
+    Attributes:
+        inputs: the LoRAs, in the order of the merge
+        request: completed by what the files say, with its concepts in that order
+        progress: is told how far each merge is, and may interrupt
+    """
+
+    def __init__(self, request: MergeRequest, host: Host, progress: Progress | None = None) -> None:
+        """
+        Args:
+            request: the concepts, and how they are recorded; its method is not used
+
+        Raises:
+            LoraclrError: as `merge_loras`
+        """
+        request.check()
+        self.host, self.progress = host, progress or Progress()
+        loaded = load_inputs(request.concepts, host, self.progress)
+        named = completed(request, loaded, host)
+        self.serves = served_layers(host, merged_keys(loaded))
+        examine(named, loaded, host, self.serves).require_possible()
+        self.inputs = sorted(loaded, key=lambda lora: lora.order)
+        self.request = replace(named, concepts=tuple(lora.concept for lora in self.inputs))
+        self._followed: dict[Stage, list[Examples]] = {}
+        self._drift: float | None = None
+
+    def merge(
+        self, method: str, options: Mapping[str, object], *, rank: str = "auto", kind: type[SharedStages] = SharedStages
+    ) -> Made:
+        """As `merge_loras` does it, without measuring.
+
+        Args:
+            rank: of a request; "full" for methods that are not to lose by a cut that they do not have
+            kind: stages that solve in another order
+        """
+        request = replace(self.request, method=method, options=dict(options), rank=rank)
+        procedure = Procedure.of(request)
+        with self._as_recorded():
+            stages = self._stages(request, kind)
+            examples = stages.learn() if procedure.method.records else []
+            layers = stages.solve(procedure, examples)
+            refinement = stages.refinement(procedure)
+            refined = stages.refine(layers, examples, refinement) if refinement else None
+            layers = stages.cut_refined(refined.factors, layers, examples) if refined else layers
+            factors = stages.rounded({key: layer.factors for key, layer in layers.items()})
+        names = sorted({name for layer in layers.values() for name in layer.notes})
+        notes = {name: _mean([layer.notes[name] for layer in layers.values() if name in layer.notes]) for name in names}
+        ranks = [own.rank for own in factors.values() if own.shape[1] > 1]
+        return Made(method, factors, _mean(ranks), notes | ({"steps": refined.steps} if refined else {}))
+
+    def retention(self, factors: Mapping[str, Factors]) -> Retention:
+        """Of every concept, in the order of `inputs`, on words and paths that nothing was learnt from."""
+        with self._as_recorded():
+            stages = self._stages(self.request, SharedStages)
+            examples = stages._follow(Stage.TESTING, measuring_paths(self.request, stages.memory.points))
+            if self._drift is None:
+                self._drift = drift_of_singles(stages.predictor, examples)
+            return measure(stages.predictor, factors, examples, single_drift=self._drift)
+
+    def finished(self, made: Made, retention: Retention) -> Merge:
+        """A merge as far as drawing it needs one."""
+        request = replace(self.request, method=made.method, options={})
+        concepts = zip(self.request.concepts, retention.concepts, strict=True)
+        told = tuple(ConceptReport(concept.label, concept.trigger, None, kept) for concept, kept in concepts)
+        report = MergeReport(made.method, "", told, None, retention.base_drift)
+        return Merge(request, made.factors, tuple(self.inputs), Target.of(self.host, made.factors), report)
+
+    def _stages(self, request: MergeRequest, kind: type[SharedStages]) -> SharedStages:
+        stages = kind(request, self.inputs, self.host, self.serves, self.progress)
+        stages.followed = self._followed
+        return stages
+
+    @contextmanager
+    def _as_recorded(self) -> Iterator[None]:
+        skip, _ = recorded_clip_skip(self.request.recording.clip_skip, self.inputs, self.host)
+        with self.host.knowing(bundled_embeddings(self.inputs)), self.host.skipping(skip):
+            yield
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
