@@ -33,6 +33,10 @@ function loraclrApplied(row) {
     const field = row.querySelector("[data-field='applied_to']");
     if (!field) return;
     const ticks = Array.from(row.querySelectorAll(".loraclr-applied [data-subject]")).filter((tick) => !tick.hidden);
+    // a style that is applied to nothing is none: without any tick it is for all again
+    if (!ticks.some((tick) => tick.querySelector("input").checked)) {
+        for (const tick of ticks) tick.querySelector("input").checked = true;
+    }
     const chosen = ticks.filter((tick) => tick.querySelector("input").checked);
     field.value = chosen.length === ticks.length ? "" : chosen.map((tick) => tick.dataset.subject).join("\n");
 }
