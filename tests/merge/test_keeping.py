@@ -130,7 +130,9 @@ def test_what_depends_on_anything_else_is_not_found(
         assert recorded(request, work) == recorded(request, None)
     guided = asked(1, 2, recording=replace(asked(1, 2).recording, guidance=5.0))
     begun = recorded(guided, None) - recorded(guided, work)
-    assert 0 <= begun <= 3, "guidance leads another way, and at most what each of the three teachers begins with is the same"
+    assert 0 <= begun <= 3, (
+        "guidance leads another way, and at most what each of the three teachers begins with is the same"
+    )
     weaker = asked(1, 2, concepts=tuple(replace(c, unet_weight=0.5) for c in asked(1, 2).concepts))
     base = recorded(weaker, None) - recorded(weaker, work)
     assert 0 < base < recorded(weaker, None) / 2, "what no LoRA has a part in is the same"

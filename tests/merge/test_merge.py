@@ -12,7 +12,7 @@ import torch
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.files.lora_files import serialize
 from lib_loraclr.files.tensor_files import DTYPES
-from lib_loraclr.merge import stages
+from lib_loraclr.merge import stage_plan, stages
 from lib_loraclr.merge.merging import measure_loras, merge_loras
 from lib_loraclr.merge.stages import Stages
 from lib_loraclr.model.host import Host
@@ -108,6 +108,7 @@ def test_the_refinement_raises_retention_and_reports_its_way(
     demo: Path, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the points that it learns from: so few, at this size, teach little about others, which bench/quality.py measures."""
+    monkeypatch.setattr(stage_plan, "NEGATIVE_EVERY", 0)
     for paths in ("stopping_paths", "measuring_paths"):
         monkeypatch.setattr(stages, paths, stages.learning_paths)
     recording = RecordingOptions(paths=4, steps=6, renoised=0, guidance=4.0, height=64, width=64)
