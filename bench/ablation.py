@@ -58,6 +58,8 @@ CHANGES: dict[str, Callable[[MergeRequest], MergeRequest]] = {
     "rank 32": lambda request: replace(request, rank="32"),
     "twice the steps": lambda request: _options(steps=2 * _steps(request))(request),
 }
+#: what would take more than an hour together with the others
+MORE = ("contrast 2", "learning rate halved", "learning rate doubled", "rank 32", "twice the steps")
 LOSSES: dict[str, TermsFunction] = {"triplet loss": triplet, "InfoNCE loss": info_nce}
 
 
@@ -145,13 +147,17 @@ def _curve(cells: Cells, pull: float) -> list[tuple[float, float]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loras", nargs="*", default=list(LORAS), choices=demo_names(12), metavar="NAME")
-    parser.add_argument("--changes", nargs="*", default=list(CHANGES), choices=CHANGES, metavar="NAME")
+    parser.add_argument(
+        "--changes", nargs="*", default=None, choices=CHANGES, metavar="NAME", help=f"--full: also {', '.join(MORE)}"
+    )
     parser.add_argument("--effort", default=None, help="of every merge (default: fast; --full: balanced)")
     parser.add_argument("--prompts", choices=("demo", "default"), default="default")
     parser.add_argument("--no-sweep", action="store_true", help="leave the sweep of margin and pull out")
 
 
 def main(arguments: argparse.Namespace) -> None:
+    if arguments.changes is None:
+        arguments.changes = [name for name in CHANGES if arguments.full or name not in MORE]
     arguments.effort = arguments.effort or ("balanced" if arguments.full else "fast")
     cells, bench = Cells("ablation", arguments.results), Bench(arguments)
     for name in arguments.changes:

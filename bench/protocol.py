@@ -52,10 +52,10 @@ class Sizes:
     """
 
     one: int = 8
-    unseen: int = 4
-    two: int = 16
-    regions: int = 8
-    three: int = 8
+    unseen: int = 2
+    two: int = 12
+    regions: int = 4
+    three: int = 4
 
     def asked(self) -> dict[str, int]:
         return asdict(self)

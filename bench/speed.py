@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +47,7 @@ def synthetic(shape: tuple[int, int], concepts: int, *, rows: int, rank: int, se
 
     Args:
         shape: `(d_out, d_in)`
-        rows: of each concept, and of the base model
+        rows: of each concept; none of the base model, of which the others know nothing
     """
     generator, (d_out, d_in) = torch.Generator().manual_seed(seed), shape
 
@@ -56,9 +58,9 @@ def synthetic(shape: tuple[int, int], concepts: int, *, rows: int, rank: int, se
     spectrum = spectrum * (d_in / spectrum.square().sum()).sqrt()
     shared = draw(rows, d_in)
     recordings = []
-    for active in [*((i,) for i in range(concepts)), ()]:
+    for active in ((i,) for i in range(concepts)):
         inputs = (COMMON**0.5 * shared + (1 - COMMON) ** 0.5 * draw(rows, d_in)) * spectrum
-        rivals = tuple((j,) for j in range(concepts) if active and j not in active)
+        rivals = tuple((j,) for j in range(concepts) if j not in active)
         recordings.append(Recording(inputs, active, 1.0, rivals))
     # as long as a trained LoRA beside a weight that is initialised as usual
     deltas = tuple(Factors(0.03 * draw(d_out, rank) / rank**0.5, draw(rank, d_in) / d_in**0.5) for _ in range(concepts))
@@ -96,58 +98,76 @@ def exponent(points: Sequence[tuple[float, float]]) -> float:
     return rising / sum((x - mean_x) ** 2 for x, _ in logs)
 
 
-def path(shape: str, asked: Mapping[str, int], solver: str) -> str:
-    return f"solve/{shape}/n{asked['concepts']}-rows{asked['rows']}-rank{asked['rank']}/{solver.replace(' ', '-')}"
+class Size(NamedTuple):
+    """What a layer's problem is made of."""
+
+    concepts: int
+    rows: int
+    rank: int
 
 
-def publish(cells: Cells, arguments: argparse.Namespace) -> None:
-    """Tables of all shapes that there are, the cost's exponents, and a plot."""
+def path(shape: str, size: Size, solver: str) -> str:
+    return f"solve/{shape}/n{size.concepts}-rows{size.rows}-rank{size.rank}/{solver.replace(' ', '-')}"
+
+
+def publish(cells: Cells, rows: int, rank: int) -> None:
+    """Tables of all cells that there are, the cost's exponents, and plots.
+
+    Args:
+        rows, rank: of the tables; other numbers are for the exponents
+    """
     parts = [f"# Speed\n\n{__doc__.splitlines()[0]} By `python dev.py bench speed`.\n"]
-    base = {"rows": arguments.rows, "rank": arguments.rank}
     for shape in SHAPES:
-        rows, curves = [], {}
-        for solver in SOLVERS:
-            found = {
-                number: cells.known(path(shape, {"concepts": number, **base}, solver))
-                for number in (*arguments.concepts, *arguments.alone)
-            }
-            found = {number: own for number, own in found.items() if own}
-            if found:
-                rows.append([solver, *(_told(found.get(n)) for n in (*arguments.concepts, *arguments.alone))])
-                curves[solver] = [(float(n), own["seconds"]) for n, own in found.items()]
-        if rows:
-            columns = ["seconds (error)", *(f"N = {n}" for n in (*arguments.concepts, *arguments.alone))]
-            told = f"{base['rows']} rows of each, rank {base['rank']}"
-            parts.append(f"## {shape.replace('x', ' × ')}, {told}\n\n{markdown(columns, rows)}\n")
-            plot = line_plot(
-                f"solving a layer of {shape}",
-                Axis("concepts", logarithmic=True),
-                Axis("seconds", logarithmic=True),
-                curves,
-            )
-            cells.publish(plot, f"speed-{shape}.svg")
-    parts += [_exponents(cells, arguments), _steps(cells)]
-    cells.publish("\n".join(filter(None, parts)))
+        found = _measured(cells, shape)
+        numbers = sorted({own.concepts for own in found if (own.rows, own.rank) == (rows, rank)})
+        if not numbers:
+            continue
+        columns = {n: found[Size(n, rows, rank)] for n in numbers}
+        lines = [[solver, *(_told(columns[n].get(solver)) for n in numbers)] for solver in SOLVERS]
+        heads = ["seconds (error)", *(f"N = {n}" for n in numbers)]
+        title = f"## {shape.replace('x', ' × ')}, {rows} rows of each, rank {rank}"
+        parts.append(f"{title}\n\n{markdown(heads, [line for line in lines if any(line[1:])])}\n")
+        curves = {
+            solver: [(float(n), own[solver]["seconds"]) for n, own in columns.items() if solver in own]
+            for solver in SOLVERS
+        }
+        axes = Axis("concepts", logarithmic=True), Axis("seconds", logarithmic=True)
+        cells.publish(line_plot(f"solving a layer of {shape}", *axes, curves), f"speed-{shape}.svg")
+        parts.append(_exponents(found, Size(4, rows, rank), shape))
+    cells.publish("\n".join(filter(None, [*parts, _steps(cells)])))
+
+
+def _measured(cells: Cells, shape: str) -> dict[Size, dict[str, dict]]:
+    """Size -> solver -> figures."""
+    found: dict[Size, dict[str, dict]] = {}
+    for name in cells:
+        match = re.fullmatch(rf"solve/{shape}/n(\d+)-rows(\d+)-rank(\d+)/(.+)", name)
+        if match:
+            size, solver = Size(*map(int, match.groups()[:3])), match[4].replace("-", " ")
+            found.setdefault(size, {})[solver] = cells.known(name)
+    return found
 
 
 def _told(figures: dict | None) -> str:
     return f"{figures['seconds']:.3g} ({figures['error']:.2g})" if figures else ""
 
 
-def _exponents(cells: Cells, arguments: argparse.Namespace) -> str:
+def _exponents(found: Mapping[Size, Mapping[str, dict]], usual: Size, shape: str) -> str:
+    """How ours grows with one number while the others stay as usual."""
     lines = []
     for solver in OURS:
-        for name, values in _sweeps(arguments).items():
-            asked = [{**_usual(arguments), name: value} for value in values]
-            found = [(own[name], cells.known(path(arguments.swept, own, solver))) for own in asked]
-            points = [(float(value), figures["seconds"]) for value, figures in found if figures]
-            if len(points) > 1:
-                lines.append(
-                    [solver, name, ", ".join(f"{x:g}: {y:.3g} s" for x, y in points), f"{exponent(points):.2f}"]
-                )
+        for field in Size._fields:
+            sizes = sorted(size for size in found if size._replace(**{field: getattr(usual, field)}) == usual)
+            points = [
+                (float(getattr(size, field)), found[size][solver]["seconds"]) for size in sizes if solver in found[size]
+            ]
+            if len(points) > 2:
+                told = ", ".join(f"{x:g}: {y:.3g} s" for x, y in points)
+                lines.append([solver, field, told, f"{exponent(points):.2f}"])
     if not lines:
         return ""
-    return f"## How the cost grows, {arguments.swept}\n\n{markdown(('', 'with', 'measured', 'exponent'), lines)}\n"
+    heads = ("", "with", "measured", "exponent")
+    return f"### How the cost grows, {shape.replace('x', ' × ')}\n\n{markdown(heads, lines)}\n"
 
 
 def _steps(cells: Cells) -> str:
@@ -165,19 +185,6 @@ def _steps(cells: Cells) -> str:
     return f"## A step of the refinement, SD1.5's shapes, {told}\n\n{markdown(('', '', 'seconds', 'MB'), rows)}\n"
 
 
-def _usual(arguments: argparse.Namespace) -> dict[str, int]:
-    return {"concepts": 4, "rows": arguments.rows, "rank": arguments.rank}
-
-
-def _sweeps(arguments: argparse.Namespace) -> dict[str, list[int]]:
-    rows, rank = arguments.rows, arguments.rank
-    return {
-        "concepts": [*arguments.concepts, *arguments.alone],
-        "rows": [rows // 2, rows, 2 * rows, 4 * rows],
-        "rank": [rank // 4, rank // 2, rank, 2 * rank],
-    }
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help=f"default: {' '.join(DEFAULT_SHAPES)}; --full: all")
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), metavar="NAME")
@@ -185,28 +192,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alone", type=int, nargs="*", default=[24, 48], help="of ours only")
     parser.add_argument("--rows", type=int, default=256, help="of each concept")
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--swept", default="1280x1280", choices=SHAPES, help="layer whose cost is followed")
+    parser.add_argument(
+        "--swept", default="1280x1280", choices=SHAPES, help="layer whose cost is followed with rows and rank"
+    )
     parser.add_argument("--steps", action="store_true", help="a step of the refinement too (8 GB of memory)")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    cells = Cells("speed", arguments.results)
+    cells, usual = Cells("speed", arguments.results), Size(4, arguments.rows, arguments.rank)
 
-    def measure(shape: str, solver: str, asked: dict[str, int]) -> None:
-        size = tuple(int(side) for side in shape.split("x"))
-        figures = cells.measured(path(shape, asked, solver), asked, lambda: solve(solver, asked, size))
-        print(f"{path(shape, asked, solver)}: {figures['seconds']:.3g} s, error {figures['error']:.3g}", flush=True)
+    def measure(shape: str, solver: str, size: Size) -> None:
+        name, asked = path(shape, size, solver), size._asdict()
+        sides = tuple(int(side) for side in shape.split("x"))
+        figures = cells.measured(name, asked, lambda: solve(solver, asked, sides))
+        print(f"{name}: {figures['seconds']:.3g} s, error {figures['error']:.3g}", flush=True)
 
     for shape in arguments.shapes or (SHAPES if arguments.full else DEFAULT_SHAPES):
         for number in (*arguments.concepts, *arguments.alone):
             for solver in arguments.solvers:
                 if number in arguments.concepts or solver in OURS:
-                    measure(shape, solver, {**_usual(arguments), "concepts": number})
-        publish(cells, arguments)
+                    measure(shape, solver, usual._replace(concepts=number))
+        publish(cells, arguments.rows, arguments.rank)
     for solver in [solver for solver in arguments.solvers if solver in OURS]:
-        for name, values in _sweeps(arguments).items():
-            for value in values:
-                measure(arguments.swept, solver, {**_usual(arguments), name: value})
+        for size in _around(usual):
+            measure(arguments.swept, solver, size)
     if arguments.steps or arguments.full:
         cells.measured("step/SD1.5", {"small": False}, lambda: compare_steps("cpu", False))
-    publish(cells, arguments)
+    publish(cells, arguments.rows, arguments.rank)
+
+
+def _around(usual: Size) -> list[Size]:
+    """Other numbers of rows, and other ranks."""
+    rows = [usual._replace(rows=max(1, int(usual.rows * factor))) for factor in (0.5, 1, 2, 4)]
+    return [*rows, *(usual._replace(rank=max(1, int(usual.rank * factor))) for factor in (0.25, 0.5, 1, 2))]
