@@ -135,13 +135,15 @@ class Group(Processes):
         now = time.monotonic()
         if now - self._looked < BEAT:
             return
-        self._looked = now
+        # who did not look for so long was stopped itself, perhaps with all others, and cannot tell how long they were silent
+        stopped, self._looked = now - self._looked > SILENCE / 2, now
         try:
             self._hear()
             for rank, (beats, since) in self._beats.items():
                 seen = self._store.add(f"loraclr/beat{rank}", 0)
-                self._beats[rank] = (seen, since if seen == beats else now)
-                if now - since > SILENCE and seen == beats and seen < _ENDED:
+                since = now if stopped or seen != beats else since
+                self._beats[rank] = (seen, since)
+                if now - since > SILENCE and seen < _ENDED:
                     raise _gone(rank, f"no sign of life for {SILENCE:.0f} seconds")
         except RuntimeError as error:  # the place where they meet is gone
             raise _gone(0, str(error)) from error

@@ -70,10 +70,26 @@ def test_a_process_without_a_sign_of_life_is_taken_for_dead_and_one_that_beats_i
         clock.now += 2
         store.add("loraclr/beat1", 1)
         first.check()
-    clock.now += processes.SILENCE - 3
-    first.check()
-    clock.now += 4
+    for _ in range(int(processes.SILENCE // 2)):
+        clock.now += 2
+        first.check()
+    clock.now += 2
     with pytest.raises(LoraclrError, match=r"Process 1 of the merge is gone \(no sign of life for 20 seconds\)"):
+        first.check()
+
+
+def test_a_process_that_was_stopped_itself_takes_nobody_for_dead(clock: SimpleNamespace) -> None:
+    """A computer that sleeps stops all of them, and some wake up before others."""
+    first = member(0, Store())
+    clock.now += 2
+    first.check()
+    clock.now += 3600
+    first.check()
+    for _ in range(int(processes.SILENCE // 2)):
+        clock.now += 2
+        first.check()
+    clock.now += 2
+    with pytest.raises(LoraclrError, match="no sign of life"):
         first.check()
 
 
