@@ -123,7 +123,8 @@ def refine_further(
             `merge_loras`
         Interrupted: the user asked to stop
     """
-    if host.checkpoint != merge.target.checkpoint:
+    # not by what the host calls it: the WebUI adds a hash to a name once it has one
+    if host.checkpoint_path != merge.target.path:
         raise LoraclrError(
             f"The merge was made on {merge.target.checkpoint}, and {host.checkpoint} is loaded: load that one to go on."
         )

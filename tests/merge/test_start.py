@@ -225,8 +225,11 @@ def test_what_cannot_be_gone_on_from_is_refused(
     with pytest.raises(LoraclrError, match="1.safetensors was changed since it was merged"):
         refine_further(replace(two, inputs=(moved, two.inputs[1])), host)
     copy.unlink()
+    # the same checkpoint by another name is not refused for it
+    monkeypatch.setattr(host, "checkpoint", f"{host.checkpoint} [a9ade0dac6]")
     with pytest.raises(LoraclrError, match=r"There is no file .*1\.safetensors"):
         refine_further(replace(two, inputs=(moved, two.inputs[1])), host)
+    monkeypatch.setattr(host, "checkpoint_path", tmp_path / "another.safetensors")
     monkeypatch.setattr(host, "checkpoint", "another.safetensors")
     with pytest.raises(LoraclrError, match=r"made on .*tiny.*another\.safetensors is loaded"):
         refine_further(two, host)
