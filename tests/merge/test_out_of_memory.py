@@ -11,6 +11,7 @@ import torch
 
 from lib_loraclr.merge import layer_merging
 from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.model.host import Host
 from lib_loraclr.output.merged import Merge
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from tests import tiny_checkpoints as tiny
@@ -18,14 +19,21 @@ from tests.small import PROMPTS, measure_on_little
 from tests.tiny_hosts import Open, random_lora
 
 
-def test_layers_that_do_not_fit_are_merged_on_the_cpu_and_the_report_says_so(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Host, MergeRequest]:
+    """Two random LoRAs to merge on a tiny checkpoint, recorded and measured on little."""
     measure_on_little(monkeypatch, paths=1, steps=2)
     host = opened(tiny.SD1)
     concepts = tuple(Concept(str(random_lora(tmp_path / f"{n}.safetensors", host, seed=n))) for n in (1, 2))
     recording = RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64)
-    asked = MergeRequest(concepts, method="ridge", prompts=PROMPTS, recording=recording)
+    return host, MergeRequest(concepts, prompts=PROMPTS, recording=recording)
+
+
+def test_layers_that_do_not_fit_are_merged_on_the_cpu_and_the_report_says_so(
+    small: tuple[Host, MergeRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, asked = small
+    asked = replace(asked, method="ridge")
     usual, full = merge_loras(asked, host), 0
     merge_layer = layer_merging.merge_layer
 
@@ -47,13 +55,10 @@ def test_layers_that_do_not_fit_are_merged_on_the_cpu_and_the_report_says_so(
 
 
 def test_a_refinement_that_does_not_fit_leaves_the_layer_wise_merge_and_the_report_says_so(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: tuple[Host, MergeRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure_on_little(monkeypatch, paths=1, steps=2)
-    host = opened(tiny.SD1)
-    concepts = tuple(Concept(str(random_lora(tmp_path / f"{n}.safetensors", host, seed=n))) for n in (1, 2))
-    recording = RecordingOptions(paths=1, steps=2, renoised=2, guidance=4.0, height=64, width=64)
-    asked = MergeRequest(concepts, options={"steps": 2}, rank="full", prompts=PROMPTS, recording=recording)
+    host, asked = small
+    asked = replace(asked, options={"steps": 2}, rank="full")
     usual, layers = merge_loras(asked, host), merge_loras(replace(asked, options={"effort": "layers"}), host)
     denoise = host.denoise
 
