@@ -205,7 +205,11 @@ def keyboard(way: Way) -> dict[str, Any]:
     page.wait_for_selector("#txt2img_prompt textarea", timeout=2 * MINUTES)
     time.sleep(3)
     way.open()
-    page.wait_for_selector("#tab_loraclr .progressDiv", timeout=MINUTES)
+    # the bar of the merge that went on, unless it is over by now
+    page.wait_for_function(
+        "document.querySelector('#tab_loraclr .progressDiv') || document.querySelector('#loraclr_discard')?.offsetParent",
+        timeout=MINUTES,
+    )
     page.wait_for_selector(".loraclr-concept[data-lora='pizza']", timeout=MINUTES)
     seen["rows"] = [
         [way.field(row, name).input_value() for name in ("te_weight", "unet_weight")] for row in ("penguin", "pizza")
