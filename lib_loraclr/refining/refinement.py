@@ -30,8 +30,8 @@ from .state import StateKeeper, factor_tensors, factors_of, restore_training, tr
 
 #: how often retention on the held-back examples is looked at
 CHECKS = 6
-#: checks without a better retention after which the run stops; they count from half-way on, since long steps at the beginning
-#: mend more than the next look shows
+#: checks in a row after which the run stops that brought no better retention, and no rise that would bring it by the end; they
+#: count from half-way on, since long steps at the beginning mend more than the next look shows
 PATIENCE = 2
 
 
@@ -272,7 +272,11 @@ class _Watch:
     @property
     def next(self) -> int:
         """The step after which to look."""
-        return min(self._steps, (len(self.history) + 1) * max(1, math.ceil(self._steps / CHECKS)))
+        return min(self._steps, (len(self.history) + 1) * self._interval)
+
+    @property
+    def _interval(self) -> int:
+        return max(1, math.ceil(self._steps / CHECKS))
 
     @property
     def over(self) -> bool:
@@ -291,7 +295,7 @@ class _Watch:
 
     def look(self, step: int, loss: float, contrast: float) -> None:
         """Look, and note what was found since the last look."""
-        retention = self._measured()
+        retention, before = self._measured(), self.history[-1]["retention"] if self.history else self._retention.mean
         self.history.append({"step": step, "loss": loss, "contrast": contrast, "retention": retention.mean})
         self._predictor.progress.log(
             f"refinement: step {step}/{self._steps}, loss {loss:.4f}, contrast {contrast:.3f}, {self._shown(retention)}"
@@ -299,7 +303,9 @@ class _Watch:
         if retention.mean > self._retention.mean:
             self.best, self._retention, self._stale = _snapshot(self._parameters), retention, 0
         elif 2 * step > self._steps:
-            self._stale += 1
+            looks_left = (self._steps - step) / self._interval
+            rises_enough = retention.mean + looks_left * (retention.mean - before) > self._retention.mean
+            self._stale = 0 if rises_enough else self._stale + 1
 
     def _measured(self) -> Retention:
         """In the unit of the loss."""

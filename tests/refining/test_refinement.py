@@ -22,6 +22,8 @@ from lib_loraclr.refining import refinement
 from lib_loraclr.refining.batches import Batch, Sampler
 from lib_loraclr.refining.fitting import Fit, find_fit
 from lib_loraclr.refining.refinement import Refined, refine
+from lib_loraclr.refining.retention import Retention
+from lib_loraclr.refining.scales import NoiseLevels
 from lib_loraclr.request.phrases import Part
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 from tests.small import PROMPTS, concept, examples_of, predictor_of
@@ -266,6 +268,32 @@ def test_an_error_of_another_kind_is_not_tried_again(
     monkeypatch.setattr(small, "denoise", denoise, raising=False)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         refine(predictor, predictor.deltas[0], examples, examples, replace(OPTIONS, steps=3), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("looks", "stops"),
+    [
+        ([0.5, 0.2, 0.1, 0.1], True),
+        ([0.5, 0.2, 0.1, 0.3], False),
+        ([0.5, 0.2, 0.3, 0.35], False),
+        ([0.5, 0.2, 0.1, 0.15], True),
+        ([0.5, 0.6, 0.5, 0.4], True),
+        ([0.5, 0.6, 0.5, 0.7], False),
+    ],
+    ids=["still", "rises, and would come above", "did so before", "rises too slowly", "falls", "is the best"],
+)
+def test_a_run_goes_on_as_long_as_its_rise_would_bring_more_than_the_best(
+    lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch, looks: list[float], stops: bool
+) -> None:
+    """Six looks in sixty steps; the third and fourth from half-way on, after which two are left."""
+    predictor, examples = lesson
+    found = iter([Retention((value,), None) for value in [0.5, *looks]])
+    monkeypatch.setattr(refinement, "measure", lambda *_, **__: next(found))
+    parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in predictor.deltas[0].items()}
+    watch = refinement._Watch(predictor, parameters, examples, NoiseLevels((0.0,), 1), 60, None)
+    for step in (10, 20, 31, 41):
+        watch.look(step, 0.0, 0.0)
+    assert watch.stalled == stops
 
 
 def test_it_stops_when_nothing_improves_and_returns_the_best_point(
