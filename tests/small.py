@@ -44,6 +44,12 @@ def measure_on_little(patch: pytest.MonkeyPatch, *, paths: int, steps: int) -> N
         patch.setattr(module, "RECORDED_PROMPTS", 16)
 
 
+def stop_by_little(patch: pytest.MonkeyPatch) -> None:
+    """A refinement is stopped by fewer points than a user's."""
+    patch.setattr(stage_plan, "STOP_PATHS", 1)
+    patch.setattr(stage_plan, "STOP_STEPS", 2)
+
+
 def made_on(merge: Merge, host: Host, factors: Mapping[str, Factors]) -> Merge:
     """The merge with other factors, as if it had been made on this host."""
     return replace(merge, factors=factors, target=Target.of(host, factors))

@@ -27,7 +27,7 @@ from lib_loraclr.recording.inputs import InputLora
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 from tests import tiny_checkpoints as tiny
-from tests.small import PROMPTS, measure_on_little
+from tests.small import PROMPTS, measure_on_little, stop_by_little
 from tests.tiny_hosts import Open, random_merge
 
 OPTIONS = {"steps": 8, "batch_size": 4, "scenes": 2, "learning_rate": 0.002}
@@ -51,8 +51,7 @@ class Seen(Progress):
 def measured_on_little() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         measure_on_little(patch, paths=2, steps=4)
-        patch.setattr(stage_plan, "STOP_PATHS", 1)
-        patch.setattr(stage_plan, "STOP_STEPS", 2)
+        stop_by_little(patch)
         yield
 
 
