@@ -77,12 +77,7 @@ def _merged(
         order = ordered(inputs, start)
         stages = Stages(request, order, host, serves, progress, start=start, work=work, processes=processes)
         progress.plan(stages.plan(procedure))
-        examples = stages.learn() if procedure.method.records else []
-        layers = stages.solve(procedure, examples)
-        refinement = stages.refinement(procedure)
-        refined = stages.refine(layers, examples, refinement) if refinement else None
-        layers = stages.cut_refined(refined.factors, layers, examples) if refined else layers
-        del examples
+        layers, refined = stages.run(procedure)
         factors = stages.rounded({key: layer.factors for key, layer in layers.items()})
         before, after, recognition = stages.measure(factors)
         target = Target.of(host, factors)
@@ -183,11 +178,7 @@ def _report(
     procedure: Procedure, layers: Mapping[str, MergedLayer], refined: Refined | None, *, rows: int
 ) -> MergeReport:
     """What there is to say of the layers and the refinement of a finished merge."""
-    # a vector's rank is always 1, and says nothing
-    ranks = [f.rank for f in (layer.factors for layer in layers.values()) if f.shape[1] > 1] or [1]
-    kept = [layer.kept for layer in layers.values()]
-    names = sorted({name for layer in layers.values() for name in layer.notes})
-    notes = {name: _mean([layer.notes[name] for layer in layers.values() if name in layer.notes]) for name in names}
+    ranks, kept = ranks_of(layers), [layer.kept for layer in layers.values()]
     return MergeReport(
         method=procedure.method.name,
         source=procedure.method.source,
@@ -196,11 +187,27 @@ def _report(
         base_drift=None,
         layers=len(layers),
         rows=rows,
-        rank=(min(ranks), _mean(ranks), max(ranks)),
-        kept=(min(kept), _mean(kept)),
+        rank=(min(ranks), mean(ranks), max(ranks)),
+        kept=(min(kept), mean(kept)),
         refinement=_of_refinement(refined) if refined else {},
-        solver=notes,
+        solver=notes_of(layers),
     )
+
+
+def ranks_of(layers: Mapping[str, MergedLayer]) -> list[int]:
+    """The layers' ranks; a vector's is always 1, and says nothing."""
+    return [f.rank for f in (layer.factors for layer in layers.values()) if f.shape[1] > 1] or [1]
+
+
+def notes_of(layers: Mapping[str, MergedLayer]) -> dict[str, float]:
+    """The method's figures, each the mean over the layers that have it."""
+    names = sorted({name for layer in layers.values() for name in layer.notes})
+    return {name: mean([layer.notes[name] for layer in layers.values() if name in layer.notes]) for name in names}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of one value at least."""
+    return sum(values) / len(values)
 
 
 def _of_refinement(refined: Refined) -> dict[str, Any]:
@@ -236,7 +243,3 @@ def _together(stages: Stages, recognition: Recognition | None) -> tuple[tuple[st
 
 def _own_warnings(inputs: Sequence[InputLora]) -> list[str]:
     return [warning for lora in inputs for warning in lora.warnings]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

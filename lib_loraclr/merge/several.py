@@ -5,7 +5,7 @@ Teachers' paths are followed once, and every merge starts from the same examples
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ from ..refining import Retention, drift_of_singles, measure
 from ..request import MergeRequest
 from ..solving import Procedure
 from .examination import examine, merged_keys
-from .merging import completed
+from .merging import completed, mean, notes_of, ranks_of
 from .stage_plan import measuring_paths
 from .stages import Stages
 
@@ -102,16 +102,10 @@ class Several:
         procedure = Procedure.of(request)
         with self._as_recorded():
             stages = self._stages(request, kind)
-            examples = stages.learn() if procedure.method.records else []
-            layers = stages.solve(procedure, examples)
-            refinement = stages.refinement(procedure)
-            refined = stages.refine(layers, examples, refinement) if refinement else None
-            layers = stages.cut_refined(refined.factors, layers, examples) if refined else layers
+            layers, refined = stages.run(procedure)
             factors = stages.rounded({key: layer.factors for key, layer in layers.items()})
-        names = sorted({name for layer in layers.values() for name in layer.notes})
-        notes = {name: _mean([layer.notes[name] for layer in layers.values() if name in layer.notes]) for name in names}
-        ranks = [own.rank for own in factors.values() if own.shape[1] > 1]
-        return Made(method, factors, _mean(ranks), notes | ({"steps": refined.steps} if refined else {}))
+        notes = notes_of(layers) | ({"steps": refined.steps} if refined else {})
+        return Made(method, factors, mean(ranks_of(layers)), notes)
 
     def retention(self, factors: Mapping[str, Factors]) -> Retention:
         """Of every concept, in the order of `inputs`, on words and paths that nothing was learnt from."""
@@ -140,7 +134,3 @@ class Several:
         skip, _ = recorded_clip_skip(self.request.recording.clip_skip, self.inputs, self.host)
         with self.host.knowing(bundled_embeddings(self.inputs)), self.host.skipping(skip):
             yield
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

@@ -157,6 +157,16 @@ class Stages:
         whole = procedure.refinement(len(self.inputs))
         return self.start.refinement(whole, self.inputs) if self.start else whole
 
+    def run(self, procedure: Procedure) -> tuple[dict[str, MergedLayer], Refined | None]:
+        """From the recording to the cut: the merged layers, and how the refinement ended, if there was one."""
+        examples = self.learn() if procedure.method.records else []
+        layers = self.solve(procedure, examples)
+        options = self.refinement(procedure)
+        if options is None:
+            return layers, None
+        refined = self.refine(layers, examples, options)
+        return self.cut_refined(refined.factors, layers, examples), refined
+
     def learn(self) -> list[Examples]:
         """What every teacher predicts: the examples that the merge is made from."""
         return self._follow(Stage.RECORDING, learning_paths(self.request, self.memory.points))
