@@ -79,11 +79,28 @@ def orthonormal_basis(matrix: Tensor) -> Tensor:
 
     Singular values below `max(d, r) * eps * largest` count as zero (the rule of `numpy.linalg.matrix_rank`).
     """
-    u, singular, _ = torch.linalg.svd(matrix, full_matrices=False)
+    basis, triangle = torch.linalg.qr(matrix)
+    inner, singular, _ = _small_svd(triangle)
     if singular[0] == 0:
-        return u[:, :1]
+        return basis[:, :1]
     keep = singular > max(matrix.shape) * torch.finfo(matrix.dtype).eps * singular[0]
-    return u[:, keep]
+    return basis @ inner[:, keep]
+
+
+def _small_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The SVD `u, s, v^T` of a matrix of which one side is a rank, reckoned on the CPU.
+
+    A graphics card takes many launches, each waited for, over what a processor does within its cache; merges have one or two such
+    for every layer and LoRA.
+    """
+    u, s, vh = torch.linalg.svd(matrix.cpu(), full_matrices=False)
+    return u.to(matrix.device), s.to(matrix.device), vh.to(matrix.device)
+
+
+def _small_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, rising, and eigenvectors of a symmetric `[r, r]`, on the CPU as `_small_svd`."""
+    values, vectors = torch.linalg.eigh(matrix.cpu())
+    return values.to(matrix.device), vectors.to(matrix.device)
 
 
 def column_basis(delta: Factors) -> Tensor:
@@ -119,7 +136,7 @@ def balanced(delta: Factors) -> Factors:
 def _balanced(basis: Tensor, coordinates: Tensor) -> Factors:
     """`basis @ coordinates` balanced; the columns of `basis [d_out, r]` are orthonormal."""
     q_down, r_down = torch.linalg.qr(coordinates.mT)
-    u, s, vh = torch.linalg.svd(r_down.mT, full_matrices=False)
+    u, s, vh = _small_svd(r_down.mT)
     root = s.sqrt()
     up, down = (basis @ u) * root, root[:, None] * (vh @ q_down.mT)
     # An SVD is unique only up to signs, and backends disagree: the largest entry of each column is made positive.
@@ -198,7 +215,7 @@ def truncate(
     coordinates = triangle @ delta.down
     effects = [coordinates] if recordings is None else [coordinates @ inputs.mT for inputs in recordings]
     together = torch.cat(effects, dim=1)
-    energies, vectors = torch.linalg.eigh(together @ together.mT)
+    energies, vectors = _small_eigh(together @ together.mT)
     vectors = vectors.flip(1)
     if energies.sum() <= 0:
         return Truncation(zero(*delta.shape, like=delta.up), 1.0)

@@ -286,3 +286,23 @@ def test_a_recording_on_which_nothing_is_done_keeps_all_of_it() -> None:
     beside = truncate(delta, [some, torch.zeros(5, 11, dtype=torch.float64)], share=0.9)
     assert beside.factors.rank == alone.factors.rank
     assert beside.kept == pytest.approx(alone.kept, rel=CLOSE)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [lambda d: orthonormal_basis(d.up), balanced, exact, lambda d: truncate(d, [random_inputs(300)], rank=2)],
+    ids=["basis", "balanced", "exact", "truncate"],
+)
+def test_only_matrices_of_the_rank_are_decomposed_and_those_on_the_cpu(monkeypatch, work) -> None:
+    """Cards are slow at it; a matrix that is as long as the layer is wide stays where it is, and goes through a QR."""
+    seen = []
+    for name in ("svd", "eigh"):
+        decompose = getattr(torch.linalg, name)
+
+        def look(matrix, *args, decompose=decompose, **kwargs):
+            seen.append((matrix.device.type, tuple(matrix.shape)))
+            return decompose(matrix, *args, **kwargs)
+
+        monkeypatch.setattr(torch.linalg, name, look)
+    work(random_factors(200, 300, 4))
+    assert seen and set(seen) <= {("cpu", (4, 4)), ("cpu", (2, 2)), ("cpu", (2, 4)), ("cpu", (4, 2))}
