@@ -6,7 +6,8 @@
 Parts, in the order of what matters: `precisions` (a merge of two on the demo checkpoint in fp32, fp16 and bf16 against fp32 on
 the CPU, weights left bit for bit), `gradients`, `interrupt`, `steps` (a refinement step with weights that are changed and with
 branches beside them), `sd15` (a whole merge at its true shapes, and what more concepts would take), `out_of_memory`, `sdxl`
-(small, in fp16). What was found is written after each part; the exit status is 1 where one is not right.
+(small, in fp16). What was found is written after each part; the exit status is 1 where one is not right. With `--keep-pace` what
+`sd15` took becomes what Check and `--dry-run` expect of such devices (`lib_loraclr/merge/paces.json`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import json
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -31,10 +32,10 @@ from bench.refinement_step import compare_steps
 from bench.shapes import SD15, SDXL
 from lib_loraclr.errors import Interrupted
 from lib_loraclr.hosts.diffusers import load
-from lib_loraclr.merge import memory_needs, merge_loras, plan_stages
+from lib_loraclr.merge import Pace, keep_pace, memory_needs, merge_loras, plan_stages, seconds_per_sample
 from lib_loraclr.model import Factors, Host
 from lib_loraclr.output import Merge
-from lib_loraclr.progress import Stage
+from lib_loraclr.progress import Stage, Work
 from lib_loraclr.recording import load_inputs, make_teachers
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.solving import Procedure
@@ -188,45 +189,52 @@ def _random_request(
 
 def sd15(device: str, small: bool) -> dict:
     """A merge of two at SD1.5's true shapes with the recording that a user gets, and what other merges would take by it."""
-    architecture, dtype = (SD15.small(), torch.float32) if small else (SD15, torch.float16)
-    return _whole(architecture, device, dtype, paths=1 if small else 32, steps=2 if small else 8)
+    architecture, dtype = (SD15.small() if small else SD15), (torch.float32 if device == "cpu" else torch.float16)
+    paths, steps = (1, 2) if device == "cpu" else (32, 8)
+    return _whole(architecture, device, dtype, paths=paths, steps=steps, side=_side(device, small))
+
+
+def _side(device: str, small: bool) -> int:
+    """Of the pictures; a CPU takes a minute for what a card does in a second."""
+    return (64 if small else 256) if device == "cpu" else 0
 
 
 def sdxl(device: str, small: bool) -> dict:
     """A merge of two on a small SDXL, in fp16 where the device has it."""
-    del small
     dtype = torch.float16 if device == "cuda" else torch.float32
-    return _whole(SDXL.small(), device, dtype, paths=2, steps=2)
+    return _whole(SDXL.small(), device, dtype, paths=2, steps=2, side=_side(device, small))
 
 
-def _whole(architecture, device: str, dtype: torch.dtype, *, paths: int, steps: int) -> dict:
+def _whole(architecture, device: str, dtype: torch.dtype, *, paths: int, steps: int, side: int) -> dict:
     host = random_host(architecture, device=device, dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
-        side = 64 if device == "cpu" else 0
-        options = {"effort": "fast", **({"steps": 1} if device == "cpu" else {})}
+        options = {"effort": "fast", **({"steps": 2} if device == "cpu" else {})}
         request = _random_request(host, Path(folder), 2, paths=paths, steps=steps, options=options)
         request = replace(request, recording=replace(request.recording, height=side, width=side))
         clock = Clock(device)
         merge = merge_loras(request, host, clock)
         clock.finish()
         needs = memory_needs(request, merge.inputs, host, refines=True)
-    pace = clock.pace()
+    side = side or host.default_size
+    evaluation, each = seconds_per_sample(host, side, side), clock.seconds_per_unit()
+    pace = Pace.of(each, evaluation)
     finite = all(f.up.isfinite().all() and f.down.isfinite().all() for f in merge.factors.values())
     return {
         "right": bool(finite),
         "seconds": {stage.value: round(span.wall, 2) for stage, span in clock.spans.items()},
         "peak_mb": {stage.value: round(span.peak) for stage, span in clock.spans.items()},
         "check_says_mb": round(needs.device),
-        "pace": pace,
+        "evaluation_seconds": evaluation,
+        "pace": asdict(pace),
         "expected_seconds": {
-            f"{number} concepts, {effort}": round(_expected(request, host, number, effort, pace))
+            f"{number} concepts, {effort}": round(_expected(request, host, number, effort, each))
             for number in (2, 4, 12)
             for effort in ("fast", "balanced", "thorough")
         },
     }
 
 
-def _expected(request: MergeRequest, host: Host, number: int, effort: str, pace: dict[str, float]) -> float:
+def _expected(request: MergeRequest, host: Host, number: int, effort: str, each: Mapping[Work, float]) -> float:
     """Seconds that a merge of so many with the usual recording would take."""
     concepts = tuple(Concept(f"concept {i}", trigger=f"concept {i}") for i in range(number))
     usual = replace(request, concepts=concepts, options={"effort": effort}, recording=RecordingOptions())
@@ -235,7 +243,7 @@ def _expected(request: MergeRequest, host: Host, number: int, effort: str, pace:
     text = sum(key.startswith("lora_te") for key in host.layers())
     layers = (text, len(host.layers()) - text)
     planned = plan_stages(usual, procedure.method, procedure.refinement(number), teachers, layers=layers)
-    return sum(item.amount * pace.get(item.work.value, 0.0) for item in planned)
+    return sum(item.amount * each.get(item.work, 0.0) for item in planned)
 
 
 PARTS: dict[str, Callable[[str, bool], dict]] = {
@@ -258,6 +266,11 @@ def described(device: str) -> dict:
     return found
 
 
+def _seen_on(machine: dict) -> str:
+    where = machine.get("card") or f"{machine['threads']} threads of a CPU"
+    return f"{where}, torch {machine['torch']}, the shapes of SD1.5"
+
+
 def run(part: str, device: str, small: bool) -> dict:
     """One part; what goes wrong in it does not end the others."""
     begun = time.perf_counter()
@@ -276,6 +289,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--small", action="store_true", help="small models and few steps: whether the part itself works"
     )
+    parser.add_argument(
+        "--keep-pace",
+        action="store_true",
+        help="expect of such devices, from now on, what sd15 took (not with --small)",
+    )
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="which (default: all)")
 
 
@@ -285,6 +303,8 @@ def main(arguments: argparse.Namespace) -> None:
     Raises:
         SystemExit: something is not right
     """
+    if arguments.keep_pace and arguments.small:
+        raise SystemExit("--keep-pace: what a small model takes says nothing of others; leave --small out.")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     cells, results = Cells("card", arguments.results), {"machine": described(arguments.device)}
     print(json.dumps(results["machine"]), flush=True)
@@ -293,6 +313,8 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"{part}: {json.dumps(results[part], indent=1)}", flush=True)
         cells.publish(json.dumps(results, indent=1), "card.json")
     wrong = [part for part in arguments.parts if not results[part]["right"]]
+    if arguments.keep_pace and not wrong and "sd15" in results:
+        keep_pace(arguments.device, Pace(**results["sd15"]["pace"]), _seen_on(results["machine"]))
     print("all right" if not wrong else f"not right: {', '.join(wrong)}")
     if wrong:
         raise SystemExit(1)

@@ -98,14 +98,14 @@ class Clock(Progress):
         """Of these stages together."""
         return sum((self.spans[stage] for stage in stages if stage in self.spans), Span())
 
-    def pace(self) -> dict[str, float]:
-        """Kind of work -> wall seconds for one unit of it, by what was planned and what it took."""
+    def seconds_per_unit(self) -> dict[Work, float]:
+        """Kind of work -> wall seconds of one unit of it, by what was planned and what it took."""
         found = {}
         for kind in Work:
             own = [item for item in self._planned if item.work is kind and item.stage in self.spans]
             amount = sum(item.amount for item in own)
             if amount:
-                found[kind.value] = sum(self.spans[item.stage].wall for item in own) / amount
+                found[kind] = sum(self.spans[item.stage].wall for item in own) / amount
         return found
 
 

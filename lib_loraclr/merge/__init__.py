@@ -2,7 +2,7 @@
 
 merging            `merge_loras`, which reads from top to bottom
 examination        what stands in a merge's way, known before anything is recorded
-needs              how much memory it will take; forecasting that and how long, without merging
+needs              how much memory it will take; forecasting that and how long, without merging, by the pace of devices
 stage_plan         which stages there will be, and what each takes
 stages             the stages; layer_merging one layer
 keeping            what they keep in a work folder
@@ -16,6 +16,7 @@ from .forecasting import Forecast, forecast, seconds_per_sample
 from .merging import measure_loras, merge_loras, refine_further
 from .needs import MemoryNeeds, memory_needs
 from .overlap import Overlap, measure_overlap, overlap_evaluations
+from .pace import Pace, keep_pace, usual_pace
 from .several import Made, Several, SharedStages
 from .stage_plan import plan_stages
 from .start import Start, start_from
@@ -25,11 +26,13 @@ __all__ = [
     "Made",
     "MemoryNeeds",
     "Overlap",
+    "Pace",
     "Several",
     "SharedStages",
     "Start",
     "examine",
     "forecast",
+    "keep_pace",
     "measure_loras",
     "measure_overlap",
     "memory_needs",
@@ -39,4 +42,5 @@ __all__ = [
     "refine_further",
     "seconds_per_sample",
     "start_from",
+    "usual_pace",
 ]

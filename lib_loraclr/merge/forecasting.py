@@ -10,19 +10,16 @@ import torch
 
 from ..files import is_text_encoder
 from ..model import Host
-from ..progress import PlannedStage, Stage, Work
+from ..progress import PlannedStage, Stage
 from ..recording import BATCH, evaluated, load_input, make_teachers, served_layers
 from ..request import MergeRequest
 from ..solving import Procedure
 from .examination import Examination, examine, merged_keys
 from .merging import completed
 from .needs import MemoryNeeds, memory_needs
+from .pace import Pace, usual_pace
 from .stage_plan import plan_stages
 from .start import Start
-
-#: what a sample of a refinement step costs, forward and back, in evaluations; and a layer of one LoRA, in seconds: guesses that a
-#: program which has seen merges may know better
-BACKWARD, LAYER_SECONDS = 4.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,14 @@ class Forecast:
         examination: what stands in its way, and what a person should know
         memory: what it takes beside the checkpoint
         stages: what it does, in its order
+        pace: what each kind of work is expected to take on the model's device
     """
 
     request: MergeRequest
     examination: Examination
     memory: MemoryNeeds
     stages: tuple[PlannedStage, ...]
+    pace: Pace
 
     def seconds(self, evaluation: float) -> dict[Stage, float]:
         """How long each stage takes.
@@ -47,7 +46,7 @@ class Forecast:
         Args:
             evaluation: seconds of one sample through the model (`seconds_per_sample`)
         """
-        each = {Work.EVALUATION: evaluation, Work.BACKWARD: BACKWARD * evaluation, Work.LAYER: LAYER_SECONDS}
+        each = self.pace.seconds(evaluation)
         return {item.stage: item.amount * each[item.work] for item in self.stages}
 
 
@@ -78,6 +77,7 @@ def forecast(request: MergeRequest, host: Host, start: Start | None = None) -> F
         examine(request, inputs, host, serves),
         memory_needs(request, inputs, host, refines=refinement is not None),
         tuple(planned),
+        usual_pace(host.device),
     )
 
 

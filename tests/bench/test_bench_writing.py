@@ -96,7 +96,7 @@ def test_the_clock_adds_up_stages_that_come_twice_and_knows_their_pace() -> None
     assert set(clock.spans) == {Stage.RECORDING, Stage.UNET_LAYERS} and clock.stage is None
     assert clock.total([Stage.RECORDING]).wall == clock.spans[Stage.RECORDING].wall > 0
     assert clock.total().wall == pytest.approx(sum(span.wall for span in clock.spans.values()))
-    assert clock.pace() == {Work.EVALUATION.value: clock.spans[Stage.RECORDING].wall / 8}
+    assert clock.seconds_per_unit() == {Work.EVALUATION: clock.spans[Stage.RECORDING].wall / 8}
     assert Span(1, 2, 3) + Span(1, 1, 5) == Span(2, 3, 5)
 
 

@@ -14,7 +14,8 @@ from bench.__main__ import PARTS
 from bench.__main__ import main as bench_main
 from bench.cells import Cells
 from bench.shapes import SD15, SDXL, Architecture, ShapesHost
-from lib_loraclr.merge import stage_plan
+from lib_loraclr.merge import Pace, stage_plan, usual_pace
+from lib_loraclr.merge import pace as merge_pace
 from lib_loraclr.model.host import Host
 from lib_loraclr.progress import Stage
 from tests.small import measure_on_little
@@ -93,6 +94,29 @@ def test_a_step_is_the_same_with_changed_weights_and_with_branches() -> None:
     assert found["right"] and set(found["rank 8"]["ratios"]) == {"seconds", "mb"}
 
 
+def asked(results: Path, *parts: str, small: bool = True, keep_pace: bool = False) -> argparse.Namespace:
+    return argparse.Namespace(device="cpu", small=small, parts=list(parts), results=results, keep_pace=keep_pace)
+
+
+def test_what_a_merge_took_becomes_what_is_expected_unless_something_was_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = tmp_path / "paces.json"
+    seen.write_text("{}")
+    monkeypatch.setattr(merge_pace, "SEEN", seen)
+    took = {"right": True, "pace": {"evaluation": 1.5, "backward": 3.0, "layer": 0.1}}
+    monkeypatch.setattr(card, "PARTS", {"sd15": lambda *_: took, "wrong": lambda *_: {"right": False}})
+    with pytest.raises(SystemExit, match="leave --small out"):
+        card.main(asked(tmp_path, "sd15", keep_pace=True))
+    with pytest.raises(SystemExit, match="1"):
+        card.main(asked(tmp_path, "sd15", "wrong", small=False, keep_pace=True))
+    card.main(asked(tmp_path, "sd15", small=False))
+    assert seen.read_text() == "{}"
+    card.main(asked(tmp_path, "sd15", small=False, keep_pace=True))
+    assert usual_pace("cpu") == Pace(1.5, 3.0, 0.1)
+    assert "the shapes of SD1.5" in seen.read_text()
+
+
 def test_the_card_script_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     """The controls: a part that fails, and one that finds something."""
 
@@ -103,7 +127,7 @@ def test_the_card_script_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tm
         card, "PARTS", {"one": failing, "two": lambda *_: {"right": False}, "three": lambda *_: {"right": True}}
     )
     with pytest.raises(SystemExit, match="1"):
-        card.main(argparse.Namespace(device="cpu", small=True, parts=["one", "two", "three"], results=tmp_path))
+        card.main(asked(tmp_path, "one", "two", "three"))
     assert "not right: one, two" in capsys.readouterr().out
     kept = json.loads((tmp_path / "card.json").read_text("utf-8"))
     assert kept["one"]["error"] == "RuntimeError: no such kernel" and kept["three"]["right"]

@@ -15,7 +15,7 @@ from modules import cache, shared
 
 from ...errors import LoraclrError
 from ...hosts import running
-from ...merge import seconds_per_sample
+from ...merge import Pace, seconds_per_sample, usual_pace
 from ...model import Host, is_out_of_memory
 from ...progress import PlannedStage, Stage, Work
 from ...recording import with_size
@@ -32,24 +32,12 @@ Key = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What each kind of work costs, in measured evaluations of one sample; except for layers, in seconds.
-
-    Attributes:
-        evaluation: an evaluation of one sample during a merge
-        backward: a sample of a refinement step, forward and back, recomputation included
-        layer: seconds per layer and LoRA of a method that records
-    """
-
-    evaluation: float = 1.0
-    backward: float = 4.0
-    layer: float = 0.01
-
-
-@dataclass(frozen=True)
 class _Measured:
+    """When an evaluation took how many seconds, and what is to be expected of the device that it ran on."""
+
     seconds: float
     at: float
+    usual: Pace = Pace()
 
 
 _measured: dict[Key, _Measured] = {}
@@ -73,9 +61,8 @@ def key_of(request: MergeRequest, host: Host) -> Key:
 
 def seconds_per_unit(key: Key) -> dict[Work, float]:
     """Kind of work -> seconds expected for one unit of it; as if an evaluation took a second where none was measured."""
-    pace, measured = _remembered(key), _measured.get(key)
-    unit = measured.seconds if measured else 1.0
-    return {Work.EVALUATION: pace.evaluation * unit, Work.BACKWARD: pace.backward * unit, Work.LAYER: pace.layer}
+    measured = _measured.get(key)
+    return _remembered(key).seconds(measured.seconds if measured else 1.0)
 
 
 def known(key: Key) -> bool:
@@ -90,7 +77,8 @@ def fresh(key: Key) -> bool:
 def measure(host: Host, key: Key) -> None:
     """Measure unless that was done just now; the host is a session's."""
     if not fresh(key):
-        _measured[key] = _Measured(seconds_per_sample(host, *key[1:]), time.monotonic())
+        seconds = seconds_per_sample(host, *key[1:])
+        _measured[key] = _Measured(seconds, time.monotonic(), usual_pace(host.device))
 
 
 def learn(key: Key, planned: Iterable[PlannedStage], taken: Mapping[Stage, float]) -> None:
@@ -124,14 +112,14 @@ def timed(key: Key) -> bool:
 
 
 def _remembered(key: Key) -> Pace:
-    """What is known of this checkpoint at this size, or at another size, or of another checkpoint."""
+    """What is known of this checkpoint at this size, or at another size, or of another checkpoint, or of such devices."""
     stored = _store()
     names = [name for name in stored if name != _name(key)]
     names.sort(key=lambda name: name.rpartition(", ")[0] == key[0])  # those of the same checkpoint last
     for name in [_name(key), *reversed(names)]:
         if name in stored:
             return Pace(**{kind: value for kind, value in stored[name].items() if kind != _TRUSTED})
-    return Pace()
+    return _measured[key].usual if key in _measured else Pace()
 
 
 def _store() -> MutableMapping[str, dict[str, Any]]:

@@ -137,3 +137,14 @@ def test_a_card_too_small_to_measure_is_said(doors: Doors, monkeypatch: pytest.M
     monkeypatch.setattr(pace, "seconds_per_sample", fail)
     with pytest.raises(LoraclrError, match="graphics memory is too small .* record smaller ones"):
         pace.probe(request(), wait=True)
+
+
+def test_before_any_merge_what_was_seen_on_such_devices_counts(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    pace = doors.module("pace")
+    usual = pace.Pace(1.5, 3.0, 0.2)
+    monkeypatch.setattr(pace, "usual_pace", lambda device: usual if device.type == "cpu" else None)
+    monkeypatch.setattr(pace, "seconds_per_sample", lambda *_: 10.0)
+    key = pace.key_of(request(), pace.probe(request(), wait=True))
+    assert pace.seconds_per_unit(key) == _units(15.0, 30.0, 0.2)
+    pace.learn(key, WORK, {Stage.RECORDING: 8000.0})
+    assert pace.seconds_per_unit(key)[Work.EVALUATION] > 60.0
