@@ -44,7 +44,7 @@ from .training import clip_skip, few_steps, few_steps_warning
 from .triggers import Trigger, find_trigger, tag_frequency
 from .unet_names import compvis_names, diffusers_name
 from .work_folder import LIMIT_MB, Kept, WorkFolder, code_key, content_key, file_key
-from .writing import Written, refuse_existing, require_space, write_files
+from .writing import Written, refuse_existing, replace_file, require_space, write_files
 
 __all__ = [
     "CREDITS",
@@ -91,6 +91,7 @@ __all__ = [
     "read_tensors",
     "refuse_existing",
     "require_safetensors",
+    "replace_file",
     "require_space",
     "serialize",
     "split_key",

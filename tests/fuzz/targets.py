@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from lib_loraclr.doors.webui import catalogue
+from lib_loraclr.doors.webui import catalogue, history_log
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.files.adapter_config import stated_alphas
 from lib_loraclr.files.licences import CREDITS, conditions, credit, credit_lines
@@ -102,6 +103,21 @@ def request(data: bytes) -> None:
     assert again == asked, "what is accepted can be written into a file and read again"
 
 
+def history(data: bytes) -> None:
+    """The log of the merges, which people edit and newer versions write."""
+    try:
+        entries = history_log.read(_text(data))
+    except ValueError:
+        return
+    for entry in entries:
+        assert time.localtime(entry.date) and all(share is None or f"{share:.0%}" for share in entry.figures.values())
+        try:
+            entry.request().check()
+        except LoraclrError:
+            continue
+    assert history_log.read(history_log.write(entries)) == entries
+
+
 def prompt(data: bytes) -> None:
     """txt2img's prompt, from which tags and words are taken over."""
     found = SimpleNamespace(name="fox", trigger="sks animal")
@@ -123,5 +139,5 @@ def name(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (header, metadata, card, adapter, request, prompt, name)
+    target.__name__: target for target in (header, metadata, card, adapter, request, history, prompt, name)
 }

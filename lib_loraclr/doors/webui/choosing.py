@@ -132,7 +132,7 @@ class Choosing:
             picker, rows, message, and every field
         """
         try:
-            request = history.find(entry_id).request()
+            request = history.request_of(history.find(entry_id))
             listed = catalogue.choices()
         except LoraclrError as error:
             return [gr.update(), gr.update(), notes.error(str(error)), *(gr.update() for _ in self._names)]

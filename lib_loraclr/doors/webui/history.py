@@ -6,16 +6,19 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modules import errors, shared
 
 from ...errors import LoraclrError
+from ...files import replace_file
 from ...hosts import running
 from ...output import Merge, read_recipe
 from ...request import MergeRequest
+from ...solving import Procedure
+from . import history_log
+from .history_log import Entry
 
 if TYPE_CHECKING:
     from .jobs import Job
@@ -27,38 +30,16 @@ _RECIPE = "loraclr.request"
 _guard = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A merge that was kept.
+def request_of(entry: Entry) -> MergeRequest:
+    """What a merge was asked for, as it can be asked for again.
 
-    Attributes:
-        id: of the job that made it, or the name of a file that is not in the log
-        name: of the file, without folder and extension
-        date: seconds since 1970
-        save_as: "lora", "full" or "checkpoint"
-        checkpoint: that it was made on
-        figures: concept -> share of unseen points at which it is recognised; None where nobody looked
-        recipe: the request, its LoRAs by their files' names; empty where the file has it
+    Raises:
+        LoraclrError: the recipe cannot be read or asks for what there is not, or the file that had it is gone
     """
-
-    id: str
-    name: str
-    date: float
-    save_as: str
-    checkpoint: str
-    figures: dict[str, float | None]
-    recipe: dict[str, Any] = field(default_factory=dict)
-
-    def request(self) -> MergeRequest:
-        """What was asked.
-
-        Raises:
-            LoraclrError: the recipe cannot be read, or the file that had it is gone
-        """
-        if self.recipe:
-            return MergeRequest.from_dict(self.recipe)
-        lora = running.find_lora(self.name)
-        return read_recipe(_texts(lora), self.name)[0]
+    request = entry.request() if entry.recipe else read_recipe(_texts(running.find_lora(entry.name)), entry.name)[0]
+    request.check()
+    Procedure.of(request)
+    return request
 
 
 def record(job: Job, merge: Merge, name: str) -> None:
@@ -139,10 +120,10 @@ def _path() -> Path | None:
 def _logged() -> list[Entry]:
     path = _path()
     try:
-        return [Entry(**values) for values in json.loads(path.read_text("utf-8"))] if path else []
+        return history_log.read(path.read_text("utf-8")) if path else []
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         errors.report(f"LoRACLR: {path.name} cannot be read, and the history begins anew", exc_info=True)
         return []
 
@@ -153,10 +134,8 @@ def _rewrite(change: Callable[[list[Entry]], list[Entry]]) -> None:
     if path is None:
         return
     with _guard:
+        text = history_log.write(change(_logged())[-_REMEMBERED:])
         try:
-            kept = change(_logged())[-_REMEMBERED:]
-            whole = path.with_suffix(".tmp")
-            whole.write_text(json.dumps([asdict(entry) for entry in kept], indent=1), "utf-8")
-            whole.replace(path)
-        except OSError:  # the merge is kept all the same
+            replace_file(path, lambda stream: stream.write(text.encode()))
+        except LoraclrError:  # the merge is kept all the same
             errors.report("LoRACLR: the history of merges could not be written", exc_info=True)

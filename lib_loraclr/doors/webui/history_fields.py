@@ -12,7 +12,7 @@ from .notes import safe
 from .scripting import by_script
 
 if TYPE_CHECKING:
-    from .history import Entry
+    from .history_log import Entry
 
 #: merges that are shown
 _SHOWN = 30

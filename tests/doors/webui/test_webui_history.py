@@ -11,12 +11,19 @@ from webui_doors import Doors, doors  # noqa: F401  (a fixture)
 from webui_tab import TABLE, fields, merged, tab
 
 from lib_loraclr.output.saving import read_recipe
+from lib_loraclr.request.merge_request import MergeRequest
 
 
 def kept(doors: Doors, name: str, **changes: Any) -> Any:  # noqa: F811
     bound, values = tab(doors, **changes)
     bound.keep(merged(doors, bound, values)["job"], name, "")
     return bound
+
+
+def requests(doors: Doors) -> list[MergeRequest]:  # noqa: F811
+    """What the merges were asked for, the latest first."""
+    history = doors.module("history")
+    return [history.request_of(entry) for entry in history.entries()]
 
 
 def log(doors: Doors) -> Path:  # noqa: F811
@@ -50,7 +57,7 @@ def test_the_form_is_filled_again_with_all_that_was_asked(doors: Doors) -> None:
     jobs, rows = doors.module("jobs"), doors.module("rows")
     asked = {"seed": 77.0, "quality": "8k", "bank": "None", "phrases": "in a hat", "effort": "Fast"}
     bound = kept(doors, "one", method="contrastive", **{"option.contrastive.steps": 1, "rank": "4"}, **asked)
-    request = doors.module("history").entries()[0].request()
+    request = requests(doors)[0]
     picker, taken, message, *values = bound.again(doors.module("history").entries()[0].id)
     assert [name.split("/")[-1].split(" ")[0] for name in picker["value"]] == ["fox", "penguin"] and message == ""
     # filled in and merged again, it is the same request
@@ -95,12 +102,12 @@ def test_what_is_put_back_was_not_made_and_what_is_replaced_is_listed_once(doors
     _, values = tab(doors, seed=2.0)
     job_id = merged(doors, bound, values)["job"]
     bound.replace(job_id, "one", "")
-    assert [entry.request().seed for entry in doors.module("history").entries()] == [2]
+    assert [request.seed for request in requests(doors)] == [2]
     bound.put_back(job_id)
-    assert [entry.request().seed for entry in doors.module("history").entries()] == [1]
+    assert [request.seed for request in requests(doors)] == [1]
 
 
-@pytest.mark.parametrize("text", ["{", "[{}]", '{"a": 1}'])
+@pytest.mark.parametrize("text", ["{", '{"a": 1}', "[" * 100_000])
 def test_a_log_that_cannot_be_read_is_in_nobodys_way(doors: Doors, text: str) -> None:  # noqa: F811
     log(doors).write_text(text, "utf-8")
     bound = kept(doors, "one")
@@ -108,8 +115,59 @@ def test_a_log_that_cannot_be_read_is_in_nobodys_way(doors: Doors, text: str) ->
     assert json.loads(log(doors).read_text("utf-8"))[0]["name"] == "one"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"date": "yesterday"},
+        {"date": 1e300},
+        {"date": float("nan")},
+        {"date": True},
+        {"figures": ["fox"]},
+        {"figures": {"fox": "well"}},
+        {"recipe": []},
+        {"name": None},
+        {"of a newer version": 1},
+    ],
+    ids=str,
+)
+def test_an_entry_that_cannot_be_read_is_left_out_and_the_others_are_listed(
+    doors: Doors,  # noqa: F811
+    wrong: dict[str, Any],
+) -> None:
+    bound = kept(doors, "one")
+    [good] = json.loads(log(doors).read_text("utf-8"))
+    log(doors).write_text(json.dumps([{**good, "id": "other", "name": "wrong", **wrong}, good, 7]), "utf-8")
+    view = bound.history()
+    assert "<b>one</b>" in view and "<b>wrong</b>" not in view and view.count("loraclr-made") == 1
+    assert not doors.reported
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"method": "nobody's"}, "method"),
+        ({"prompts": {"bank": "nobody's"}}, "bank of phrases"),
+        ({"options": {"of a newer version": 1}}, "option"),
+        ({"seed": -5}, "seed"),
+        ({"concepts": 1}, "concepts"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_cannot_be_asked_for_again_is_said(doors: Doors, wrong: dict[str, Any], told: str) -> None:  # noqa: F811
+    doors.lora("foreign", **{"loraclr.request": json.dumps(_request("fox") | wrong)})
+    kept(doors, "one")
+    entries = json.loads(log(doors).read_text("utf-8"))
+    entries[0]["recipe"] |= wrong
+    log(doors).write_text(json.dumps(entries), "utf-8")
+    for entry_id in ("file foreign", entries[0]["id"]):
+        message = tab(doors)[0].again(entry_id)[2]
+        assert "loraclr-error" in message, entry_id
+    assert told in message
+
+
 def test_where_the_log_cannot_be_written_the_merge_is_kept_all_the_same(doors: Doors) -> None:  # noqa: F811
-    doors.webui.shared.cmd_opts.ui_settings_file = str(doors.folder / "nowhere" / "config.json")
+    (doors.folder.parent / "file").write_bytes(b"")
+    doors.webui.shared.cmd_opts.ui_settings_file = str(doors.folder.parent / "file" / "config.json")
     kept(doors, "one")
     assert (doors.folder / "one.safetensors").exists() and "could not be written" in str(doors.reported)
 
@@ -131,7 +189,7 @@ def test_a_request_that_was_asked_for_and_one_in_a_file_are_the_same(doors: Door
 
     with safe_open(doors.folder / "one.safetensors", "pt") as file:
         recipe, _ = read_recipe(file.metadata(), "one")
-    assert entry.request() == recipe
+    assert entry.request() == recipe == requests(doors)[0]
     assert [row["lora"] for row in TABLE["rows"]] == [concept.label for concept in recipe.concepts]
 
 
