@@ -26,6 +26,11 @@ from ..errors import LoraclrError
 _OURS = re.compile(r"\..+\.([0-9a-f]{8,})-[0-9a-f]{8}\.(tmp|replaced)\Z")
 #: seconds after which what a process left that was ended by force is removed
 _STALE = 24 * 60 * 60
+#: Windows lets nobody move or delete what another program has open, as those do for a moment that look through new files:
+#: seconds to wait before each further try
+_WINDOWS, _PATIENCE = os.name == "nt", (0.05, 0.1, 0.2, 0.4)
+#: characters of a path that Windows takes, unless it was told to take more
+_WINDOWS_PATH = 259
 #: what is wrong with a disk -> what to do about it
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -160,7 +165,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        _patiently(lambda: temporary.replace(path))
     except BaseException as error:
         if temporary is not None:
             with suppress(OSError):
@@ -186,7 +191,7 @@ class _Moving:
         """Out of the way, if it is there; once."""
         if path not in self.aside and os.path.lexists(path):
             aside = _another_name(path, "replaced")
-            path.rename(aside)
+            _patiently(lambda: path.rename(aside))
             self.aside[path] = aside
 
     def place(self, source: Path, path: Path) -> None:
@@ -202,11 +207,11 @@ class _Moving:
         """As it was; as far as that can be done, where even that fails."""
         for source, path in reversed(self._placed):
             with suppress(OSError):
-                path.rename(source)
+                _patiently(lambda path=path, source=source: path.rename(source))
         for path, aside in reversed(self.aside.items()):
             with suppress(OSError):
                 if not os.path.lexists(path):
-                    aside.rename(path)
+                    _patiently(lambda path=path, aside=aside: aside.rename(path))
 
     def forget(self) -> None:
         for aside in self.aside.values():
@@ -216,8 +221,8 @@ class _Moving:
 
 def _rename_exclusively(source: Path, path: Path) -> None:
     """Rename, unless the name is taken; a check before it would leave a moment between the two."""
-    if os.name == "nt":
-        source.rename(path)  # fails where the name is taken
+    if _WINDOWS:
+        _patiently(lambda: source.rename(path))  # fails where the name is taken
         return
     try:
         os.link(source, path)
@@ -234,6 +239,21 @@ def _rename_exclusively(source: Path, path: Path) -> None:
             raise
     else:
         source.unlink()
+
+
+def _patiently(move: Callable[[], object]) -> None:
+    """Move or delete a file, again and again for a moment where another program has it open and the system minds that.
+
+    Raises:
+        OSError: it cannot be done
+    """
+    for pause in _PATIENCE if _WINDOWS else ():
+        try:
+            move()
+            return
+        except PermissionError:
+            time.sleep(pause)
+    move()
 
 
 def _another_name(path: Path, end: str) -> Path:
@@ -258,8 +278,11 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _cannot(path: Path, error: OSError, done: str) -> LoraclrError:
-    reason = error.strerror or str(error)
-    remedy = _REMEDIES.get(error.errno, "free some space or choose another folder")
+    reason, number = error.strerror or str(error), error.errno
+    # Windows says that there is no such file
+    if _WINDOWS and number == errno.ENOENT and len(str(_another_name(path, "replaced").absolute())) > _WINDOWS_PATH:
+        number = errno.ENAMETOOLONG
+    remedy = _REMEDIES.get(number, "free some space or choose another folder")
     return LoraclrError(f"{path} cannot be {done} ({reason}): {remedy}.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,8 +28,9 @@ class StateKeeper:
         self._last, self._took = time.monotonic(), 0.0
 
     def find(self) -> Kept | None:
-        """The last state that was kept of this refinement."""
-        return self._folder.find(self._key)
+        """The last state that was kept of this refinement; copied, as Windows lets nobody replace a file that is mapped."""
+        found = self._folder.find(self._key)
+        return found and replace(found, tensors={name: tensor.clone() for name, tensor in found.tensors.items()})
 
     def keep(
         self, state: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, object]]], *, now: bool = False

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from lib_loraclr.errors import LoraclrError
+from lib_loraclr.files import writing
 from lib_loraclr.files.writing import Written, write_files
 
 ROOT = Path(__file__).parents[2]
@@ -259,7 +260,8 @@ def test_all_are_put_back_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     before = listing(tmp_path)
     with monkeypatch.context() as patch:
         FailsAt(patch, number)
-        patch.setattr("lib_loraclr.files.writing.os.name", "nt")  # where nothing is tried a second time
+        patch.setattr(writing, "_WINDOWS", True)
+        patch.setattr(writing, "_PATIENCE", ())  # nothing is tried a second time
         try:
             written.put_back()
         except LoraclrError as error:
