@@ -21,6 +21,7 @@ from ..recording import (
     Run,
     Slot,
     Teacher,
+    asked_in_parts,
     draw_slots,
     evaluated,
     make_scenes,
@@ -141,7 +142,8 @@ class Stages:
     @property
     def trouble(self) -> tuple[str, ...]:
         """Warnings of what did not go as it should."""
-        return (*self.layer_merger.trouble, *(self.keeping.trouble if self.keeping else ()))
+        kept = self.keeping.trouble if self.keeping else ()
+        return (*asked_in_parts(self.host), *self.layer_merger.trouble, *kept)
 
     @property
     def whole_start(self) -> Start | None:
@@ -314,12 +316,7 @@ class Stages:
         seed = self.request.seed + (self.start.seed if self.start else 0)
         keeper = self.keeping.state if self.keeping else None
         refined = refine(self.predictor, start, examples, held_back, options, seed=seed, keeper=keeper)
-        if refined.reason == "memory":
-            self.warnings += (
-                "The graphics memory is too small to refine this merge even one sample at a time: it ended after "
-                f"{refined.steps} of {options.steps} steps, and concepts are kept less well. Merge fewer LoRAs at a time, or "
-                "record smaller pictures (width and height).",
-            )
+        self.warnings += refined.trouble
         return refined
 
     def cut_refined(

@@ -18,7 +18,7 @@ from .layer_inputs import Attempt, Run, record_run, served_layers
 from .picture_size import with_size
 from .predictor import Predictor
 from .reading import recorded_clip_skip, unweighted_prompts
-from .sampling import BATCH, evaluated, sample
+from .sampling import BATCH, asked_in_parts, evaluated, sample
 from .scenes import Scene, count_pairs, make_scenes
 from .shelf import Shelf
 from .teachers import Slot, Teacher, make_teachers
@@ -35,11 +35,11 @@ __all__ = [
     "Shelf",
     "Slot",
     "Teacher",
+    "asked_in_parts",
     "base_model_warnings",
     "bundled_embeddings",
     "count_pairs",
     "example_prompts",
-    "phrases_of",
     "draw_slots",
     "evaluated",
     "load_input",
@@ -47,6 +47,7 @@ __all__ = [
     "lost_embeddings",
     "make_scenes",
     "make_teachers",
+    "phrases_of",
     "record_examples",
     "record_run",
     "recorded_clip_skip",

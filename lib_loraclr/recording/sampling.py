@@ -55,6 +55,16 @@ def evaluated(
     return evaluated(host, x, t, conditioning, attempt, first)
 
 
+def asked_in_parts(host: Host) -> tuple[str, ...]:
+    """A warning where a host's graphics card did not hold as many samples at a time as it was asked for."""
+    if host not in _holds:
+        return ()
+    return (
+        f"The graphics memory ran out while the model was asked: from then on it was asked for {_holds[host]} at a time, which "
+        "takes longer and changes nothing else.",
+    )
+
+
 def timesteps(count: int, train_steps: int) -> Tensor:
     """`count` timesteps from most to least noise, `[count]`, evenly spaced and ending above 0 ("trailing").
 

@@ -56,6 +56,27 @@ class TooLittleMemory(LoraclrError):
         )
 
 
+def ended_early(made: int, steps: int) -> str:
+    """The warning of a refinement that the card had no room to go on with."""
+    return (
+        f"The graphics memory is too small to refine this merge even one sample at a time: it ended after {made} of {steps} "
+        "steps, and concepts are kept less well. Merge fewer LoRAs at a time, or record smaller pictures (width and height)."
+    )
+
+
+def went_smaller(fit: Fit) -> str:
+    """The warning of a refinement that ran out of memory on the way, and went on with less at a time.
+
+    Args:
+        fit: what it went on with
+    """
+    recomputed = ", and their activations recomputed" if fit.recompute else ""
+    return (
+        f"The graphics memory ran out while the merge was refined: from then on samples were run {fit.samples} at a time"
+        f"{recomputed}, which takes longer and changes nothing else."
+    )
+
+
 def find_fit(predictor: Predictor, parameters: Mapping[str, Factors], run: Callable[[int], object], most: int) -> Fit:
     """How many samples fit at a time, and whether activations must be recomputed for even one to fit.
 

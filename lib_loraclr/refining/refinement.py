@@ -21,7 +21,7 @@ from ..model import Factors, balanced, free_cached, is_out_of_memory
 from ..recording import Examples, Predictor
 from ..solving import RefinementOptions, Terms, output_terms
 from .batches import Batch, Sampler
-from .fitting import Fit, TooLittleMemory, find_fit
+from .fitting import Fit, TooLittleMemory, ended_early, find_fit, went_smaller
 from .loss_scale import LossScale
 from .optimizers import Muon
 from .retention import Retention, measure
@@ -46,6 +46,7 @@ class Refined:
         steps: how many were made
         history: one entry per check: step, mean loss and contrast since the last one, retention on the held-back examples
         fit: how many samples were run at a time in the end; None where not even one could be
+        trouble: warnings of what the memory was too small for
     """
 
     factors: dict[str, Factors]
@@ -53,6 +54,7 @@ class Refined:
     steps: int
     history: tuple[Mapping[str, float], ...] = field(default=())
     fit: Fit | None = None
+    trouble: tuple[str, ...] = ()
 
 
 def refine(
@@ -78,7 +80,6 @@ def refine(
     """
     processes = predictor.processes
     kept = processes.from_one(keeper.find() if processes.rank == 0 else None) if keeper else None
-    parameters = {key: _trainable(factors, predictor.host.device) for key, factors in start.items()}
     sampler = Sampler(examples, options, seed)
     # of its own, so that what is learnt from does not depend on how much memory there is
     tried = Sampler(examples, options, seed)
@@ -88,28 +89,40 @@ def refine(
 
     most = math.ceil(options.batch_size / processes.count)
     try:
+        parameters = {key: _trainable(factors, predictor.host.device) for key, factors in start.items()}
         fit = Fit(**kept.said["fit"]) if kept else find_fit(predictor, parameters, run, most)
-    except TooLittleMemory:
-        if processes.count > 1:  # the others may have room
+        steps = _Steps(predictor, parameters, sampler, options, fit, kept)
+        watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps, kept)
+    except (TooLittleMemory, RuntimeError) as error:
+        if processes.count > 1 or not _no_room(error):  # the others may have room
             raise
-        return Refined(_snapshot(parameters), "memory", 0)
-    steps = _Steps(predictor, parameters, sampler, options, fit, kept)
-    watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps, kept)
+        begun = _snapshot({key: _trainable(factors, torch.device("cpu")) for key, factors in start.items()})
+        return Refined(begun, "memory", 0, trouble=(ended_early(0, options.steps),))
 
     def keep(*, now: bool = False) -> None:
         if keeper and processes.rank == 0:
             keeper.keep(lambda: _joined(steps.state(), watch.state()), now=now)
 
-    reason = "steps"
+    reason, trouble = "steps", ()
     try:
         while not watch.over:
             found = steps.make(watch.next - steps.made, keep)
             watch.look(steps.made, *found)
             keep(now=True)
             reason = "stalled" if watch.stalled else "steps"
-    except TooLittleMemory:  # in all processes at once (`_Steps._summed`)
-        reason = "memory"
-    return Refined(watch.best, reason, steps.made, tuple(watch.history), steps.fit)
+    except (TooLittleMemory, RuntimeError) as error:
+        # one sample too many ends it in all processes at once (`_Steps._summed`)
+        if not (isinstance(error, TooLittleMemory) or (processes.count == 1 and _no_room(error))):
+            raise
+        reason, trouble = "memory", (ended_early(steps.made, options.steps),)
+    if reason != "memory" and steps.fit != fit:
+        trouble = (went_smaller(steps.fit),)
+    return Refined(watch.best, reason, steps.made, tuple(watch.history), steps.fit, trouble)
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether it ends a refinement with the best there was: what the card has no room for may be a gradient or a momentum too."""
+    return isinstance(error, TooLittleMemory) or is_out_of_memory(error)
 
 
 #: tensors, and what JSON can hold

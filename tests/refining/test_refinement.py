@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -215,6 +216,8 @@ def test_memory_that_runs_out_while_refining_costs_nothing_but_time(
     monkeypatch.setattr(small, "denoise", denoise, raising=False)
     found = refine(predictor, start, examples, examples, options, seed=0)
     assert {4, 2} <= set(sizes) and sizes[-8:] == [1] * 8, "half as many, again half, and no more from then on"
+    [told] = found.trouble
+    assert "from then on samples were run 1 at a time, which takes longer" in told and expected.trouble == ()
     other = refine(predictor, start, examples, examples, options, seed=1)
     # Muon makes all directions of a gradient equally long, so that rounding shows in those that hardly are there
     assert apart(found, expected) < 0.05 * apart(other, expected), "against a run that drew other examples"
@@ -245,6 +248,42 @@ def test_memory_for_not_even_one_sample_ends_it_with_the_best_there_was(
     moved = max(float((found.factors[key].dense() - f.dense()).abs().max()) for key, f in start.items())
     assert (moved > 1e-4) == bool(steps), "what the steps that fitted have brought is kept"
     assert (found.fit is None) == (not steps)
+
+
+@pytest.mark.parametrize(
+    ("place", "moment", "steps"),
+    [("_trainable", 1, 0), ("measure", 1, 0), ("measure", 3, 2), ("Muon.step", 1, 0), ("Muon.step", 3, 2)],
+    ids=str,
+)
+def test_memory_that_runs_out_beside_the_samples_ends_it_with_the_best_there_was(
+    lesson: tuple[Predictor, list[Examples]],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    moment: int,
+    steps: int,
+) -> None:
+    """What is too much may be the factors themselves, their momentum, or a look at what they came to."""
+    predictor, examples = lesson
+    start = {key: Factors(0.2 * f.up, f.down) for key, f in predictor.deltas[0].items()}
+    owner, _, name = place.rpartition(".")
+    owner = getattr(refinement, owner) if owner else refinement
+    function, asked = getattr(owner, name), []
+
+    def small_card(*given: Any, **named: Any) -> Any:
+        asked.append(name)
+        if len(asked) == moment:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return function(*given, **named)
+
+    monkeypatch.setattr(owner, name, small_card)
+    # a look after each step
+    found = refine(predictor, start, examples, examples, replace(OPTIONS, steps=6), seed=0)
+    assert found.reason == "memory" and len(found.history) == (steps if place == "Muon.step" else max(0, moment - 2))
+    [told] = found.trouble
+    assert "too small to refine this merge" in told and f"it ended after {found.steps} of 6 steps" in told
+    moved = max(float((found.factors[key].dense() - f.dense()).abs().max()) for key, f in start.items())
+    assert (moved > 1e-4) == bool(found.history), "what was found to be better is kept"
+    assert all(f.up.device.type == "cpu" and f.up.dtype == torch.float32 for f in found.factors.values())
 
 
 def apart(one: Refined, other: Refined) -> float:
