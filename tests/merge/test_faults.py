@@ -7,8 +7,6 @@ tries more moments than a test run has time for.
 
 from __future__ import annotations
 
-import gc
-import hashlib
 import itertools
 import os
 import tempfile
@@ -35,6 +33,7 @@ from lib_loraclr.output.saving import save_merge
 from lib_loraclr.progress import PlannedStage, Progress, Stage
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from tests import tiny_checkpoints as tiny
+from tests.leftovers import count_hooks, digest, tensor_bytes
 from tests.small import PROMPTS, measure_on_little
 from tests.tiny_hosts import Open, predict, random_lora
 
@@ -143,20 +142,16 @@ def models_of(host: DiffusersHost) -> list[nn.Module]:
 
 def state_of(host: DiffusersHost) -> dict[str, Any]:
     """All that a merge could leave behind in a model and in torch."""
-    digest, hooks, shadows, modes, gradients = hashlib.sha256(), 0, [], [], []
-    for model in models_of(host):
-        for name, tensor in model.state_dict().items():
-            digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    models, shadows, modes, gradients = models_of(host), [], [], []
+    for model in models:
         for name, module in model.named_modules():
-            registries = (value for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict))
-            hooks += sum(map(len, registries))
             shadows += [f"{name}.{key}" for key in module._parameters if key in vars(module)]
             shadows += [f"{name}.forward"] if "forward" in vars(module) else []
             modes.append((module.training, getattr(module, "gradient_checkpointing", None)))
         gradients += [(p.requires_grad, p.grad is None) for p in model.parameters()]
     return {
-        "weights": digest.hexdigest(),
-        "hooks": hooks,
+        "weights": digest(models),
+        "hooks": count_hooks(models),
         "shadowed": shadows,
         "modes": modes,
         "gradients": gradients,
@@ -164,19 +159,6 @@ def state_of(host: DiffusersHost) -> dict[str, Any]:
         "embeddings": [dict(encoder.vectors) for encoder in host.text_encoders],
         "torch": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.backends.cuda.matmul.allow_tf32),
     }
-
-
-def tensor_bytes() -> int:
-    """All tensors that are alive."""
-    for _ in range(5):  # a generator that is ended by the first collection lets go of its frame in the next
-        if not gc.collect():
-            break
-    storages = {}
-    for item in gc.get_objects():
-        if type(item) in (torch.Tensor, nn.Parameter):
-            storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 def merge_and_save(host: DiffusersHost, folder: Path, effort: str, faults: Faults) -> None:

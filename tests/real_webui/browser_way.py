@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from browser_hostile import hostile
 from browser_page import MINUTES, Way
 from browser_studio import further, studio
 from playwright.sync_api import sync_playwright
@@ -355,6 +356,30 @@ def anew(way: Way) -> dict[str, Any]:
     return {**seen, "told": way.text("#loraclr_view")}
 
 
+def _begun(way: Way) -> str:
+    """A merge that takes a while is running; what its bar says."""
+    way.open()
+    way.pick("penguin", "pizza")
+    way.quick(picture=False)
+    way.set_advanced(picture=False, paths=8, steps=8)
+    way.page.click("#loraclr_generate")
+    return way.wait_for_the_bar()
+
+
+def leave(way: Way) -> dict[str, Any]:
+    """The page is closed during a merge."""
+    bar = _begun(way)
+    way.page.close()
+    return {"bar": bar}
+
+
+def restart(way: Way) -> dict[str, Any]:
+    """Reload UI during a merge."""
+    bar = _begun(way)
+    _reload_ui(way)
+    return {"bar": bar}
+
+
 def vanilla(way: Way) -> dict[str, Any]:
     """Reload UI where this is not installed: only for what the console says."""
     _reload_ui(way)
@@ -402,12 +427,15 @@ WAYS = {
             install,
             reload,
             anew,
+            leave,
+            restart,
             vanilla,
             off,
             bare,
             settings,
             studio,
             further,
+            hostile,
         )
     },
     "narrow": looks,

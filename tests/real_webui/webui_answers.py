@@ -13,11 +13,13 @@ from typing import Any
 import forge_checks
 import forge_sizes
 import webui_checks
+import webui_faults
+import webui_haul
 import webui_kinds
 import webui_pictures
 import webui_work
 
-MODULES = (webui_checks, webui_kinds, webui_pictures, webui_work, forge_checks)
+MODULES = (webui_checks, webui_faults, webui_haul, webui_kinds, webui_pictures, webui_work, forge_checks)
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -141,6 +141,7 @@ class WebUI:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         offline = ["--skip-torch-cuda-test", "--skip-prepare-environment", "--skip-version-check"]
+        self.port = int(port)
         own = ["--port", port, "--data-dir", str(self.folder)]
         return [self.program.python, "-u", "launch.py", *self.program.flags, *offline, *own, *flags]
 
