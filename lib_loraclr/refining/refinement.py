@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import LoraclrError
 from ..files import Kept
-from ..model import Factors, balanced, free_cached, is_out_of_memory
+from ..model import Factors, Processes, balanced, free_cached, is_out_of_memory
 from ..recording import Examples, Predictor
 from ..solving import RefinementOptions, Terms, output_terms
 from .batches import Batch, Sampler
@@ -94,7 +94,7 @@ def refine(
         steps = _Steps(predictor, parameters, sampler, options, fit, kept)
         watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps, kept)
     except (TooLittleMemory, RuntimeError) as error:
-        if processes.count > 1 or not _no_room(error):  # the others may have room
+        if processes.count > 1 or not _no_room(error, processes):  # the others may have room
             raise
         begun = _snapshot({key: _trainable(factors, torch.device("cpu")) for key, factors in start.items()})
         return Refined(begun, "memory", 0, trouble=(ended_early(0, options.steps),))
@@ -103,7 +103,7 @@ def refine(
         if keeper and processes.rank == 0:
             keeper.keep(lambda: _joined(steps.state(), watch.state()), now=now)
 
-    reason, trouble = "steps", ()
+    reason = "steps"
     try:
         while not watch.over:
             found = steps.make(watch.next - steps.made, keep)
@@ -111,18 +111,20 @@ def refine(
             keep(now=True)
             reason = "stalled" if watch.stalled else "steps"
     except (TooLittleMemory, RuntimeError) as error:
-        # one sample too many ends it in all processes at once (`_Steps._summed`)
-        if not (isinstance(error, TooLittleMemory) or (processes.count == 1 and _no_room(error))):
+        if not _no_room(error, processes):
             raise
-        reason, trouble = "memory", (ended_early(steps.made, options.steps),)
-    if reason != "memory" and steps.fit != fit:
-        trouble = (went_smaller(steps.fit),)
+        reason = "memory"
+    smaller = (went_smaller(steps.fit),) if steps.fit != fit else ()
+    trouble = (ended_early(steps.made, options.steps),) if reason == "memory" else smaller
     return Refined(watch.best, reason, steps.made, tuple(watch.history), steps.fit, trouble)
 
 
-def _no_room(error: Exception) -> bool:
-    """Whether it ends a refinement with the best there was: what the card has no room for may be a gradient or a momentum too."""
-    return isinstance(error, TooLittleMemory) or is_out_of_memory(error)
+def _no_room(error: Exception, processes: Processes) -> bool:
+    """Whether it ends a refinement with the best there was.
+
+    One sample too many does so in all processes at once (`_Steps._summed`); factors, momentum or a look that are, in one alone.
+    """
+    return isinstance(error, TooLittleMemory) or (processes.count == 1 and is_out_of_memory(error))
 
 
 #: tensors, and what JSON can hold
