@@ -177,7 +177,9 @@ def user_card(merge: Merge) -> dict[str, object]:
         for c, others in zip(report.concepts, outfits, strict=True)
     ]
     made_from = "\n".join(["Made from:", *credit_lines(_credits(merge))])
-    card = {"description": "Merged by LoRACLR: " + "; ".join(lines), "notes": f"{report.table()}\n\n{made_from}"}
+    # a setting of the WebUI has it show descriptions as HTML, and trigger words are a stranger's
+    said = f"Merged by LoRACLR: {'; '.join(lines)}".translate({ord("<"): "‹", ord(">"): "›"})
+    card = {"description": said, "notes": f"{report.table()}\n\n{made_from}"}
     if merge.request.save_as == "checkpoint":
         return card
     return {

@@ -150,6 +150,7 @@ class MergeRequest:
         """
         if not self.concepts:
             raise LoraclrError("There is nothing to merge: name at least one LoRA.")
+        _check_texts(self)
         for concept in self.concepts:
             _check_concept(concept)
         loras, labels = [c.lora for c in self.concepts], [c.label for c in self.concepts]
@@ -227,6 +228,15 @@ class MergeRequest:
             return cls.from_dict(json.loads(text))
         except (ValueError, RecursionError) as error:  # nested without end, or a number too long to be read
             raise LoraclrError(f"The request is not JSON ({error}): correct it there.") from None
+
+
+def _check_texts(request: MergeRequest) -> None:
+    """Every text can be written into a file and shown: JSON and file names can hold halves of characters."""
+    for part in (vars(request), vars(request.prompts), request.options, *map(vars, request.concepts)):
+        for value in part.values():
+            for text in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(text, str) and text.encode(errors="replace").decode() != text:
+                    raise LoraclrError(f"{text!r} has half of a character in it: write it anew, or rename the file.")
 
 
 def _check_concept(concept: Concept) -> None:

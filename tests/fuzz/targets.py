@@ -21,7 +21,7 @@ from lib_loraclr.files.lora_files import read_lora
 from lib_loraclr.files.tensor_files import read_header
 from lib_loraclr.files.training import clip_skip, few_steps
 from lib_loraclr.files.triggers import find_trigger, tag_frequency
-from lib_loraclr.output.saving import read_recipe
+from lib_loraclr.output.saving import first_concepts, read_recipe
 from lib_loraclr.request.merge_request import MergeRequest
 from lib_loraclr.request.output_names import output_path
 from lib_loraclr.solving.methods import Procedure
@@ -56,10 +56,13 @@ def metadata(data: bytes) -> None:
     told = credit(values)
     assert all("\n" not in line for line in (*conditions("fox", values), *credit_lines({"fox": told})))
     assert credit({CREDITS: json.dumps({"fox": told})}).get("made_from", {}).keys() <= {"fox"}
+    assert all(isinstance(label, str) for label in first_concepts(values))
     try:
-        read_recipe(values, "file")
+        request, hashes = read_recipe(values, "file")
     except LoraclrError as error:
         assert "file" in str(error)
+    else:
+        assert request.concepts is not None and all(isinstance(digest, str) for digest in hashes.values())
 
 
 def _strings(data: bytes) -> dict[str, str]:
@@ -101,6 +104,7 @@ def request(data: bytes) -> None:
     except LoraclrError:
         return
     assert again == asked, "what is accepted can be written into a file and read again"
+    assert json.dumps(asked.to_dict(), ensure_ascii=False).encode(), "and into a LoRA's metadata, which are UTF-8"
 
 
 def history(data: bytes) -> None:

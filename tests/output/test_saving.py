@@ -318,6 +318,16 @@ def test_the_card_tells_the_webui_family_words_and_weight(make_merge: MakeMerge)
     assert set(card) == {"description", "sd version", "activation text", "preferred weight", "negative text", "notes"}
 
 
+def test_trigger_words_are_no_html_on_the_card(make_merge: MakeMerge) -> None:
+    """A setting of the WebUI has it show descriptions as HTML; the words themselves stay as they are."""
+    merge = make_merge()
+    words = "<img src=x onerror=run()>"
+    told = tuple(replace(concept, trigger=words) for concept in merge.report.concepts)
+    card = user_card(replace(merge, report=replace(merge.report, concepts=told)))
+    assert "‹img src=x onerror=run()›" in card["description"] and "<" not in card["description"]
+    assert card["activation text"] == f"{words}, {words}"
+
+
 def test_a_merged_file_names_its_own_trigger_words_with_and_without_its_card(
     make_merge: MakeMerge, tmp_path: Path
 ) -> None:

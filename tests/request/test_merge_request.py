@@ -147,6 +147,28 @@ def test_json_of_the_wrong_form_is_refused_naming_the_place(values: dict[str, An
         MergeRequest.from_dict(values)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"concepts": [{"lora": "a\\ud800"}]},
+        {"concepts": [{"lora": "a", "trigger": "\\udfff"}]},
+        {"concepts": [{"lora": "a", "outfits": ["b", "\\ud83d"]}]},
+        {"concepts": [{"lora": "a"}], "prompts": {"phrases": ["\\ud83d"]}},
+        {"concepts": [{"lora": "a"}], "options": {"effort": "\\ud83d"}},
+        {"concepts": [{"lora": "a"}], "method": "\\ud83d"},
+    ],
+    ids=str,
+)
+def test_half_of_a_character_is_refused_before_it_would_be_written(values: dict[str, Any]) -> None:
+    """Which a file's metadata, in UTF-8, could not hold: at the end of the merge."""
+    text = json.dumps(values).replace("\\\\u", "\\u")
+    with pytest.raises(LoraclrError, match=r"half of a character in it: write it anew") as raised:
+        MergeRequest.from_json(text).check()
+    assert str(raised.value).encode(), "the message can be shown"
+    whole = text.replace("\\ud800", "\\ud83d\\ude00").replace('\\ud83d"', 'x"').replace("\\udfff", "x")
+    MergeRequest.from_json(whole.replace('"method": "x"', '"method": "average"')).check()
+
+
 def test_what_is_not_json_is_refused_with_the_place_of_the_mistake() -> None:
     with pytest.raises(LoraclrError, match=r"The request is not JSON \(.*line 2 column 1.*\): correct it there"):
         MergeRequest.from_json('{"concepts": [],\n}')

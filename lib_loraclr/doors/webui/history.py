@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +35,7 @@ def request_of(entry: Entry) -> MergeRequest:
     Raises:
         LoraclrError: the recipe cannot be read or asks for what there is not, or the file that had it is gone
     """
-    request = entry.request() if entry.recipe else read_recipe(_texts(running.find_lora(entry.name)), entry.name)[0]
+    request = entry.request() if entry.recipe else read_recipe(running.find_lora(entry.name).texts, entry.name)[0]
     request.check()
     Procedure.of(request)
     return request
@@ -96,7 +95,7 @@ def merged_loras() -> list[running.InstalledLora]:
 
 def _of_files() -> Iterator[Entry]:
     for lora in merged_loras():
-        texts = _texts(lora)
+        texts = lora.texts
         try:
             request = read_recipe(texts, lora.name)[0]
             date = lora.path.stat().st_mtime
@@ -104,11 +103,6 @@ def _of_files() -> Iterator[Entry]:
             continue
         figures = dict.fromkeys(concept.label for concept in request.concepts)
         yield Entry(f"file {lora.name}", lora.name, date, request.save_as, texts.get("loraclr.checkpoint", ""), figures)
-
-
-def _texts(lora: running.InstalledLora) -> dict[str, str]:
-    """Its metadata as the file has them: the WebUI parses what looks like JSON."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in lora.metadata.items()}
 
 
 def _path() -> Path | None:

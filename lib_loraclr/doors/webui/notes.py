@@ -53,5 +53,5 @@ def span(least: float, most: float) -> str:
 
 
 def safe(value: object) -> str:
-    """A text as HTML shows it."""
-    return html.escape(str(value), quote=True)
+    """A text as HTML shows it; half of a character would end the answer to a browser in which it stands."""
+    return html.escape(str(value).encode(errors="replace").decode(), quote=True)

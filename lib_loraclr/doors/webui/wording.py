@@ -45,7 +45,8 @@ def plain(text: str, names: Mapping[str, str] | None = None) -> str:
         text = text.replace(folder, called)
     for phrase, instead in _PHRASES.items():
         text = text.replace(phrase, instead)
-    return _FOLDERS.sub("", _FLAG.sub("", text))
+    # half of a character would end the answer over HTTP in which it stands
+    return _FOLDERS.sub("", _FLAG.sub("", text)).encode(errors="replace").decode()
 
 
 def _folders() -> dict[str, str]:

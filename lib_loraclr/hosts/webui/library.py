@@ -56,7 +56,7 @@ class InstalledLora:
     @cached_property
     def found_trigger(self) -> Trigger:
         """The trigger words, with where they were found."""
-        return find_trigger(self.path, self._strings)
+        return find_trigger(self.path, self.texts)
 
     @cached_property
     def preview(self) -> Path | None:
@@ -66,10 +66,10 @@ class InstalledLora:
     @property
     def licence(self) -> str:
         """As its metadata names it, or empty."""
-        return self._strings.get("modelspec.license", "").strip()
+        return self.texts.get("modelspec.license", "").strip()
 
     @cached_property
-    def _strings(self) -> dict[str, str]:
+    def texts(self) -> dict[str, str]:
         """The metadata as files have them: the WebUI parses values that look like JSON objects."""
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.metadata.items()}
         # half of a pair of surrogates would end the answer to a browser in which it stands

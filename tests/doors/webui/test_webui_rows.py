@@ -105,6 +105,13 @@ def test_everything_from_files_is_escaped(doors: Doors) -> None:  # noqa: F811
     assert "&lt;img src=x onerror" in html
 
 
+def test_half_of_a_character_in_a_file_ends_no_answer_to_a_browser(doors: Doors) -> None:  # noqa: F811
+    rows, wording = doors.module("rows"), doors.module("wording")
+    html = rows.render(rows.Table((rows.Row("a\ud800", {"trigger": "\udfff"}),)), {})
+    assert html.encode() and "a?" in html
+    assert wording.plain("no a\ud800") == "no a?"
+
+
 def test_a_row_that_does_not_fit_says_why(doors: Doors) -> None:  # noqa: F811
     rows = doors.module("rows")
     table = rows.selected(["big", "gone"], rows.Table(), rows.Table())
