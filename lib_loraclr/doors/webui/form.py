@@ -114,6 +114,8 @@ def settings(fields: Mapping[str, Any]) -> MergeRequest:
 
 def fields_of(request: MergeRequest) -> dict[str, Any]:
     """What stands in the tab's fields for a request: the inverse of `settings`. Options of other methods are not among them."""
+    if request.method not in METHODS:  # a baseline, which `not_in_the_tab` tells of
+        request = replace(request, method=MergeRequest.method, options={})
     found: dict[str, Any] = {
         name: getattr(request, name) for name in ("method", "rank", "kept", "save_as", "precision")
     }
@@ -133,7 +135,8 @@ def fields_of(request: MergeRequest) -> dict[str, Any]:
 def not_in_the_tab(request: MergeRequest) -> list[str]:
     """What a request asks for that the tab has no field for."""
     told = [f"dyn={concept.dyn} of {concept.label}" for concept in request.concepts if concept.dyn]
-    return [*told, f"clip skip {request.recording.clip_skip}"] if request.recording.clip_skip else told
+    told += [f"clip skip {request.recording.clip_skip}"] if request.recording.clip_skip else []
+    return [*told, f"the method {request.method}"] if request.method not in METHODS else told
 
 
 def drawn_seed(seed: int) -> int:

@@ -91,10 +91,11 @@ def _request(lora: str) -> dict[str, Any]:
 
 
 def test_what_the_tab_has_no_field_for_is_named(doors: Doors) -> None:  # noqa: F811
-    recipe = {"concepts": [{"lora": "fox.safetensors", "dyn": 3}], "recording": {"clip_skip": 2}}
+    recipe = {"concepts": [{"lora": "fox.safetensors", "dyn": 3}], "recording": {"clip_skip": 2}, "method": "ties"}
     doors.lora("foreign", **{"loraclr.request": json.dumps(recipe)})
-    message = tab(doors)[0].again("file foreign")[2]
-    assert "dyn=3 of fox" in message and "clip skip 2" in message
+    _, _, message, *values = tab(doors)[0].again("file foreign")
+    assert "dyn=3 of fox" in message and "clip skip 2" in message and "the method ties" in message
+    assert dict(zip(fields(), values, strict=True))["method"] == "contrastive"
 
 
 def test_what_is_put_back_was_not_made_and_what_is_replaced_is_listed_once(doors: Doors) -> None:  # noqa: F811
