@@ -361,7 +361,7 @@ def _begun(way: Way) -> str:
     way.open()
     way.pick("penguin", "pizza")
     way.quick(picture=False)
-    way.set_advanced(picture=False, paths=8, steps=8)
+    way.set_advanced(picture=False, paths=6, steps=6)
     way.page.click("#loraclr_generate")
     return way.wait_for_the_bar()
 

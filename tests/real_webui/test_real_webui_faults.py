@@ -114,9 +114,10 @@ def test_a_full_disk_at_keep_leaves_everything_as_it_was(world: World) -> None:
 def test_a_page_that_is_closed_and_a_ui_that_is_reloaded_leave_everything_as_it_was(
     world: World, way: str, state: str
 ) -> None:
+    world.webui.ask("spare")
     seen: dict[str, Any] = go(world.address, way, known=RELOADING)
     assert "%" in seen["bar"], "the merge ran"
-    states = world.webui.ask("settle")
+    states = world.webui.ask("settle", seconds=1200)
     assert states[-1:] == [state] if way == "leave" else state not in states
     world.require_untouched(way)
     world.survived += 1

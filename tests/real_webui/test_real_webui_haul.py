@@ -15,15 +15,17 @@ from typing import Any
 
 import pytest
 from browser import install_link
-from webui_process import WebUI, demo_models
+from webui_process import WebUI, tiny_loras, tiny_models
+
+from tests import tiny_checkpoints as tiny
 
 #: merges, in all ways and with all endings in turn
 MERGES = int(os.environ.get("LORACLR_HAUL", "10"))
 #: after these two results are held that nobody decided on, as many as ever, and nothing may grow any more
 SETTLED = 6
-NAMES = [["penguin", "ohwx bird"], ["pizza", "vbk food"]]
+NAMES = [["one", "alpha"], ["two", "beta"]]
 #: the one without tags last: `webui_faults.pictures`
-PROMPTS = ["a ohwx bird <lora:penguin:0.8>", "a photo of a cat"]
+PROMPTS = ["a photo of alpha <lora:one:0.8>", "a photo of a cat"]
 
 pytestmark = pytest.mark.skipif(
     "LORACLR_WEBUI_DIR" not in os.environ, reason="LORACLR_WEBUI_DIR names no WebUI to test in"
@@ -33,11 +35,12 @@ pytestmark = pytest.mark.skipif(
 def test_merges_and_pictures_in_turn_leave_no_more_than_the_first(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    demo_models(tmp_path)
+    tiny_models(tmp_path, tiny.SD1)
     install_link(tmp_path)
     webui = WebUI(tmp_path)
     try:
-        webui.ask("ready")
+        assert webui.ask("ready").startswith("tiny-sd1")
+        tiny_loras(webui, ("one", "two"), {"ss_base_model_version": "sd_v1"})
         pictures = webui.ask("pictures", prompts=PROMPTS)
         before = webui.ask("look")
         seen = [webui.ask("haul", number=number, names=NAMES, prompts=PROMPTS) for number in range(MERGES)]

@@ -166,6 +166,12 @@ def little() -> Iterator[None]:
         yield
 
 
+def spare() -> None:
+    """From now on, what pages of the tab begin does so too."""
+    _left.append(little())
+    _left[-1].__enter__()
+
+
 def new_job(names: Sequence[Sequence[str]], *, draw: bool, **changes: Any) -> Any:
     """A job of the tab's and HTTP's, for these LoRAs and trigger words."""
     from lib_loraclr.doors.webui import jobs
