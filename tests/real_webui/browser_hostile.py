@@ -10,14 +10,27 @@ from typing import Any
 from browser_page import MINUTES, Way
 from browser_studio import choose
 
-#: what is run by a browser that takes a text for HTML says so here
-LISTEN = "window.haveRun = []; window.ran = (place) => window.haveRun.push(String(place))"
+#: what is run by a browser that takes a text for HTML says so here; the WebUI's own cards of LoRAs take names for HTML (1.10.1)
+LISTEN = """() => {
+    window.haveRun = [];
+    window.runByTheWebUI = [];
+    window.ran = (place) => {
+        const at = window.event?.target;
+        const cards = at?.closest?.("[id$=_extra_tabs]");
+        (cards ? window.runByTheWebUI : window.haveRun).push(String(place));
+    };
+}"""
 
 
 def hostile(way: Way) -> dict[str, Any]:
     """Every place that shows what a stranger wrote: the picker, rows, Check, the bar, the result, files, history, errors."""
     page = way.page
-    page.evaluate(LISTEN)
+    page.add_init_script(f"({LISTEN})()")
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_prompt textarea", timeout=5 * MINUTES)
+    page.wait_for_function("typeof opts === 'object' && Object.keys(opts).length > 0", timeout=MINUTES)
+    time.sleep(2)
+    way.console.clear()  # before anybody listened
     names = json.loads(os.environ["LORACLR_HOSTILE"])
     way.open()
     way.page.click("#loraclr_refresh")
@@ -105,7 +118,7 @@ def _run(way: Way) -> dict[str, Any]:
     """What was run so far; then the control, a text that is taken for HTML."""
     page = way.page
     time.sleep(1)
-    seen = {"run": page.evaluate("window.haveRun")}
+    seen = {"run": page.evaluate("window.haveRun"), "run by the WebUI": page.evaluate("window.runByTheWebUI")}
     page.evaluate(
         "() => {const place = document.createElement('div'); document.querySelector('#loraclr_view').append(place);"
         " place.innerHTML = '<img src=x onerror=ran`control`>';}"

@@ -99,7 +99,7 @@ class Way:
             wanted = ", ".join(
                 f"#loraclr_loras li[{attribute}{how}]"
                 for attribute in ("data-value", "aria-label")
-                for how in (f"='{name}'", f"$='/{name}'", f"^='{name} '")
+                for how in (f"='{name}'", f"$='/{name}'", f"^='{name} '", f"*='/{name} '")
             )
             for _ in range(12):  # what is typed before the list is there is not looked for once it is
                 box.click()

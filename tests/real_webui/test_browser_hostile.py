@@ -82,7 +82,8 @@ def _models(folder: Path) -> None:
 
 
 def test_what_strangers_write_is_read_and_never_run(tmp_path: Path) -> None:
-    with running(tmp_path, models=_models) as (_, url):
+    with running(tmp_path, models=_models) as (webui, url):
+        webui.ask("spare")
         # pictures of nothing are asked for by the control alone
         seen = go(url, "hostile", LORACLR_HOSTILE=json.dumps(HOSTILE), known=(*VANILLA, f"{url}x"))
     assert seen["run"] == [] and seen["control"] == ["control"]
