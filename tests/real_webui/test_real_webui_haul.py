@@ -75,7 +75,7 @@ def _told(seen: list[dict[str, Any]]) -> str:
     resident = [found["resident"] >> 20 for found in (seen[SETTLED - 1], seen[-1])]
     tensors = [found["memory"] / 2**20 for found in (seen[SETTLED - 1], seen[-1])]
     return (
-        f"{len(seen)} merges; the last {few} took {ratio('seconds')} times as long as the first {few}, their pictures "
-        f"{ratio('drawing')} times; tensors {tensors[0]:.1f} MB after {SETTLED} and {tensors[1]:.1f} MB in the end, the whole "
-        f"process {resident[0]} MB and {resident[1]} MB"
+        f"{len(seen)} merges; the last {few} took {ratio('seconds')} times as much of the processor as the first {few}, their "
+        f"pictures {ratio('drawing')} times; tensors {tensors[0]:.1f} MB after {SETTLED} and {tensors[1]:.1f} MB in the end, the "
+        f"whole process {resident[0]} MB and {resident[1]} MB"
     )
