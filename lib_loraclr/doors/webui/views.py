@@ -198,7 +198,8 @@ def _together(report: MergeReport) -> str:
     return (
         "<div class='loraclr-heading'>Two in one picture <span class='loraclr-small'>how often both are themselves, the row's "
         "concept on the left</span></div>"
-        f"<table class='loraclr-table loraclr-together'><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<div class='loraclr-wide'><table class='loraclr-table loraclr-together'><thead><tr><th></th>{head}</tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
