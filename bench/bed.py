@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.clock import Clock, Span
-from lib_loraclr.merge import Made, Several, SharedStages
+from lib_loraclr.merge import Made, Several, Stages
 from lib_loraclr.model import Host
 from lib_loraclr.progress import Stage
 from lib_loraclr.request import MergeRequest
@@ -20,7 +20,7 @@ class Bed(Several):
         self._learning = Span()
 
     def timed(
-        self, method: str, options: Mapping[str, object], *, rank: str = "auto", kind: type[SharedStages] = SharedStages
+        self, method: str, options: Mapping[str, object], *, rank: str = "auto", kind: type[Stages] = Stages
     ) -> tuple[Made, Span]:
         """`merge`, and what it took, the teachers' paths included where it needs them, whoever followed them first."""
         clock = self.progress = Clock()

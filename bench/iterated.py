@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lib_loraclr.merge import SharedStages
-from lib_loraclr.merge.stage_plan import RECORDED_POINTS
+from lib_loraclr.merge import Stages, denoising, recorded_points
 from lib_loraclr.model import Factors, precise
 from lib_loraclr.progress import Stage
-from lib_loraclr.recording import Examples, Run, spread
+from lib_loraclr.recording import Examples, Run
 from lib_loraclr.solving import Cut, LayerProblem, MergedLayer, Procedure
 
 #: iterations of IterIS in the authors' configuration (github.com/HKUST-LongGroup/IterIS-merging)
@@ -35,7 +34,7 @@ def blocks(keys: Sequence[str]) -> list[list[str]]:
     return [found[place] for place in sorted(found)]
 
 
-class RegMeanPlusPlus(SharedStages):
+class RegMeanPlusPlus(Stages):
     """RegMean++ (arXiv 2508.03121): a block's inputs are recorded behind the merged blocks before it.
 
     Inside a block each LoRA's own layers run, and the blocks after it do not matter. Method and options are RegMean's.
@@ -58,7 +57,7 @@ class RegMeanPlusPlus(SharedStages):
         return merged
 
 
-class IterIS(SharedStages):
+class IterIS(Stages):
     """IterIS (arXiv 2411.15231, eq. 5): outputs of each LoRA on its own inputs, at the inputs of the merged model, iterated.
 
     `ΔW = (Σ λ_i D_i X_i^T X̃_i) (Σ λ_i X̃_i^T X̃_i)^-1`, `X̃` those inputs, recorded with the last iteration's result on the same
@@ -92,9 +91,9 @@ class IterIS(SharedStages):
         """Some of every teacher's points, with all of its LoRA's layers."""
         runs = []
         for own in examples:
-            few = own.called.select(spread(len(own.called), RECORDED_POINTS))
+            few = recorded_points(own)
             deltas = self._part(own.teacher, [*self.text_encoder_keys, *self.unet_keys])
-            runs.append(Run(own.teacher, deltas, len(few), self._denoising(few.x, few.t, few.prompts)))
+            runs.append(Run(own.teacher, deltas, len(few), denoising(self.host, few.x, few.t, few.prompts)))
         return runs
 
     def _solved(self, own: Mapping[str, list], merged: Mapping[str, list]) -> dict[str, MergedLayer]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bench.bed import Bed
 from bench.clock import Span
 from bench.iterated import IterIS, RegMeanPlusPlus
-from lib_loraclr.merge import Made, SharedStages
+from lib_loraclr.merge import Made, Stages
 from lib_loraclr.solving import find_method
 
 #: scales that are tried where a source tunes one
@@ -35,7 +35,7 @@ class Row:
     options: Mapping[str, object] = field(default_factory=dict)
     ours: bool = False
     scales: tuple[float, ...] = ()
-    kind: type[SharedStages] = SharedStages
+    kind: type[Stages] = Stages
     source: str = ""
 
     @property

@@ -4,32 +4,38 @@ merging            `merge_loras`, which reads from top to bottom
 examination        what stands in a merge's way, known before anything is recorded
 needs              how much memory it will take; forecasting that and how long, without merging, by the pace of devices
 stage_plan         which stages there will be, and what each takes
-stages             the stages; layer_merging one layer
-keeping            what they keep in a work folder
+stages             the stages; layer_merging one layer; runs what its inputs are recorded of
+keeping            what they keep in a work folder; followed: in memory, for another merge of the same LoRAs
 start              a finished merge that another one goes on from
 overlap            who will be in whose way, before a merge
 several            several methods on the same recording
 """
 
 from .examination import examine
+from .followed import Followed
 from .forecasting import Forecast, forecast, seconds_per_sample
 from .merging import measure_loras, merge_loras, refine_further
 from .needs import MemoryNeeds, memory_needs
 from .overlap import Overlap, measure_overlap, overlap_evaluations
 from .pace import Pace, keep_pace, usual_pace
-from .several import Made, Several, SharedStages
+from .runs import denoising, recorded_points
+from .several import Made, Several
 from .stage_plan import plan_stages
-from .start import Start, start_from
+from .stages import Stages
+from .start import MERGED_ANEW, Start, start_from
 
 __all__ = [
+    "MERGED_ANEW",
+    "Followed",
     "Forecast",
     "Made",
     "MemoryNeeds",
     "Overlap",
     "Pace",
     "Several",
-    "SharedStages",
+    "Stages",
     "Start",
+    "denoising",
     "examine",
     "forecast",
     "keep_pace",
@@ -39,6 +45,7 @@ __all__ = [
     "merge_loras",
     "overlap_evaluations",
     "plan_stages",
+    "recorded_points",
     "refine_further",
     "seconds_per_sample",
     "start_from",

@@ -24,6 +24,7 @@ from ..refining import Recognition, Refined, Retention
 from ..request import MergeRequest, parse_lora_argument
 from ..solving import MergedLayer, Procedure
 from .examination import examine, merged_keys
+from .followed import Followed
 from .stages import Stages
 from .start import Start, ordered
 from .watching import watching
@@ -36,6 +37,7 @@ def merge_loras(
     *,
     start: Start | None = None,
     work: WorkFolder | None = None,
+    followed: Followed | None = None,
     processes: Processes = ALONE,
 ) -> Merge:
     """Merge LoRAs on a loaded model.
@@ -46,6 +48,7 @@ def merge_loras(
         progress: is told how far it is, and may interrupt
         start: a finished merge of all these concepts, or of some of them, to go on from
         work: where what is computed is kept while it runs; a merge that was ended, by whatever, goes on from there
+        followed: what a former merge recorded of the same LoRAs; filled with what this one records
         processes: that do it together, each of which calls this with the same request and a host of its own
 
     Raises:
@@ -53,7 +56,7 @@ def merge_loras(
         Interrupted: the user asked to stop
     """
     with processes.failing():
-        return _merged(request, host, watching(progress or Progress(), processes), start, work, processes)
+        return _merged(request, host, watching(progress or Progress(), processes), start, work, followed, processes)
 
 
 def _merged(
@@ -62,6 +65,7 @@ def _merged(
     progress: Progress,
     start: Start | None,
     work: WorkFolder | None,
+    followed: Followed | None,
     processes: Processes,
 ) -> Merge:
     """As `merge_loras`."""
@@ -76,6 +80,7 @@ def _merged(
     with host.knowing(bundled_embeddings(inputs)) as unknown, host.skipping(skip):
         order = ordered(inputs, start)
         stages = Stages(request, order, host, serves, progress, start=start, work=work, processes=processes)
+        stages.go_by(followed)
         progress.plan(stages.plan(procedure))
         layers, refined = stages.run(procedure)
         factors = stages.rounded({key: layer.factors for key, layer in layers.items()})
@@ -100,18 +105,19 @@ def refine_further(
     *,
     steps: int = 0,
     work: WorkFolder | None = None,
+    followed: Followed | None = None,
 ) -> Merge:
     """A finished merge, kept or not, refined for some more steps; a merge of its own, and the first one stays as it is.
 
-    What the LoRAs predict is recorded again, or found where the merge's own `work` folder is given, which leaves little but the
-    steps to be done; and it is measured on the same points as before, so that both reports compare.
+    What the LoRAs predict is recorded again, or found where what the merge `followed` or its `work` folder is given, which leaves
+    little but the steps to be done; and it is measured on the same points as before, so that both reports compare.
 
     Args:
         merge: as `merge_loras` or this made it; `Merge.light` is enough
         host: holds the checkpoint that it was made on
         progress: as of `merge_loras`
         steps: at the model's output; 0: a third of what the merge itself took
-        work: as of `merge_loras`
+        work, followed: as of `merge_loras`
 
     Raises:
         LoraclrError: another checkpoint is loaded, a LoRA is gone or was changed since, or the method does not refine; and as
@@ -129,7 +135,7 @@ def refine_further(
             raise LoraclrError(f"{lora.concept.lora} was changed since it was merged: merge afresh.")
     labels = frozenset(concept.label for concept in merge.request.concepts)
     start = Start(merge.factors, labels, steps, merge.begun.concepts if merge.begun else ())
-    return merge_loras(merge.request, host, progress, start=start, work=work)
+    return merge_loras(merge.request, host, progress, start=start, work=work, followed=followed)
 
 
 def measure_loras(

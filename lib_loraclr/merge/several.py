@@ -12,18 +12,12 @@ from dataclasses import dataclass, replace
 from ..model import Factors, Host
 from ..output import ConceptReport, Merge, MergeReport, Target
 from ..progress import Progress, Stage
-from ..recording import (
-    Examples,
-    PathPlan,
-    bundled_embeddings,
-    load_inputs,
-    recorded_clip_skip,
-    served_layers,
-)
+from ..recording import bundled_embeddings, load_inputs, recorded_clip_skip, served_layers
 from ..refining import Retention, drift_of_singles, measure
 from ..request import MergeRequest
 from ..solving import Procedure
 from .examination import examine, merged_keys
+from .followed import Followed
 from .merging import completed, mean, notes_of, ranks_of
 from .stage_plan import measuring_paths
 from .stages import Stages
@@ -44,21 +38,6 @@ class Made:
     factors: Mapping[str, Factors]
     rank: float
     notes: Mapping[str, float]
-
-
-class SharedStages(Stages):
-    """Stages that follow no path twice.
-
-    Attributes:
-        followed: stage -> its examples; shared by all of a `Several`
-    """
-
-    followed: dict[Stage, list[Examples]]
-
-    def _follow(self, stage: Stage, plan: PathPlan) -> list[Examples]:
-        if stage not in self.followed:
-            self.followed[stage] = super()._follow(stage, plan)
-        return self.followed[stage]
 
 
 class Several:
@@ -86,11 +65,11 @@ class Several:
         examine(named, loaded, host, self.serves).require_possible()
         self.inputs = sorted(loaded, key=lambda lora: lora.order)
         self.request = replace(named, concepts=tuple(lora.concept for lora in self.inputs))
-        self._followed: dict[Stage, list[Examples]] = {}
+        self._followed = Followed()
         self._drift: float | None = None
 
     def merge(
-        self, method: str, options: Mapping[str, object], *, rank: str = "auto", kind: type[SharedStages] = SharedStages
+        self, method: str, options: Mapping[str, object], *, rank: str = "auto", kind: type[Stages] = Stages
     ) -> Made:
         """As `merge_loras` does it, without measuring.
 
@@ -110,7 +89,7 @@ class Several:
     def retention(self, factors: Mapping[str, Factors]) -> Retention:
         """Of every concept, in the order of `inputs`, on words and paths that nothing was learnt from."""
         with self._as_recorded():
-            stages = self._stages(self.request, SharedStages)
+            stages = self._stages(self.request, Stages)
             examples = stages._follow(Stage.TESTING, measuring_paths(self.request, stages.memory.points))
             if self._drift is None:
                 self._drift = drift_of_singles(stages.predictor, examples)
@@ -124,9 +103,9 @@ class Several:
         report = MergeReport(made.method, "", told, None, retention.base_drift)
         return Merge(request, made.factors, tuple(self.inputs), Target.of(self.host, made.factors), report)
 
-    def _stages(self, request: MergeRequest, kind: type[SharedStages]) -> SharedStages:
+    def _stages(self, request: MergeRequest, kind: type[Stages]) -> Stages:
         stages = kind(request, self.inputs, self.host, self.serves, self.progress)
-        stages.followed = self._followed
+        stages.go_by(self._followed)
         return stages
 
     @contextmanager

@@ -5,7 +5,7 @@ Progress bars and estimates read the same plan that the merge follows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..progress import PlannedStage, Stage, Work
 from ..recording import PathPlan, Teacher, count_pairs
@@ -79,6 +79,7 @@ def plan_stages(
     *,
     layers: tuple[int, int],
     most: int | None = None,
+    known: Collection[Stage] = (),
 ) -> list[PlannedStage]:
     """What a merge will do, in its order.
 
@@ -86,6 +87,7 @@ def plan_stages(
         refinement: what is done at the model's output, or None
         layers: how many layers of the text encoder(s) and of the UNet are merged
         most: points of a teacher that there is room for in memory; None: all
+        known: stages that are left out, as what they would bring is there already; with `TESTING` all tags were measured too
     """
     number, taught = len(request.concepts), len(teachers)
     learn, stop, test = learning_paths(request, most), stopping_paths(request, most), measuring_paths(request, most)
@@ -120,8 +122,9 @@ def plan_stages(
         beside = min(count_pairs(learn.points - len(learn.negative()), len(subjects_beside(teachers))), RECORDED_POINTS)
         if cuts(request):
             stages.append(_evaluations(Stage.CUTTING, recorded + beside))
-    measured = _evaluations(Stage.MEASURING, measuring_evaluations(teachers, test, number))
-    return [*stages, followed(Stage.TESTING, test), measured]
+    asked = measuring_evaluations(teachers, test, number, all_tags=Stage.TESTING not in known)
+    stages += [followed(Stage.TESTING, test), _evaluations(Stage.MEASURING, asked)]
+    return [item for item in stages if item.stage not in known]
 
 
 #: what a sample forward and back costs, in evaluations; how wide scenes are on the average, in native pictures
@@ -139,12 +142,14 @@ def following_evaluations(teachers: Sequence[Teacher], plan: PathPlan) -> int:
     return sum(plan.evaluations(teacher, subjects) for teacher in teachers)
 
 
-def measuring_evaluations(teachers: Sequence[Teacher], test: PathPlan, number: int, *, merged: bool = True) -> int:
+def measuring_evaluations(
+    teachers: Sequence[Teacher], test: PathPlan, number: int, *, merged: bool = True, all_tags: bool = True
+) -> int:
     """All tags on every point, each LoRA alone without triggers; and of a merge every point, and who is taken for whom."""
     points = sum(test.of(teacher).points for teacher in teachers)
     # what is active whatever the prompt is part of what is compared with
     plain = sum(test.of(own).points * (number - len(own.active)) for own in teachers if own.concept is None)
-    return points + plain + (points + questions(teachers, test) if merged else 0)
+    return (points + plain if all_tags else 0) + (points + questions(teachers, test) if merged else 0)
 
 
 def cuts(request: MergeRequest) -> bool:

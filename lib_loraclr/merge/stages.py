@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ..errors import LoraclrError
 from ..files import DTYPES, WorkFolder, is_text_encoder
 from ..model import ALONE, LEAST_ROWS, Factors, Host, Processes
 from ..progress import PlannedStage, Progress, Stage
 from ..recording import (
-    Attempt,
     Examples,
     InputLora,
     PathPlan,
@@ -23,7 +21,6 @@ from ..recording import (
     Teacher,
     asked_in_parts,
     draw_slots,
-    evaluated,
     make_scenes,
     make_teachers,
     phrases_of,
@@ -44,8 +41,10 @@ from ..refining import (
 from ..request import MergeRequest, Part, is_background
 from ..solving import Cut, MergedLayer, Procedure, RefinementOptions
 from .examination import merged_keys, recording_plan
+from .followed import Followed, recorded_for
 from .keeping import Keeping
 from .layer_merging import LayerMerger, Recorded
+from .runs import denoising, encoding, recorded_points
 from .stage_plan import (
     RECORDED_POINTS,
     RECORDED_PROMPTS,
@@ -58,14 +57,17 @@ from .stage_plan import (
     stopping_paths,
     subjects_beside,
 )
-from .start import Networks, Start, as_layers
-
-#: what is left out where a start has all layers
-_MERGED_ANEW = (Stage.TEXT_INPUTS, Stage.TEXT_LAYERS, Stage.UNET_INPUTS, Stage.UNET_LAYERS)
+from .start import MERGED_ANEW, Networks, Start, as_layers
 
 
 class Stages:
-    """One merge's stages, in the order of their methods, and what they share."""
+    """One merge's stages, in the order of their methods, and what they share.
+
+    Attributes:
+        followed: what was recorded, where it is held longer than it is needed (`go_by`)
+    """
+
+    followed: Followed | None = None
 
     def __init__(
         self,
@@ -115,6 +117,16 @@ class Stages:
         self.layer_merger = LayerMerger(host, Networks(inputs, start), self.serves, self.subjects)
         self.memory = recording_plan(request, inputs, host, self.serves)
 
+    def go_by(self, followed: Followed | None) -> None:
+        """What was recorded before is not recorded again, and what is recorded now is held there.
+
+        Args:
+            followed: None: nothing is held longer than it is needed
+        """
+        self.followed = followed
+        if followed is not None:
+            followed.begin(recorded_for(self.request, self.inputs, self.host, self.memory.points))
+
     def _taking_part(self, keys: Sequence[str]) -> list[str]:
         """The layers that a run of the model reaches; of the others there is nothing to merge by, and nothing to lose.
 
@@ -133,10 +145,16 @@ class Stages:
         """What is to come."""
         refinement = self.refinement(procedure)
         layers = len(self.text_encoder_keys), len(self.unet_keys)
-        planned = plan_stages(
-            self.request, procedure.method, refinement, self.teachers, layers=layers, most=self.memory.points
+        known = [*(MERGED_ANEW if self.whole_start else ()), *(self.followed.examples if self.followed else ())]
+        self.planned = plan_stages(
+            self.request,
+            procedure.method,
+            refinement,
+            self.teachers,
+            layers=layers,
+            most=self.memory.points,
+            known=known,
         )
-        self.planned = [item for item in planned if not (self.whole_start and item.stage in _MERGED_ANEW)]
         return self.planned
 
     @property
@@ -157,7 +175,7 @@ class Stages:
             LoraclrError: a start cannot be gone on from without
         """
         whole = procedure.refinement(len(self.inputs))
-        return self.start.refinement(whole, self.inputs) if self.start else whole
+        return self.start.refinement(whole, self.labels) if self.start else whole
 
     def run(self, procedure: Procedure) -> tuple[dict[str, MergedLayer], Refined | None]:
         """From the recording to the cut: the merged layers, and how the refinement ended, if there was one."""
@@ -174,7 +192,15 @@ class Stages:
         return self._follow(Stage.RECORDING, learning_paths(self.request, self.memory.points))
 
     def _follow(self, stage: Stage, plan: PathPlan) -> list[Examples]:
-        """What every teacher predicts in the slots of a plan."""
+        """What every teacher predicts in the slots of a plan, recorded now or before."""
+        if self.followed is None:
+            return self._recorded_paths(stage, plan)
+        if stage not in self.followed.examples:
+            self.followed.examples[stage] = self._recorded_paths(stage, plan)
+        recorded = zip(self.followed.examples[stage], self.teachers, strict=True)
+        return [replace(own, teacher=teacher) for own, teacher in recorded]  # another importance than it had then
+
+    def _recorded_paths(self, stage: Stage, plan: PathPlan) -> list[Examples]:
         self.progress.start(stage, following_evaluations(self.teachers, plan))
         subjects = subjects_beside(self.teachers)
         slots = draw_slots(plan, phrases_of(self.request, self.inputs, plan.part), subjects)
@@ -199,7 +225,7 @@ class Stages:
         found = self.processes.from_one(self.keeping.find_layers()) if self.keeping else None
         if found:
             for item in self.planned:
-                if item.stage in _MERGED_ANEW:
+                if item.stage in MERGED_ANEW:
                     self.progress.start(item.stage, item.units)
                     self.progress.found(item.units)
             return found
@@ -231,7 +257,7 @@ class Stages:
             # spread, as they are in the order of the alphabet, in which many have their form first and others their trigger
             prompts = [asked[k] for k in spread(len(asked), RECORDED_PROMPTS - 1)] + [self.request.prompts.negative]
             deltas = self._part(own.teacher, self.text_encoder_keys)
-            runs.append(Run(own.teacher, deltas, len(prompts), self._encoding(prompts)))
+            runs.append(Run(own.teacher, deltas, len(prompts), encoding(self.host, prompts)))
         return runs
 
     def _unet_runs(self, examples: Sequence[Examples], merged: Mapping[str, Factors]) -> list[Run]:
@@ -239,34 +265,10 @@ class Stages:
         text_encoder = {key: factors.to(self.host.device) for key, factors in merged.items()}
         runs = []
         for own in examples:
-            few = _few(own)
+            few = recorded_points(own)
             deltas = {**text_encoder, **self._part(own.teacher, self.unet_keys)}
-            runs.append(Run(own.teacher, deltas, len(few), self._denoising(few.x, few.t, few.prompts)))
+            runs.append(Run(own.teacher, deltas, len(few), denoising(self.host, few.x, few.t, few.prompts)))
         return runs
-
-    def _encoding(self, prompts: Sequence[str]) -> Callable[[slice, Attempt], None]:
-        """What runs some of these prompts through the text encoder(s), as they are then."""
-
-        def run(part: slice, attempt: Attempt) -> None:
-            with attempt(range(part.start, part.stop)):
-                self.host.encode(prompts[part])
-
-        return run
-
-    def _denoising(self, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Callable[[slice, Attempt], Tensor]:
-        """What runs some of these points through the model, as it is then."""
-        device = self.host.device
-
-        def run(part: slice, attempt: Attempt) -> Tensor:
-            with attempt(
-                range(part.start, part.stop)
-            ):  # the text encoders are recorded here too where a refined merge is cut
-                conditioning = self.host.encode(list(prompts[part]))
-            return evaluated(
-                self.host, x[part].to(device).float(), t[part].to(device), conditioning, attempt, part.start
-            )
-
-        return run
 
     def _part(self, teacher: Teacher, keys: Sequence[str]) -> dict[str, tuple[Factors, ...]]:
         together = self.predictor.together(teacher.active)
@@ -347,15 +349,15 @@ class Stages:
         """
         runs = []
         for own in examples:
-            few = _few(own)
-            runs.append(Run(own.teacher, refined, len(few), self._denoising(few.x, few.t, few.prompts)))
+            few = recorded_points(own)
+            runs.append(Run(own.teacher, refined, len(few), denoising(self.host, few.x, few.t, few.prompts)))
         scenes = make_scenes([own.called for own in examples], windows=2)
         if scenes:
             some = [scenes[i] for i in spread(len(scenes), RECORDED_POINTS).tolist()]
             x, t = torch.stack([scene.beside("x") for scene in some]), torch.stack([scene.t for scene in some])
             everyone = tuple(sorted({concept for scene in some for concept in scene.subjects}))
             teacher = Teacher("several in one picture", None, everyone)
-            runs.append(Run(teacher, refined, len(some), self._denoising(x, t, [scene.prompt for scene in some])))
+            runs.append(Run(teacher, refined, len(some), denoising(self.host, x, t, [scene.prompt for scene in some])))
         return runs
 
     def rounded(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
@@ -372,19 +374,22 @@ class Stages:
         learnt from or stopped by."""
         plan = measuring_paths(self.request, self.memory.points)
         examples = self._follow(Stage.TESTING, plan)
-        everyone = self.predictor.together(range(len(self.inputs)))
-        number, merged = len(self.inputs), factors is not None
-        self.progress.start(Stage.MEASURING, measuring_evaluations(self.teachers, plan, number, merged=merged))
-        drift = drift_of_singles(self.predictor, examples)
-        before = measure(self.predictor, everyone, examples, single_drift=drift)
+        known = self.followed.before if self.followed else None
+        asked = measuring_evaluations(
+            self.teachers, plan, len(self.inputs), merged=factors is not None, all_tags=known is None
+        )
+        self.progress.start(Stage.MEASURING, asked)
+        drift, before = known or self._without_a_merge(examples)
+        if self.followed:
+            self.followed.before = drift, before
         if factors is None:
             return before, None, None
         after = measure(self.predictor, factors, examples, single_drift=drift)
         candidates = gather_candidates(self.predictor, examples)
         return before, after, recognise(self.predictor, factors, candidates, examples)
 
-
-def _few(examples: Examples) -> Examples:
-    """Those of the points with the teacher's prompts whose layer inputs are recorded."""
-    called = examples.called
-    return called.select(spread(len(called), RECORDED_POINTS))
+    def _without_a_merge(self, examples: Sequence[Examples]) -> tuple[float | None, Retention]:
+        """How much the LoRAs, each alone, change on prompts without triggers, and retention of all tags together."""
+        drift = drift_of_singles(self.predictor, examples)
+        everyone = self.predictor.together(range(len(self.inputs)))
+        return drift, measure(self.predictor, everyone, examples, single_drift=drift)

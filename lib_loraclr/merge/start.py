@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,13 @@ from ..errors import LoraclrError
 from ..files import read_header, tensor_bytes
 from ..model import Factors, Host, zero
 from ..output import Begun, first_concepts, read_recipe
+from ..progress import Stage
 from ..recording import InputLora, load_input
 from ..request import Concept
 from ..solving import MergedLayer, RefinementOptions
 
+#: stages that are left out where a start has all layers
+MERGED_ANEW = (Stage.TEXT_INPUTS, Stage.TEXT_LAYERS, Stage.UNET_INPUTS, Stage.UNET_LAYERS)
 #: of the steps of a merge from nothing, those of one that goes on; and at least so many times a new concept's own
 MORE, FOR_EACH_NEW = 1 / 3, 2
 
@@ -63,11 +66,12 @@ class Start:
         """Added to a merge's own, so that other points are drawn than the start was refined on."""
         return 1 + int(self.hash[:8], 16)
 
-    def refinement(self, whole: RefinementOptions | None, inputs: Sequence[InputLora]) -> RefinementOptions:
+    def refinement(self, whole: RefinementOptions | None, labels: Collection[str]) -> RefinementOptions:
         """The refinement that follows.
 
         Args:
             whole: that of a merge from nothing
+            labels: of all concepts of the merge
 
         Raises:
             LoraclrError: there is none, by the method or its effort
@@ -77,8 +81,8 @@ class Start:
                 "A finished merge can only be gone on from with a refinement, which this method and effort do without: choose "
                 "contrastive with effort fast, balanced or thorough."
             )
-        new = sum(lora.concept.label not in self.labels for lora in inputs)
-        least = FOR_EACH_NEW * new * whole.steps / len(inputs)
+        new = sum(label not in self.labels for label in labels)
+        least = FOR_EACH_NEW * new * whole.steps / len(labels)
         return replace(whole, steps=self.steps or math.ceil(min(whole.steps, max(MORE * whole.steps, least))))
 
 

@@ -189,10 +189,9 @@ def test_the_order_is_read_from_a_file_and_a_changed_one_costs_nothing_but_time(
 
 def test_steps_are_a_third_and_grow_with_what_is_new() -> None:
     whole = RefinementOptions(Terms(), 120, 6, 6, 0.01)
-    inputs = inputs_of("a", "b", "c", "d", "e", "f", "g", "h")
 
     def steps(labels: str, asked: int = 0) -> int:
-        return Start({}, frozenset(labels), asked).refinement(whole, inputs).steps
+        return Start({}, frozenset(labels), asked).refinement(whole, "abcdefgh").steps
 
     assert steps("abcdefgh") == steps("abcdefg") == 40
     assert steps("abcde") == 90, "two times three eighths"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from ...files import is_text_encoder
-from ...merge import plan_stages
+from ...merge import MERGED_ANEW, Start, plan_stages
 from ...model import Host
-from ...output import PreviewOptions, plan_preview
+from ...output import Merge, PreviewOptions, plan_preview
 from ...progress import PlannedStage, Stage
 from ...recording import make_teachers
 from ...request import Concept, MergeRequest
@@ -16,15 +16,35 @@ from ...solving import EFFORT, Procedure
 from . import pace
 
 
-def stages(request: MergeRequest, host: Host, *, draw: bool) -> list[PlannedStage]:
-    """What a merge will do, as far as it is known before the inputs are read."""
+def stages(
+    request: MergeRequest,
+    host: Host,
+    *,
+    draw: bool,
+    former: Merge | None = None,
+    steps: int = 0,
+    known: Collection[Stage] = (),
+) -> list[PlannedStage]:
+    """What a merge will do, as far as it is known before the inputs are read.
+
+    Args:
+        former: a finished merge that is refined further
+        steps: of that, as of `merge.refine_further`
+        known: stages whose results are still there
+    """
     procedure = Procedure.of(request)
+    refinement = procedure.refinement(len(request.concepts))
+    if former is not None:
+        labels = [concept.label for concept in request.concepts]
+        refinement = Start(former.factors, frozenset(labels), steps).refinement(refinement, labels)
+        known = (*MERGED_ANEW, *known)
     planned = plan_stages(
         request,
         procedure.method,
-        procedure.refinement(len(request.concepts)),
+        refinement,
         make_teachers(request.concepts, request.prompts),
         layers=_layers(host),
+        known=known,
     )
     return [*planned, *drawing(request, draw=draw)]
 

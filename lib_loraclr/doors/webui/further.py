@@ -42,7 +42,7 @@ def job_of(before: jobs.Job, table: Table, steps: float | None, *, draw: bool, t
         task,
         before.owner,
         form=before.form,
-        former=held.merge,
+        former=held,
         steps=number,
         other=before.id,
     )

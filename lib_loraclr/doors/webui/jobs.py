@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +18,8 @@ from modules import errors, shared
 from ...errors import Interrupted, LoraclrError
 from ...files import Written
 from ...hosts import running
-from ...output import Merge
 from ...request import MergeRequest
-from . import history, keeping, wording
+from . import history, keeping, settings, wording
 from .keeping import NameTaken
 from .making import JobProgress, Result, make
 from .start import is_closing
@@ -55,7 +54,7 @@ class Job:
         kept: the new LoRA or checkpoint
         written: its files, with what they replaced
         form: what stood in the tab when it was asked for there, as that hands it over; None for HTTP
-        former: a finished merge that it goes on from, in place of merging afresh
+        former: a finished result that it goes on from, in place of merging afresh
         steps: of that; 0 for as many as are usual
         other: id of the job whose result it goes on from, or of the one that went on from its own
     """
@@ -74,7 +73,7 @@ class Job:
     stop: bool = False
     progress: JobProgress | None = None
     form: Any = None
-    former: Merge | None = None
+    former: Result | None = None
     steps: int = 0
     other: str = ""
 
@@ -334,6 +333,22 @@ def _let_go() -> None:
             job = _jobs[job_id]
             job.state, job.result, job.former = "discarded", None, None
             job.error = "Newer results took its place: nobody had kept it."
+        _let_go_of_recordings([job.result for job in held if job.result is not None])
         over = [job.id for job in _jobs.values() if job.state in OVER and job.state != "finished"]
         for job_id in over[: max(0, len(_jobs) - _REMEMBERED)]:
             del _jobs[job_id]
+
+
+def _let_go_of_recordings(held: Sequence[Result]) -> None:
+    """Hold the latest result's recording, and those before while all fit into the memory budget: without its own a result is refined
+    further all the same, and what that takes is recorded again."""
+    room, seen = int(settings.value("loraclr_memory")) << 20, set()
+    for result in reversed(held):
+        own = result.followed
+        if own is not None and id(own) not in seen:  # those of a result and of what was refined from it are the same
+            if seen and own.size > room:
+                for other in held:
+                    other.followed = None if other.followed is own else other.followed
+                continue
+            seen.add(id(own))
+            room -= own.size

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modules import errors, shared
 
 from ...errors import Interrupted, LoraclrError
 from ...hosts import running
-from ...merge import merge_loras, refine_further
+from ...merge import Followed, merge_loras, refine_further
 from ...model import Host
 from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
 from ...progress import PlannedStage, Stage
@@ -29,11 +29,14 @@ class Result:
         merge: on the CPU, without the inputs' tensors
         pictures: to judge it by, and for its card; or None
         size: of the file in bytes
+        followed: what was recorded, to refine it further without recording again; None where nobody can, or where newer results
+            took the room
     """
 
     merge: Merge
     pictures: Pictures | None
     size: int
+    followed: Followed | None = None
 
 
 class JobProgress(TimedProgress):
@@ -44,7 +47,7 @@ class JobProgress(TimedProgress):
         Args:
             is_to_stop: whether somebody asked for that
         """
-        expected = estimate.stages(job.request, host, draw=job.draw)
+        expected = estimate.stages(job.request, host, draw=job.draw, **_going_on(job))
         super().__init__(expected, pace.seconds_per_unit(key), timed=pace.timed(key))
         self._job, self._is_to_stop = job, is_to_stop
 
@@ -66,7 +69,8 @@ def make(job: Job, host: Host, is_to_stop: Callable[[], bool]) -> Result:
     shared.state.textinfo = "Looking how fast this computer is"
     pace.measure(host, key)
     job.progress = JobProgress(job, key, host, is_to_stop)
-    merge = _merged(job, host)
+    followed = _followed(job)
+    merge = _merged(job, host, followed)
     pictures, warnings = _draw(job, merge, host) if job.draw else (None, ())
     job.progress.finish()
     try:
@@ -75,14 +79,30 @@ def make(job: Job, host: Host, is_to_stop: Callable[[], bool]) -> Result:
         errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
     told = tuple(wording.plain(warning, job.called) for warning in (*merge.report.warnings, *warnings))
     report = replace(merge.report, warnings=told)
-    return Result(replace(merge, report=report).light(), pictures, file_size(merge))
+    return Result(replace(merge, report=report).light(), pictures, file_size(merge), followed)
 
 
-def _merged(job: Job, host: Host) -> Merge:
+def _going_on(job: Job) -> dict[str, Any]:
+    """What an estimate has to know of a job that refines further."""
+    if job.former is None:
+        return {}
+    known = job.former.followed.examples if job.former.followed else ()
+    return {"former": job.former.merge, "steps": job.steps, "known": known}
+
+
+def _followed(job: Job) -> Followed | None:
+    """Where what is recorded is held: of merges of the tab alone, as nobody else can refine them further."""
+    if job.former is not None and job.former.followed is not None:
+        return job.former.followed
+    return None if job.form is None else Followed()
+
+
+def _merged(job: Job, host: Host, followed: Followed | None) -> Merge:
     """Afresh, or from a finished merge on."""
     if job.former is None:
-        return merge_loras(job.request, host, job.progress)
-    return refine_further(replace(job.former, request=job.request), host, job.progress, steps=job.steps)
+        return merge_loras(job.request, host, job.progress, followed=followed)
+    former = replace(job.former.merge, request=job.request)
+    return refine_further(former, host, job.progress, steps=job.steps, followed=followed)
 
 
 def done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list[PlannedStage]:

@@ -101,7 +101,7 @@ def _needs(check: Check) -> str:
 def result_view(job: Job) -> str:
     """What became of each concept, and what else a person decides by."""
     report, size = job.result.merge.report, job.result.size
-    before = {c.name: c.recognised for c in job.former.report.concepts} if job.former else {}
+    before = {c.name: c.recognised for c in job.former.merge.report.concepts} if job.former else {}
     smallest, mean, largest = report.rank
     facts = [
         (

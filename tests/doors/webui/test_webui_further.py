@@ -11,6 +11,7 @@ from webui_doors import Doors, doors  # noqa: F401  (a fixture)
 from webui_tab import TABLE, let_fail, merged, restored, shown, tab
 
 from lib_loraclr.errors import Interrupted, LoraclrError
+from lib_loraclr.progress import Stage
 
 SHORT = {"method": "contrastive", "effort": "Fast", "option.contrastive.steps": 2, "rank": "4"}
 
@@ -43,6 +44,40 @@ def test_either_result_can_be_kept_and_both_figures_are_shown(doors: Doors) -> N
     assert "Kept as" in bound.keep(second["job"], "latter", "")[0], "and the other as well"
     assert jobs.find(second["job"]).former is None, "nothing is held for what is decided"
     assert "other result is not there" in bound.other(second["job"])[0]
+
+
+def test_nothing_is_recorded_again(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    bound, values = tab(doors, **SHORT)
+    first = jobs.find(merged(doors, bound, values)["job"])
+    recorded = {Stage.RECORDING, Stage.HOLDING_BACK, Stage.TESTING}
+    assert recorded < set(first.progress.seconds), "control: a merge does record"
+    asked: list[int] = []
+    unet = doors.webui.model.model.diffusion_model
+    unet.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])) and None)
+    second = jobs.find(refined(doors, bound, first.id)["job"])
+    assert not recorded & set(second.progress.seconds) and Stage.REFINING in second.progress.seconds
+    assert {item.stage for item in second.progress.planned} == set(second.progress.seconds)
+    held, asked[:] = sum(asked), []
+    first.result.followed = None
+    third = jobs.find(refined(doors, bound, first.id)["job"])
+    assert recorded < set(third.progress.seconds), "and again where it is not there any more"
+    assert sum(asked) > 2 * held
+    assert second.result.merge.report.refinement == third.result.merge.report.refinement
+
+
+def test_the_latest_recordings_are_held_and_those_before_while_there_is_room(doors: Doors) -> None:  # noqa: F811
+    jobs = doors.module("jobs")
+    bound, values = tab(doors, **SHORT)
+    first = jobs.find(merged(doors, bound, values)["job"]).result
+    second = jobs.find(refined(doors, bound, jobs.waiting().id)["job"]).result
+    assert first.followed is second.followed is not None, "one of both"
+    doors.webui.shared.opts.loraclr_memory = 0
+    newer = jobs.find(merged(doors, bound, values)["job"]).result
+    assert newer.followed is not None and second.followed is None
+    over_http = jobs.Job(newer.merge.request, ("fox", "penguin"), draw=False, owner="http ")
+    jobs.run(over_http, lock_held=False)
+    assert over_http.result.followed is None, "nobody can refine it further"
 
 
 def test_where_one_is_discarded_the_other_is_shown(doors: Doors) -> None:  # noqa: F811
