@@ -245,6 +245,10 @@ function loraclrKept(kept) {
     if (!kept) return;
     const checkpoints = gradioApp().getElementById("refresh_sd_model_checkpoint");
     if (!JSON.parse(kept).tag && checkpoints) checkpoints.click();
+    loraclrRefreshCards();
+}
+
+function loraclrRefreshCards() {
     for (const name of ["txt2img", "img2img"]) {
         const button = gradioApp().getElementById(name + "_lora_extra_refresh_internal");
         if (button) button.dispatchEvent(new Event("click"));
@@ -312,6 +316,7 @@ const loraclrTips = {
     try: "Pictures of a prompt of your own, before anything is written",
     further: "More steps from this result on, which stays beside it",
     try_how: "Of the pictures that are tried",
+    queue: "Merges one after the other, as for a night, each kept as soon as it is finished",
     history: "What was kept here, and from files that were merged elsewhere; the form can be filled from each",
     advanced: "Method, rank and options; what is recorded; memory and seed",
 };
@@ -326,11 +331,17 @@ onUiLoaded(function() {
     tab.addEventListener("click", (event) => {
         const split = event.target.closest(".loraclr-split");
         if (split) loraclrSplit(split.closest(".loraclr-weights"));
-        const made = event.target.closest(".loraclr-again");
+        const made = event.target.closest(".loraclr-again[data-entry]");
         if (made) {
             loraclrWanted = made.dataset.entry;
             gradioApp().getElementById("loraclr_history_again").click();
         }
+        const queued = event.target.closest(".loraclr-unqueue");
+        if (queued) {
+            loraclrUnqueued = queued.dataset.job;
+            gradioApp().getElementById("loraclr_queue_remove").click();
+        }
+        if (event.target.closest(".loraclr-empty-queue")) gradioApp().getElementById("loraclr_queue_empty").click();
         if (event.target.closest(".loraclr-close")) event.target.closest(".loraclr-note").remove();
     });
     // gradio's picker takes Enter for a choice whatever is held down with it, and the WebUI takes Esc for Interrupt although it

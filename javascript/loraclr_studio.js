@@ -28,6 +28,40 @@ function loraclrHistory(...inputs) {
     return inputs;
 }
 
+// First inputs: whose page it is, and which merge of the queue is meant.
+let loraclrUnqueued = "";
+function loraclrOwner(...inputs) {
+    inputs[0] = "task(" + loraclrPage() + "-)";
+    if (inputs.length > 1) inputs[1] = loraclrUnqueued;
+    return inputs;
+}
+
+// First inputs: whose page it is, the table.
+function loraclrEnqueue(...inputs) {
+    inputs[0] = "task(" + loraclrPage() + "-)";
+    inputs[1] = loraclrRows();
+    return inputs;
+}
+
+// The queue was drawn anew: while something waits in it, look again; what was kept in it is listed at once.
+let loraclrKeptInQueue = null;
+let loraclrLook = null;
+function loraclrQueued() {
+    const queue = gradioApp().querySelector("#loraclr_queue_view .loraclr-queue");
+    const kept = Number(queue?.dataset.kept || 0);
+    if (loraclrKeptInQueue !== null && kept > loraclrKeptInQueue) {
+        loraclrRefreshCards();
+        gradioApp().getElementById("loraclr_opened").click();
+    }
+    clearTimeout(loraclrLook);
+    if (queue?.dataset.busy === "1") {
+        const fold = gradioApp().querySelector("#loraclr_queue > .label-wrap");
+        if (loraclrKeptInQueue === null && !fold.classList.contains("open")) fold.click();
+        loraclrLook = setTimeout(() => gradioApp().getElementById("loraclr_queue_look")?.click(), 2000);
+    }
+    loraclrKeptInQueue = kept;
+}
+
 // A style's ticks as what its row hands over: the subjects that it is applied to, one per line, and nothing for all.
 function loraclrApplied(row) {
     const field = row.querySelector("[data-field='applied_to']");

@@ -48,7 +48,8 @@ def test_from_a_card_to_an_arrangement_and_again(url: str, way: str, theme: str)
         assert "Neither Regional Prompter" in seen["note"]
         assert seen["prompt"].startswith("sks animal and ohwx bird, <lora:fox-face-penguin")
     assert "fox-face" in seen["history"] and seen["rows"] == ["fox-face", "penguin"] and seen["method"] == "average"
-    assert seen["axes"] == ["[LoRACLR] merged file", "[LoRACLR] weight of the merged file"]
+    axes = ("merged file", "weight of the merged file", "effort of the merged file")
+    assert seen["axes"] == [f"[LoRACLR] {axis}" for axis in axes]
 
 
 @pytest.mark.parametrize(("way", "theme"), [("further", "dark"), ("narrow further", "light")])

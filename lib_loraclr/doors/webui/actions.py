@@ -27,20 +27,21 @@ from . import (
     views,
 )
 from .check import check as checked
-from .choosing import Choosing, efforts_with_times
+from .choosing import efforts_with_times
+from .queueing import Queueing
 from .rows import Table
 
 _INTERRUPTED = notes.note("Interrupted. Nothing was kept, and everything is as it was.")
 
 
-class Actions(Choosing):
+class Actions(Queueing):
     """The tab's actions; each takes and returns what gradio hands over, in the order of the tab's events."""
 
     # -- checking and merging
 
     def check(self, _: str, table: str, chosen: list[str] | None, __: str, draw: bool, *values: Any) -> list[Any]:
         try:
-            concepts, refused = form.sort_out(_complete(table, chosen))
+            concepts, refused = form.sort_out(rows.completed(table, chosen))
             if not concepts:
                 return ["".join(map(notes.error, refused.values())), gr.update()]
             request = form.complete(concepts, self._fields(values))
@@ -55,7 +56,7 @@ class Actions(Choosing):
         try:
             if jobs.is_stopped(task):  # while it waited for the queue
                 raise Interrupted
-            request, names = form.build(_complete(table, chosen), self._fields(values))
+            request, names = form.build(rows.completed(table, chosen), self._fields(values))
             if before and before.result:  # the browser has asked
                 jobs.discard(before)
             job = jobs.Job(request, names, draw, task, form=(table, list(chosen or ()), draw, values))
@@ -263,11 +264,6 @@ def _again(job: jobs.Job | None) -> str:
     # the rows are taken over as those of a prompt are
     taken = replace(Table.parse(table), taken=secrets.token_hex(4)).dump()
     return json.dumps([picked, taken, draw, *values])
-
-
-def _complete(table: str, chosen: list[str] | None) -> Table:
-    """The rows, and one for every LoRA that was chosen so quickly that the browser has not drawn its row yet."""
-    return rows.selected([catalogue.name_of(item) for item in chosen or ()], Table.parse(table), Table())
 
 
 def _job(job_id: str) -> jobs.Job:

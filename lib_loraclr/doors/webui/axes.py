@@ -1,16 +1,20 @@
-"""Axes of the WebUI's own X/Y/Z plot: which merged file, and its weight."""
+"""Axes of the WebUI's own X/Y/Z plot: which merged file, its weight, and the effort that it was made with.
+
+A merge takes minutes, so the effort chooses among merges that were kept, as the queue makes them in a night, and makes none.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from modules import scripts
 
 FILE, WEIGHT = "[LoRACLR] merged file", "[LoRACLR] weight of the merged file"
+EFFORT = "[LoRACLR] effort of the merged file"
 _TAG = re.compile(r"<lora:([^:>]+)((?::[^>]*)?)>", re.IGNORECASE)
 
 
@@ -22,6 +26,7 @@ def add() -> None:
     plot.axis_options += [
         plot.AxisOption(FILE, str, _choose, confirm=_confirm, choices=merged_files),
         plot.AxisOption(WEIGHT, float, _weigh),
+        plot.AxisOption(EFFORT, str, _remake, confirm=_confirm_efforts, choices=efforts),
     ]
 
 
@@ -44,6 +49,65 @@ def _merged() -> list[tuple[str, str]]:
     return [(lora.name, lora.alias) for lora in merged_loras()]
 
 
+def efforts() -> list[str]:
+    """Those that merges which are kept were made with."""
+    from ...solving import all_efforts
+
+    made = {_effort(request) for _, request in _requests()}
+    return [effort for effort in all_efforts() if effort in made]
+
+
+def _requests() -> list[tuple[Any, Any]]:
+    """The installed merges and what was asked for each, the latest first."""
+    from .history import requests
+
+    return sorted(requests(), key=lambda found: -found[0].path.stat().st_mtime)
+
+
+def _effort(request: Any) -> str:
+    """What a merge was made with; empty for a method without."""
+    from ...solving import Procedure
+
+    return getattr(Procedure.of(request).options, "effort", "")
+
+
+def _remade(name: str, effort: str) -> str:
+    """The merge of the same concepts by the same method with another effort, by what prompts call it.
+
+    Args:
+        name: or alias, of the one that the prompt names
+
+    Raises:
+        RuntimeError: there is none
+    """
+    made = _requests()
+    named = (request for lora, request in made if name.lower() in (lora.name.lower(), lora.alias.lower()))
+    asked = next(named, None)
+    for lora, request in made if asked else ():
+        if (request.concepts, request.method, _effort(request)) == (asked.concepts, asked.method, effort):
+            return lora.alias
+    raise RuntimeError(
+        f"What is in {name} was not merged with the effort {effort} yet: add that to the queue in the tab LoRACLR."
+    )
+
+
+def _confirm_efforts(p: Any, values: Sequence[str]) -> None:
+    """Before the first picture; where another axis chooses the file, as its turn comes."""
+    known = efforts()
+    for value in values:
+        if value not in known:
+            raise RuntimeError(
+                f"No merge here has the effort {value}: choose from {', '.join(known) or 'none, merge some first'}."
+            )
+        _remake(SimpleNamespace(prompt=p.prompt), value, values)
+
+
+def _remake(p: Any, value: str, values: Sequence[str]) -> None:
+    """The same concepts merged with another effort, in place of the merged file that the prompt names."""
+    p.loraclr_effort = value
+    p.prompt, _ = _retagged(p.prompt, lambda name, weights: f"<lora:{_remade(name.strip(), value)}{weights}>")
+
+
 def _confirm(p: Any, values: Sequence[str]) -> None:
     """Before the first picture."""
     known = merged_files()
@@ -56,7 +120,8 @@ def _confirm(p: Any, values: Sequence[str]) -> None:
 
 def _choose(p: Any, value: str, values: Sequence[str]) -> None:
     """Another merged file in place of the one that the prompt names; at its end where it names none."""
-    weight = getattr(p, "loraclr_weight", None)
+    weight, effort = getattr(p, "loraclr_weight", None), getattr(p, "loraclr_effort", None)
+    value = _remade(value, effort) if effort else value
     tail = None if weight is None else f":{weight:g}"
     p.prompt, found = _retagged(p.prompt, lambda _, old: f"<lora:{value}{tail or old}>")
     if not found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,16 +94,19 @@ def merged_loras() -> list[running.InstalledLora]:
     return [lora for lora in running.installed_loras() if _RECIPE in lora.metadata]
 
 
-def _of_files() -> Iterator[Entry]:
+def requests() -> Iterator[tuple[running.InstalledLora, MergeRequest]]:
+    """The installed LoRAs that LoRACLR merged, and what was asked for each; without those whose recipe cannot be read."""
     for lora in merged_loras():
-        texts = lora.texts
-        try:
-            request = read_recipe(texts, lora.name)[0]
-            date = lora.path.stat().st_mtime
-        except (LoraclrError, OSError):
-            continue
-        figures = dict.fromkeys(concept.label for concept in request.concepts)
-        yield Entry(f"file {lora.name}", lora.name, date, request.save_as, texts.get("loraclr.checkpoint", ""), figures)
+        with suppress(LoraclrError):
+            yield lora, read_recipe(lora.texts, lora.name)[0]
+
+
+def _of_files() -> Iterator[Entry]:
+    for lora, request in requests():
+        with suppress(OSError):
+            date, checkpoint = lora.path.stat().st_mtime, lora.texts.get("loraclr.checkpoint", "")
+            figures = dict.fromkeys(concept.label for concept in request.concepts)
+            yield Entry(f"file {lora.name}", lora.name, date, request.save_as, checkpoint, figures)
 
 
 def _path() -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +19,9 @@ from ...errors import Interrupted, LoraclrError
 from ...files import Written
 from ...hosts import running
 from ...request import MergeRequest
-from . import history, keeping, settings, wording
+from . import history, keeping, naming, settings, wording
 from .keeping import NameTaken
-from .making import JobProgress, Result, make
+from .making import JobProgress, Result, let_go_of_recordings, make
 from .start import is_closing
 
 __all__ = ["Job", "NameTaken", "OVER", "Result", "discard", "find", "interrupt", "interrupt_task", "is_stopped", "keep"]
@@ -33,8 +33,8 @@ OVER = ("finished", "failed", "interrupted", "kept", "discarded", "put back")
 _REMEMBERED = 32
 #: results that are held in memory, of one owner and in all
 _HELD, _HELD_IN_ALL = 2, 8
-#: merges of HTTP that wait at the same time, of one owner and in all
-_WAITING, _WAITING_IN_ALL = 4, 16
+#: merges that wait in the background at the same time, of one owner and in all
+_WAITING, _WAITING_IN_ALL = 16, 64
 
 
 @dataclass
@@ -56,6 +56,7 @@ class Job:
         form: what stood in the tab when it was asked for there, as that hands it over; None for HTTP
         former: a finished result that it goes on from, in place of merging afresh
         steps: of that; 0 for as many as are usual
+        keeps_as: the name that its result is kept under as soon as it is finished, or the next free one; empty: somebody decides
         other: id of the job whose result it goes on from, or of the one that went on from its own
     """
 
@@ -75,6 +76,7 @@ class Job:
     form: Any = None
     former: Result | None = None
     steps: int = 0
+    keeps_as: str = ""
     other: str = ""
 
     def __post_init__(self) -> None:
@@ -97,6 +99,10 @@ class Job:
 
 
 _jobs: dict[str, Job] = {}
+#: those that wait in the background, in their order, and the thread that takes one after the other while there are some: if each
+#: waited for the WebUI's queue itself, a picture that is asked for meanwhile would come after all of them
+_line: list[Job] = []
+_worker: list[threading.Thread] = []
 #: held while a job's state changes, and never while anything else is waited for
 _guard = threading.Lock()
 #: tasks of the tab that were stopped, the latest ones
@@ -137,6 +143,12 @@ def other_of(job: Job) -> Job | None:
 def of_task(task: str) -> Job | None:
     with _guard:
         return next((job for job in _jobs.values() if task and job.task == task), None)
+
+
+def of_owner(owner: str) -> list[Job]:
+    """All that is remembered of an owner's, in the order in which it was asked for."""
+    with _guard:
+        return [job for job in _jobs.values() if job.owner == owner]
 
 
 def run(job: Job, *, lock_held: bool) -> None:
@@ -197,16 +209,44 @@ def start(job: Job) -> None:
         if own >= _WAITING or len(queued) >= _WAITING_IN_ALL:
             raise LoraclrError(f"{len(queued)} merges are waiting already: wait for one of them, or interrupt it.")
         _jobs[job.id] = job
-    threading.Thread(target=_run_in_background, args=(job,), name=f"loraclr {job.id}", daemon=True).start()
+        _line.append(job)
+        if not _worker:
+            _worker.append(threading.Thread(target=_work, name="loraclr merges", daemon=True))
+            _worker[0].start()
+
+
+def _work() -> None:
+    """Merge what waits, until nothing does."""
+    while True:
+        with _guard:
+            job = next((job for job in _line if job.state == "queued"), None)
+            if job is None:
+                _line.clear()
+                _worker.clear()
+                return
+            _line.remove(job)
+        _run_in_background(job)
 
 
 def _run_in_background(job: Job) -> None:
     try:
         run(job, lock_held=False)
+        if job.keeps_as:
+            _keep_at_once(job)
     except (Interrupted, LoraclrError):
         pass  # the job says so
     except Exception:  # noqa: BLE001  (nobody waits for this thread; the log and the job have it)
         errors.report("LoRACLR: the merge failed", exc_info=True)
+
+
+def _keep_at_once(job: Job) -> None:
+    """Nobody is there to be asked: never in place of another file; if it cannot be written it is held, and the job says why."""
+    try:
+        name = naming.next_free(job.keeps_as, job.request.save_as)
+        keep(job, name, with_sheet=bool(settings.value("loraclr_sheet")))
+    except LoraclrError as error:
+        job.error = str(error)
+        raise
 
 
 def interrupt_task(task: str) -> None:
@@ -230,6 +270,15 @@ def interrupt(job: Job) -> None:
         job.stop = True
         if job.state == "queued":
             job.state = "interrupted"
+
+
+def remove(job: Job) -> None:
+    """Forget it, with its result; what runs is stopped first, and is still known then."""
+    if job.state not in OVER:
+        interrupt(job)
+    with _guard:
+        if job.state in OVER:
+            _jobs.pop(job.id, None)
 
 
 def keep(
@@ -305,6 +354,7 @@ def unload() -> None:
                     _unloaded[:] = [job]
                 job.stop = True
                 del _jobs[job.id]
+        _line.clear()
         _stopped.clear()
     keeping.forget_all()
 
@@ -325,7 +375,8 @@ def _let_go() -> None:
     """Forget the oldest jobs, and the oldest results that nobody kept: an owner's own first, so that nobody drives out another's
     while there is room."""
     with _guard:
-        held = [job for job in _jobs.values() if job.state == "finished"]
+        # what is about to be kept drives out nothing
+        held = [job for job in _jobs.values() if job.state == "finished" and (job.error or not job.keeps_as)]
         surplus = {job.id for job in held[:-_HELD_IN_ALL]}
         for owner in {job.owner for job in held}:
             surplus |= {job.id for job in [job for job in held if job.owner == owner][:-_HELD]}
@@ -333,22 +384,7 @@ def _let_go() -> None:
             job = _jobs[job_id]
             job.state, job.result, job.former = "discarded", None, None
             job.error = "Newer results took its place: nobody had kept it."
-        _let_go_of_recordings([job.result for job in held if job.result is not None])
+        let_go_of_recordings([job.result for job in held if job.result is not None])
         over = [job.id for job in _jobs.values() if job.state in OVER and job.state != "finished"]
         for job_id in over[: max(0, len(_jobs) - _REMEMBERED)]:
             del _jobs[job_id]
-
-
-def _let_go_of_recordings(held: Sequence[Result]) -> None:
-    """Hold the latest result's recording, and those before while all fit into the memory budget: without its own a result is refined
-    further all the same, and what that takes is recorded again."""
-    room, seen = int(settings.value("loraclr_memory")) << 20, set()
-    for result in reversed(held):
-        own = result.followed
-        if own is not None and id(own) not in seen:  # those of a result and of what was refined from it are the same
-            if seen and own.size > room:
-                for other in held:
-                    other.followed = None if other.followed is own else other.followed
-                continue
-            seen.add(id(own))
-            room -= own.size

@@ -14,7 +14,7 @@ from ...merge import Followed, merge_loras, refine_further
 from ...model import Host
 from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
 from ...progress import PlannedStage, Stage
-from . import estimate, pace, wording
+from . import estimate, pace, settings, wording
 from .clock import TimedProgress
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _followed(job: Job) -> Followed | None:
     """Where what is recorded is held: of merges of the tab alone, as nobody else can refine them further."""
     if job.former is not None and job.former.followed is not None:
         return job.former.followed
-    return None if job.form is None else Followed()
+    return None if job.form is None or job.keeps_as else Followed()
 
 
 def _merged(job: Job, host: Host, followed: Followed | None) -> Merge:
@@ -130,3 +130,22 @@ def _draw(job: Job, merge: Merge, host: Host) -> tuple[Pictures | None, tuple[st
     except Exception as error:  # noqa: BLE001  (as above, whatever it was)
         errors.report("LoRACLR: the picture could not be drawn", exc_info=True)
         return None, (f"There is no picture ({type(error).__name__}: {error}); the merge is complete.",)
+
+
+def let_go_of_recordings(held: Sequence[Result]) -> None:
+    """Hold the latest result's recording, and those before while all fit into the memory budget: without its own a result is
+    refined further all the same, and recorded again for that.
+
+    Args:
+        held: the oldest first
+    """
+    room, seen = int(settings.value("loraclr_memory")) << 20, set()
+    for result in reversed(held):
+        own = result.followed
+        if own is None or id(own) in seen:  # what was refined further shares it with what it was refined from
+            continue
+        if seen and own.size > room:
+            result.followed = None
+            continue
+        seen.add(id(own))
+        room -= own.size

@@ -34,10 +34,24 @@ def free_whole_name(names: Sequence[str], save_as: str) -> str:
     Raises:
         LoraclrError: the sub-folder of the settings is none that a file may be in
     """
-    wanted = short_name(names)
+    return next_free(proposal(names, save_as), save_as)
+
+
+def proposal(names: Sequence[str], save_as: str) -> str:
+    """The LoRAs' names, in the sub-folder of the settings; a checkpoint's without."""
+    return whole_name(short_name(names), "" if save_as == "checkpoint" else settings.value("loraclr_sub_folder"))
+
+
+def next_free(wanted: str, save_as: str) -> str:
+    """A name, or the next one that is free.
+
+    Raises:
+        LoraclrError: no file may be called so
+    """
     if save_as == "checkpoint":
         return running.free_checkpoint_name(wanted)
-    return running.free_name(wanted, settings.value("loraclr_sub_folder"))
+    folder, _, name = wanted.rpartition("/")
+    return running.free_name(name, folder)
 
 
 def proposed(names: Sequence[str], save_as: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import LoraclrError
 from ...hosts.running import InstalledLora, find_lora
 from ...request import KINDS, Concept, MergeRequest, parse_number
-from .catalogue import obstacle, preview_url
+from .catalogue import name_of, obstacle, preview_url
 from .notes import safe
 
 #: fields that are written one per line
@@ -120,6 +120,16 @@ def selected(names: Sequence[str], shown: Table, taken: Table) -> Table:
         for row in taken.rows:
             known[row.lora] = known.get(row.lora, row).weighted(row)
     return Table(tuple(known.get(name) or _new(name) for name in names), taken.taken)
+
+
+def completed(table: str, chosen: Sequence[str] | None) -> Table:
+    """The rows, and one for every LoRA that was chosen so quickly that the browser has not drawn its row yet.
+
+    Args:
+        table: as the browser hands it over
+        chosen: in the picker
+    """
+    return selected([name_of(item) for item in chosen or ()], Table.parse(table), Table())
 
 
 def of_prompt(concept: Concept) -> Row:

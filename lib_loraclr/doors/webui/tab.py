@@ -17,6 +17,7 @@ from .fields import Fields
 from .further_fields import FurtherFields
 from .history_fields import HistoryFields
 from .notes import SHOWN
+from .queue_fields import QueueFields
 from .rows import Table, render
 from .scripting import by_script
 from .trial_fields import TrialFields
@@ -67,6 +68,7 @@ class _Tab:
             with gr.Column(variant="compact", elem_id="loraclr_settings"):
                 self.rows = gr.HTML(render(Table(), {}), elem_id="loraclr_rows")
                 self.left = Fields()
+                self.queue = QueueFields()
                 self.history = HistoryFields()
             with gr.Column(elem_id="loraclr_results"):
                 self._results()
@@ -248,6 +250,7 @@ class _Tab:
             show_progress=False,
         )
         opened.then(bound.history, [], [self.history.view], show_progress=False)
+        self.queue.connect(bound, opened, self.table, self.picker, [left.draw, *fields])
         filled = self.history.connect(bound.again, [self.picker, self.taken, self.message, *fields])
         # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
         # take-over does not change, but their weights may have.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,40 @@ def test_only_merged_files_are_offered_and_others_refused_before_the_first_pictu
 def test_they_are_added_once_and_nowhere_where_there_is_no_plot(doors: Doors, plot: SimpleNamespace) -> None:  # noqa: F811
     axes = doors.module("axes")
     axes.add()
-    assert [axis.label for axis in plot.axis_options] == ["Nothing", axes.FILE, axes.WEIGHT]
+    assert [axis.label for axis in plot.axis_options] == ["Nothing", axes.FILE, axes.WEIGHT, axes.EFFORT]
     doors.webui.scripts.scripts_data = []
     axes.add()
+
+
+def recipe(*loras: str, **options: Any) -> dict[str, str]:
+    """A merged file's metadata."""
+    concepts = [{"lora": f"{lora}.safetensors"} for lora in loras]
+    return {"loraclr.request": json.dumps({"concepts": concepts, "method": "contrastive", "options": options})}
+
+
+def test_the_effort_chooses_among_merges_of_the_same_concepts(doors: Doors, plot: SimpleNamespace) -> None:  # noqa: F811
+    for number, (name, made) in enumerate(
+        {
+            "usual": recipe("fox", "penguin"),
+            "quick-old": recipe("fox", "penguin", effort="fast"),
+            "quick": recipe("fox", "penguin", effort="fast"),
+            "other": recipe("penguin", effort="fast"),
+            "plain": {"loraclr.request": json.dumps({"concepts": [{"lora": "fox.safetensors"}], "method": "average"})},
+        }.items()
+    ):
+        os.utime(doors.lora(name, **made), (number, number))
+    axis = plot.axis_options[3]
+    assert axis.choices() == ["fast", "balanced"], "what was made"
+    prompt = "a fox <lora:usual:0.8>, at night <lora:plain:1>"
+    assert drawn(plot, prompt, (2, "fast")) == "a fox <lora:quick:0.8>, at night <lora:plain:1>", "the latest of them"
+    assert drawn(plot, "<lora:quick-old:1>", (2, "balanced")) == "<lora:usual:1>", "and back"
+    assert drawn(plot, "a fox", (2, "fast")) == "a fox", "nothing is named"
+    for order in ([(0, "usual"), (2, "fast"), (1, 0.5)], [(2, "fast"), (1, 0.5), (0, "usual")]):
+        assert drawn(plot, prompt, *order) == "a fox <lora:quick:0.5>, at night <lora:plain:1>", "with any other axis"
+    p = SimpleNamespace(prompt=prompt)
+    axis.confirm(p, ["fast", "balanced"])
+    assert p.prompt == prompt
+    with pytest.raises(RuntimeError, match="No merge here has the effort thorough: choose from fast, balanced"):
+        axis.confirm(p, ["fast", "thorough"])
+    with pytest.raises(RuntimeError, match="What is in other was not merged with the effort balanced yet: add that to"):
+        axis.confirm(SimpleNamespace(prompt="<lora:other:1>"), ["fast", "balanced"])

@@ -86,7 +86,8 @@ def test_the_queue_has_an_end_for_one_and_for_all(doors: Doors) -> None:  # noqa
         for made in begun:
             jobs.start(made)
         with pytest.raises(
-            LoraclrError, match=r"^4 merges are waiting already: wait for one of them, or interrupt it\.$"
+            LoraclrError,
+            match=rf"^{jobs._WAITING} merges are waiting already: wait for one of them, or interrupt it\.$",
         ):
             jobs.start(owned(doors, "me"))
         begun.append(owned(doors, "you"))
