@@ -176,7 +176,7 @@ def user_card(merge: Merge) -> dict[str, object]:
         f"{c.name}: {' or '.join([c.trigger or 'no trigger', *others])}"
         for c, others in zip(report.concepts, outfits, strict=True)
     ]
-    made_from = "\n".join(["Made from:", *credit_lines(_credits(merge))])
+    made_from = "\n".join(["Made from:", *credit_lines(_credits(merge)), f"Seed: {merge.request.seed}"])
     # a setting of the WebUI has it show descriptions as HTML, and trigger words are a stranger's
     said = f"Merged by LoRACLR: {'; '.join(lines)}".translate({ord("<"): "‹", ord(">"): "›"})
     card = {"description": said, "notes": f"{report.table()}\n\n{made_from}"}

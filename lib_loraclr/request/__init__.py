@@ -19,6 +19,7 @@ from .merge_request import (
     Concept,
     MergeRequest,
     RecordingOptions,
+    drawn_seed,
     parse_lora_argument,
 )
 from .options import Option, option, parse_number, parse_options, schema
@@ -55,6 +56,7 @@ __all__ = [
     "clean_name",
     "concept_prompts",
     "contains_words",
+    "drawn_seed",
     "escaped",
     "has_weights",
     "is_background",

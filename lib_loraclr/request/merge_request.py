@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,6 +174,10 @@ class MergeRequest:
         self.recording.check()
         self.prompts.check()
 
+    def seeded(self) -> MergeRequest:
+        """With a seed that is drawn, where it is -1; every door calls it, so that the merge itself knows the seed that it had."""
+        return dataclasses.replace(self, seed=drawn_seed(self.seed))
+
     def _check_output(self) -> None:
         if self.save_as not in SAVE_AS:
             raise unknown_name("way to save a merge", self.save_as, SAVE_AS)
@@ -269,6 +274,11 @@ def _check_applied(concept: Concept, concepts: Sequence[Concept]) -> None:
     for label in concept.applied_to:
         if label not in subjects:
             raise unknown_name("subject", label, subjects, where=f"that {concept.label} is applied to")
+
+
+def drawn_seed(seed: int) -> int:
+    """The seed, or where it is -1 another each time, as everywhere in the WebUI."""
+    return random.randrange(LARGEST_SEED) if seed == -1 else seed
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

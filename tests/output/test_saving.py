@@ -195,7 +195,7 @@ def test_a_merged_file_and_its_card_name_whose_it_was_made_from(make_merge: Make
         "mono": {},
     }
     notes = str(user_card(merge)["notes"])
-    assert "Made from:\nfox by somebody <b>, CC-BY-NC-4.0\nmono, licence not named" in notes
+    assert "Made from:\nfox by somebody <b>, CC-BY-NC-4.0\nmono, licence not named\nSeed: 7" in notes
     assert "modelspec.author" not in lora_metadata(make_merge(), "zoo"), "control"
 
 

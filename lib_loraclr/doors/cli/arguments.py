@@ -105,7 +105,9 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="for recordings and teachers' predictions together (default: 1024)",
     )
-    group.add_argument("--seed", type=int, default=None, help="of everything that is drawn (default: 0)")
+    group.add_argument(
+        "--seed", type=int, default=None, help="of everything that is drawn; -1 for another each time (default: 0)"
+    )
 
 
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -206,7 +208,7 @@ def build_request(arguments: argparse.Namespace, base: MergeRequest | None = Non
     changes["prompts"] = _prompts(request.prompts, arguments)
     changes["recording"] = dataclasses.replace(request.recording, **_recording(arguments))
     changes["options"] = {**request.options, **_options(arguments)}
-    request = dataclasses.replace(request, **changes)
+    request = dataclasses.replace(request, **changes).seeded()
     request.check()
     find_method(request.method)
     return request

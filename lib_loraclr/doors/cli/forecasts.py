@@ -58,6 +58,7 @@ def result_values(merge: Merge, files: Sequence[Path]) -> dict[str, object]:
         "files": [str(file) for file in files],
         "concepts": concepts,
         "base_drift": merge.report.base_drift,
+        "seed": merge.request.seed,
         "warnings": list(merge.report.warnings),
     }
 

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import LoraclrError
@@ -98,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_one(arguments: argparse.Namespace, processes: Processes) -> int:
     job = one_job(arguments)
+    job = replace(job, request=processes.from_one(job.request))  # one seed for all, where another is drawn each time
     host = load_host(arguments)
     if arguments.show_prompts:
         if processes.rank == 0:
@@ -185,6 +187,7 @@ def _print_result(merge: Merge, files: Sequence[Path]) -> None:
         f"\n{report.layers} layers, rank {smallest} to {largest} (mean {mean:.0f}), which keeps {report.kept[1]:.1%} of the"
     )
     print(f"merge's effect ({report.kept[0]:.1%} in the weakest layer); {path.stat().st_size / 2**20:.1f} MB.")
+    print(f"seed {merge.request.seed}")
     print("\n".join(f"wrote {file}" for file in files))
     triggers = ", ".join(concept.trigger for concept in merge.request.concepts if concept.trigger)
     if merge.request.save_as == "checkpoint":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 from ...errors import LoraclrError
 from ...hosts.running import find_lora
 from ...request import (
-    LARGEST_SEED,
     Concept,
     MergeRequest,
     PromptOptions,
     RecordingOptions,
+    drawn_seed,
     parse_number,
     schema,
 )
@@ -137,11 +136,6 @@ def not_in_the_tab(request: MergeRequest) -> list[str]:
     told = [f"dyn={concept.dyn} of {concept.label}" for concept in request.concepts if concept.dyn]
     told += [f"clip skip {request.recording.clip_skip}"] if request.recording.clip_skip else []
     return [*told, f"the method {request.method}"] if request.method not in METHODS else told
-
-
-def drawn_seed(seed: int) -> int:
-    """The seed, or where it is -1 another each time, as everywhere in the WebUI."""
-    return random.randrange(LARGEST_SEED) if seed == -1 else seed
 
 
 def _value(value: Any, kind: type, name: str) -> Any:

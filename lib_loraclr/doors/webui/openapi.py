@@ -46,7 +46,7 @@ _EXAMPLES = {"lora": "fox-face", "trigger": "sks animal", "rank": "32", "quality
 _RANGES = {
     **RECORDING_RANGES,
     "kept": (0, 1),
-    "seed": (0, LARGEST_SEED),
+    "seed": (-1, LARGEST_SEED),
     "memory_mb": (1, None),
     "importance": (0, None),
     "dyn": (0, None),

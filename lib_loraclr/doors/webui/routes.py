@@ -168,7 +168,7 @@ def merge(body: MergeBody, asked: Request) -> dict[str, str]:
 
 
 def _job(body: MergeBody, owner: str = "") -> jobs.Job:
-    request = MergeRequest.from_dict({"memory_mb": int(settings.value("loraclr_memory")), **body.request})
+    request = MergeRequest.from_dict({"memory_mb": int(settings.value("loraclr_memory")), **body.request}).seeded()
     found = [find_lora(concept.lora) for concept in request.concepts]
     for lora in found:
         require_fitting(lora)
@@ -222,6 +222,7 @@ def result(job_id: str, asked: Request, preview: bool = True) -> dict[str, Any]:
     return {
         "id": job.id,
         "report": asdict(held.merge.report),
+        "seed": job.request.seed,
         "size": held.size,
         "free_name": _free_name(job),
         "preview": _encoded(pictures.sheet) if pictures else None,

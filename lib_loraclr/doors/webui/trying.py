@@ -15,10 +15,9 @@ from ...model import Deltas, Host, together
 from ...output import Drawing, Merge, Trial, draw_trial
 from ...progress import Stage
 from ...recording import bundled_embeddings, load_input, load_inputs, recorded_clip_skip
-from ...request import LARGEST_SEED, Concept, concept_prompts, parse_number
+from ...request import LARGEST_SEED, Concept, concept_prompts, drawn_seed, parse_number
 from . import jobs, wording
 from .catalogue import require_fitting
-from .form import drawn_seed
 from .notes import note, safe
 from .start import is_closing
 from .trial_fields import ALL_TAGS, BASE, FIELDS, NOTHING

@@ -56,7 +56,7 @@ NO_MODEL = {
     "a share in words": (["fox.safetensors", "--kept", "most"], ["--kept is 'most'", "not a number"]),
     "an unknown precision": (["fox.safetensors", "--precision", "fp8"], ["precision 'fp8'", "bf16, fp16, fp32"]),
     "no memory": (["fox.safetensors", "--memory", "0"], ["memory budget is 0 MB", "at least 1"]),
-    "a negative seed": (["fox.safetensors", "--seed", "-1"], ["seed is -1", "from 0"]),
+    "a negative seed": (["fox.safetensors", "--seed", "-2"], ["seed is -2", "from 0"]),
     "a size between sizes": (["fox.safetensors", "--height", "100"], ["recording.height is 100", "multiple of 64"]),
     "a template without trigger": (["fox.safetensors", "--template", "a fox"], ["'a fox'", "{trigger}"]),
     "a request that is not there": (["--request", "gone.json"], ["no request file gone.json", "check the name"]),

@@ -10,7 +10,7 @@ from runs import Run, WriteLora, assert_refused, request_of
 
 from lib_loraclr.output.merged import Merge
 from lib_loraclr.output.saving import lora_metadata
-from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
+from lib_loraclr.request.merge_request import LARGEST_SEED, Concept, MergeRequest, RecordingOptions
 from lib_loraclr.request.prompts import PromptOptions
 
 
@@ -141,3 +141,12 @@ def test_a_recipe_leads_to_no_file_outside_the_named_folders(
             tmp_path / "out" / "forged.safetensors", metadata={**metadata, "loraclr.request": json.dumps(request)}
         )
         assert_refused(run("merge", "--recipe-from", str(forged), "-o", "again"), "fox.safetensors", "it is not there")
+
+
+def test_a_seed_of_minus_one_is_another_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps({"concepts": [{"lora": "a.safetensors"}], "seed": -1}), "utf-8")
+    drawn = [request_of("a.safetensors", "--seed", "-1").seed, request_of("--request", str(file)).seed]
+    drawn += [request_of("a.safetensors", "--seed", "-1").seed]
+    assert len({*drawn}) == 3 and all(0 <= seed <= LARGEST_SEED for seed in drawn)
+    assert request_of("a.safetensors").seed == 0, "control: unless it is asked for, it is the same each time"

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from webui_doors import SMALL, Doors
 
+from lib_loraclr.files.tensor_files import read_header
+from lib_loraclr.output.saving import read_recipe
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.request.prompts import PromptOptions
 
@@ -206,6 +208,17 @@ def test_merge_result_keep(client: Client) -> None:
     assert (client.doors.folder / "made" / "pair.safetensors").is_file()
     assert client.ask("GET", f"/jobs/{job}")[1]["state"] == "kept"
     assert client.ask("GET", f"/jobs/{job}/result")[0] == 400
+
+
+def test_a_seed_of_minus_one_is_another_each_time(client: Client) -> None:
+    seeds = []
+    for _ in range(2):
+        job = client.merged(seed=-1)
+        seeds.append(client.ask("GET", f"/jobs/{job}/result")[1]["seed"])
+        client.ask("POST", f"/jobs/{job}/keep", {"name": f"drawn {len(seeds)}"})
+        made = read_header(client.doors.folder / f"drawn {len(seeds)}.safetensors")
+        assert read_recipe(made.metadata, "it")[0].seed == seeds[-1], "and the recipe has it"
+    assert len({*seeds}) == 2 and min(seeds) >= 0
 
 
 def test_a_checkpoint_is_kept_under_a_free_name_and_answered_with_its_title(client: Client) -> None:
