@@ -19,6 +19,7 @@ PARTS = {
     "ablation": "what each piece of the method is worth",
     "styles": "styles on subjects",
     "card": "a first day on a graphics card",
+    "places": "two concepts in one picture in a running WebUI, with and without Regional Prompter",
     "rate": "what people say: a page for this machine's browser",
 }
 DEFAULT = ("quality", "speed", "memory", "ablation")

@@ -58,6 +58,60 @@ def further(way: Way) -> dict[str, Any]:
     return {**seen, "kept": way.keep(), "overflow": way.overflow()}
 
 
+def night(way: Way) -> dict[str, Any]:
+    """Two merges one after the other, a third that is taken out, and the page loaded anew meanwhile."""
+    page = way.page
+    way.open()
+    way.pick("fox-face", "penguin")
+    way.quick(picture=False)
+    page.locator("#loraclr_queue > .label-wrap").first.click()
+    _enqueue(way, "")
+    # what is asked for later is another merge
+    page.locator("#loraclr_advanced > .label-wrap").first.click()
+    page.click("#loraclr_method label:has-text('Average')")
+    page.locator("#loraclr_advanced > .label-wrap").first.click()
+    for name in ("fox-face", "never"):
+        _enqueue(way, name)
+    page.wait_for_selector(f"{_QUEUED} >> text=%", timeout=2 * MINUTES)
+    way.shot("29-queue")
+    seen: dict[str, Any] = {"queued": _in_queue(way)}
+    page.locator(_QUEUED, has_text="never").locator(".loraclr-unqueue").click()
+    page.wait_for_selector(f"{_QUEUED}:has-text('never')", state="detached", timeout=MINUTES)
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_prompt textarea", timeout=2 * MINUTES)
+    way.open()
+    page.wait_for_function(
+        "document.querySelector('#loraclr_queue_view .loraclr-queue')?.dataset.kept === '2'", timeout=20 * MINUTES
+    )
+    time.sleep(2)
+    way.shot("30-queue")
+    seen |= {"kept": _in_queue(way), "overflow": way.overflow(), "offered": way.listed("fox-face")}
+    page.locator("#loraclr_loras input").blur()
+    page.locator("#loraclr_history > .label-wrap").first.click()
+    seen["history"] = way.text("#loraclr_history_view")
+    page.click("#loraclr_queue_view .loraclr-empty-queue")
+    page.wait_for_selector(_QUEUED, state="detached", timeout=MINUTES)
+    return seen
+
+
+_QUEUED = "#loraclr_queue_view .loraclr-queued"
+
+
+def _enqueue(way: Way, name: str) -> None:
+    before = way.page.locator(_QUEUED).count()
+    way.page.locator("#loraclr_queue_name input, #loraclr_queue_name textarea").first.fill(name)
+    way.page.click("#loraclr_queue_add")
+    way.page.wait_for_function(
+        f"document.querySelectorAll('{_QUEUED}').length > {before}",
+        timeout=MINUTES,
+    )
+
+
+def _in_queue(way: Way) -> list[str]:
+    """Name and state of each merge."""
+    return way.page.eval_on_selector_all(f"{_QUEUED} > div", "rows => rows.map(row => row.innerText)")
+
+
 def _from_a_card(way: Way) -> list[str]:
     """The button on the card of a LoRA; what is chosen then."""
     page = way.page

@@ -17,7 +17,7 @@ from typing import Any
 
 from browser_hostile import hostile
 from browser_page import MINUTES, Way
-from browser_studio import further, studio
+from browser_studio import further, night, studio
 from playwright.sync_api import sync_playwright
 
 FLAGS = [
@@ -436,11 +436,13 @@ WAYS = {
             studio,
             further,
             hostile,
+            night,
         )
     },
     "narrow": looks,
     "narrow studio": studio,
     "narrow further": further,
+    "narrow night": night,
 }
 
 

@@ -59,3 +59,14 @@ def test_a_style_on_some_subjects_outfits_and_refining_further(url: str, way: st
     assert seen["applied"] == "fox-face"
     assert "Before" in seen["refined"] and "Before" not in seen["former"] and "Recognised" in seen["former"]
     assert "Kept as fox-face-penguin-style-clay" in seen["kept"] and seen["overflow"] <= 0
+
+
+@pytest.mark.parametrize(("way", "theme"), [("night", "light"), ("narrow night", "dark")])
+def test_a_queue_that_a_page_finds_again(url: str, way: str, theme: str) -> None:
+    seen = go(url, way, LORACLR_THEME=theme)
+    assert len(seen["queued"]) == 3 and "%" in seen["queued"][0] and "waits" in seen["queued"][1]
+    first, second = seen["kept"]
+    assert "LoRACLR · Layers · fox-face, penguin" in first and "kept" in first
+    assert "Average · fox-face, penguin" in second and "kept as fox-face-" in second, "nothing is overwritten"
+    assert any("fox-face-2" in name for name in seen["offered"]) and "fox-face-2" in seen["history"]
+    assert seen["overflow"] <= 0
