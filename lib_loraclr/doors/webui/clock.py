@@ -24,7 +24,8 @@ class Clock:
     """What is left of planned work, at the pace that was expected and then at that which is seen.
 
     What is not seen yet goes by its own expectation, corrected as evaluations of the model are: forward and back goes through
-    the same model. Work on layers does not.
+    the same model. Work on layers does not. A unit that is under way is believed to go on as expected until it should be over: a
+    step of the refinement may take minutes, before which nothing has been done and nothing is known.
     """
 
     def __init__(self, planned: Iterable[PlannedStage], units: Mapping[Work, float]) -> None:
@@ -36,7 +37,7 @@ class Clock:
         self._units = units
         self.taken: dict[Stage, float] = {}
         self._stage: Stage | None = None
-        self._since = self._share = 0.0
+        self._since = self._share = self._moved = 0.0
         self.plan(planned)
 
     def plan(self, planned: Iterable[PlannedStage]) -> None:
@@ -45,11 +46,12 @@ class Clock:
 
     def start(self, stage: Stage, now: float) -> None:
         self.finish(now)
-        self._stage, self._since, self._share = stage, now, 0.0
+        self._stage, self._since, self._share, self._moved = stage, now, 0.0, now
 
-    def advance(self, share: float) -> None:
+    def advance(self, share: float, now: float) -> None:
         """How much of the stage is done, 0..1."""
-        self._share = share
+        if share != self._share:
+            self._share, self._moved = share, now
 
     def finish(self, now: float) -> None:
         """The stage has ended."""
@@ -64,13 +66,19 @@ class Clock:
         for stage, item in self._planned.items():
             if stage not in self.taken:
                 expected, pace = self._expected(item), _correction(item.work, seen)
-                done = expected * self._share if stage is self._stage else 0.0
+                done = self._done(item, now) if stage is self._stage else 0.0
                 own = _ratio(now - self._since, done, pace) if stage is self._stage else pace
                 left += (expected - done) * own
         return left
 
     def _expected(self, item: PlannedStage) -> float:
         return item.amount * self._units[item.work]
+
+    def _done(self, item: PlannedStage, now: float) -> float:
+        """Seconds that were expected for what is done of the stage that runs, with the unit under way."""
+        expected = self._expected(item)
+        under_way = min(expected / max(1, item.units), now - self._moved)
+        return min(expected, expected * self._share + under_way)
 
     def _seen(self, now: float) -> dict[Work, tuple[float, float]]:
         """Kind of work -> seconds taken, and seconds that were expected for as much."""
@@ -79,7 +87,7 @@ class Clock:
             if stage in self.taken:
                 _add(seen, item.work, self.taken[stage], self._expected(item))
             elif stage is self._stage:
-                _add(seen, item.work, now - self._since, self._share * self._expected(item))
+                _add(seen, item.work, now - self._since, self._done(item, now))
         return seen
 
 
@@ -145,7 +153,7 @@ class TimedProgress(running.StateProgress):
         return self._most
 
     def _show(self) -> None:
-        self.clock.advance(min(1.0, self._done / self._total) if self._total else 0.0)
+        self.clock.advance(min(1.0, self._done / self._total) if self._total else 0.0, time.monotonic())
         self._state.sampling_step = int(self.fraction() * _PARTS)
         self._state.textinfo = " · ".join(part for part in (self._doing(), self._left()) if part)
 

@@ -63,6 +63,18 @@ def test_an_estimate_fifteen_times_too_high_is_mended_in_the_first_tenth(timed: 
     assert clock.remaining(timed.clock.now) < 1.5 * left, "control: it was 380"
 
 
+def test_a_long_unit_that_is_under_way_is_no_sign_of_a_slow_computer(timed: Any) -> None:
+    clock, progress = timed.progress.clock, timed.progress
+    progress.start(Stage.REFINING, 20)  # of 10 seconds each
+    before = clock.remaining(0.0)
+    for passed in (1.0, 5.0, 9.0):
+        assert clock.remaining(passed) == pytest.approx(before - passed, rel=0.02)
+    assert clock.remaining(20.0) == pytest.approx(100 + 100 + 10 + 2 * 190, rel=0.05), "control: what is late is seen"
+    timed.clock.now = 10.0
+    progress.advance(1)
+    assert clock.remaining(10.0) == pytest.approx(before - 10, rel=0.02)
+
+
 def test_the_bar_is_the_share_of_the_time_and_never_shrinks(timed: Any) -> None:
     progress, seen = timed.progress, []
     progress.start(Stage.RECORDING, 100)
