@@ -22,8 +22,9 @@ from ..solving import MergedLayer, RefinementOptions
 
 #: stages that are left out where a start has all layers
 MERGED_ANEW = (Stage.TEXT_INPUTS, Stage.TEXT_LAYERS, Stage.UNET_INPUTS, Stage.UNET_LAYERS)
-#: of the steps of a merge from nothing, those of one that goes on; and at least so many times a new concept's own
-MORE, FOR_EACH_NEW = 1 / 3, 2
+#: of the steps of a merge from nothing, those of one that goes on; and at least so many times a new concept's own: with twice
+#: its own, a third concept beside two was not learnt (docs/scale.md)
+MORE, FOR_EACH_NEW = 1 / 3, 3
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Start:
     Attributes:
         factors: layer key -> its factors, in any precision and on any device
         labels: the concepts that are in it; all others of the request are added to it
-        steps: of the refinement that follows; 0: a third of a merge's own, and at least those of twice the new concepts
+        steps: of the refinement that follows; 0: a third of a merge's own, and at least three times the new concepts' own
         first: those of the labels that came first when the start was merged, in the order that they had then
     """
 
