@@ -288,7 +288,14 @@ class _Tab:
             written = getattr(field, ended, field.change)
             self._connect_times(bound, written)
         for button in (self.interrupt, self.interrupting):
-            button.click(bound.interrupt, [self.task], **by_script("loraclrTask", [self.task]), show_progress=False)
+            # past gradio's queue, whose connections break while the computer is too busy: then is when it is pressed
+            button.click(
+                bound.interrupt,
+                [self.task],
+                **by_script("loraclrTask", [self.task]),
+                show_progress=False,
+                queue=False,
+            )
 
     def _connect_selection(self, bound: _Actions, select: Callable[..., Any]) -> None:
         """Rows and times for what is chosen.
