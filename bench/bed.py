@@ -17,18 +17,17 @@ class Bed(Several):
 
     def __init__(self, request: MergeRequest, host: Host) -> None:
         super().__init__(request, host)
-        self._learning = Span()
+        self._recorded: dict[Stage, Span] = {}
 
     def timed(
         self, method: str, options: Mapping[str, object], *, rank: str = "auto", kind: type[Stages] = Stages
-    ) -> tuple[Made, Span]:
-        """`merge`, and what it took, the teachers' paths included where it needs them, whoever followed them first."""
+    ) -> tuple[Made, dict[Stage, Span]]:
+        """`merge`, and what each stage took; teachers' paths too, where it needs them, whoever followed them first."""
         clock = self.progress = Clock()
         made = self.merge(method, options, rank=rank, kind=kind)
         clock.finish()
-        shared = Span()
-        if Stage.RECORDING in clock.spans:
-            self._learning = clock.spans[Stage.RECORDING]
-        elif find_method(method).records:
-            shared = self._learning
-        return made, clock.total() + shared
+        needed = {Stage.RECORDING} if find_method(method).records else set()
+        if Stage.REFINING in clock.spans:
+            needed.add(Stage.HOLDING_BACK)
+        self._recorded |= {stage: clock.spans[stage] for stage in needed if stage in clock.spans}
+        return made, {stage: self._recorded[stage] for stage in needed} | clock.spans

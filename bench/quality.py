@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.bed import Bed
 from bench.cells import Cells
+from bench.clock import Span
 from bench.judge import Judge
 from bench.plots import Axis, line_plot
 from bench.protocol import BACKGROUNDS, Jury, Sizes, judged, single_figures
@@ -25,6 +26,7 @@ from bench.rows import ALONE, BASE, ROWS, SCALES, SLOW
 from bench.tables import markdown, mean, share
 from bench.world import Sprite, demo_host, demo_names, demo_request
 from lib_loraclr.model import Host
+from lib_loraclr.progress import Stage
 
 #: set of LoRAs -> their names: the first so many of the demo's, and two of one class
 SETS: dict[str, tuple[str, ...]] = {
@@ -64,12 +66,14 @@ class Table:
             return self.alone()[0]
         if row == BASE:
             return judged(self._jury(self.sprites), self.alone()[1])
-        made, took, chosen = ROWS[row].made(self.bed)
+        made, spans, chosen = ROWS[row].made(self.bed)
+        took = sum(spans.values(), Span())
         retention = self.bed.retention(made.factors)
         with self._host.apply(made.factors):
             found = judged(self._jury(self.sprites), self.alone()[1])
         own = {"retention": retention.mean, "weakest retention": retention.weakest, "base drift": retention.base_drift}
-        times = {"seconds": took.processor, "wall": took.wall}
+        stages = {stage.value: span.processor for stage, span in spans.items()}
+        times = {"seconds": took.processor, "wall": took.wall, "stages": stages}
         return found | own | times | {"rank": made.rank, "notes": dict(made.notes), "chosen": chosen}
 
     def alone(self) -> tuple[dict, list[Tensor]]:
@@ -115,6 +119,13 @@ def cell(name: str, seed: int, row: str) -> str:
     return f"{name}/seed{seed}/{row.replace(' ', '-')}"
 
 
+#: part of a merge -> its stages
+PARTS = {
+    "recording": (Stage.RECORDING, Stage.TEXT_INPUTS, Stage.UNET_INPUTS, Stage.HOLDING_BACK),
+    "solving": (Stage.TEXT_LAYERS, Stage.UNET_LAYERS),
+    "refining": (Stage.REFINING,),
+    "cutting the rank": (Stage.CUTTING,),
+}
 COLUMNS = (
     *("", "identity", "weakest", "cosine", "alignment", "background", "unseen words"),
     *("two: right / swapped / one twice / neither", "by regions: both right", "three: parts right"),
@@ -131,6 +142,9 @@ def publish(cells: Cells) -> None:
         rows = [line for row in (ALONE, BASE, *ROWS) if (line := _line(cells, name, row))]
         if rows:
             parts.append(f"## {name}: {', '.join(loras)}\n\n{markdown(COLUMNS, rows)}\n")
+        times = [line for row in ROWS if (line := _times(cells, name, row))]
+        if times:
+            parts.append(f"Where the time goes:\n\n{markdown(('', *PARTS, 'seconds'), times)}\n")
     parts.append(_legend())
     cells.publish("\n".join(parts))
     for figure, column in (("identity", "identity"), ("two", "two in one picture, both right")):
@@ -173,6 +187,18 @@ def _line(cells: Cells, name: str, row: str) -> list[str] | None:
         of("base drift"),
         of("seconds", 0),
     ]
+
+
+def _times(cells: Cells, name: str, row: str) -> list[str] | None:
+    """Shares of a merge's parts, where any was recorded."""
+    found = [own["stages"] for own in _cells_of(cells, name, row) if Stage.RECORDING.value in own.get("stages", {})]
+    if not found:
+        return None
+    shares = [
+        mean([sum(own.get(stage.value, 0.0) for stage in stages) / sum(own.values()) for own in found])
+        for stages in PARTS.values()
+    ]
+    return [row, *shares, mean([sum(own.values()) for own in found], 0)]
 
 
 def _curve(cells: Cells, row: str, figure: str) -> list[tuple[float, float]]:

@@ -13,6 +13,7 @@ from bench.bed import Bed
 from bench.clock import Span
 from bench.iterated import IterIS, RegMeanPlusPlus
 from lib_loraclr.merge import Made, Stages
+from lib_loraclr.progress import Stage
 from lib_loraclr.solving import find_method
 
 #: scales that are tried where a source tunes one
@@ -47,10 +48,10 @@ class Row:
         """What a cell's figures depend on."""
         return {"method": self.method, "options": dict(self.options), "scales": list(self.scales)}
 
-    def made(self, bed: Bed) -> tuple[Made, Span, dict[str, object]]:
-        """The merge, what it took, and what was chosen."""
+    def made(self, bed: Bed) -> tuple[Made, dict[Stage, Span], dict[str, object]]:
+        """The merge, what each of its stages took, and what was chosen."""
 
-        def merge(**options: object) -> tuple[Made, Span]:
+        def merge(**options: object) -> tuple[Made, dict[Stage, Span]]:
             rank = "auto" if self.ours else "full"
             return bed.timed(self.method, {**self.options, **options}, rank=rank, kind=self.kind)
 

@@ -19,6 +19,7 @@ from bench.protocol import COLOURS, added, ground_colour, kind, told
 from bench.rows import ALONE, BASE, ROWS, SCALES
 from bench.world import Sprite, demo_entries, demo_names, demo_request
 from lib_loraclr.model.host import Host
+from lib_loraclr.progress import Stage
 from lib_loraclr.request import RecordingOptions
 from lib_loraclr.solving import Procedure
 from tests.small import measure_on_little
@@ -89,6 +90,16 @@ def test_a_scale_is_chosen_by_retention(bed: Bed) -> None:
     assert len(made.factors) == len(bed.inputs[0].deltas)
 
 
+def test_what_was_recorded_for_one_merge_counts_for_the_others_too(bed: Bed) -> None:
+    steps = {"effort": "fast", "steps": 1, "batch_size": 2, "scenes": 0}
+    spans = [bed.timed("contrastive", steps)[1] for _ in range(2)]
+    for stage in (Stage.RECORDING, Stage.HOLDING_BACK):
+        assert spans[0][stage] == spans[1][stage] and spans[1][stage].wall > 0
+    assert spans[0][Stage.REFINING] != spans[1][Stage.REFINING], "control: that is done anew"
+    layers, blind = bed.timed("ridge", {})[1], bed.timed("average", {})[1]
+    assert Stage.RECORDING in layers and Stage.HOLDING_BACK not in layers and Stage.RECORDING not in blind
+
+
 @pytest.mark.parametrize("stages", [RegMeanPlusPlus, IterIS])
 def test_iterated_merges_differ_from_regmean_and_keep_every_layer(bed: Bed, stages: type) -> None:
     plain = bed.merge("regmean", {}, rank="full")
@@ -142,6 +153,7 @@ def test_tables_are_made_of_the_cells_that_there_are(tmp_path: Path) -> None:
     }
     merged = {**alone, "identity": [7, 8], "two": two, "regions": two, "three": told([], [])}
     merged |= {"retention": 0.5, "weakest retention": 0.4, "base drift": 0.3, "seconds": 12.4}
+    merged["stages"] = {Stage.RECORDING.value: 3.0, Stage.TEXT_INPUTS.value: 1.0, Stage.REFINING.value: 12.0}
     for name in ("n2", "n4"):
         cells.measured(quality.cell(name, 0, ALONE), {}, lambda: alone)
         cells.measured(quality.cell(name, 0, "average"), {}, lambda: merged)
@@ -149,6 +161,7 @@ def test_tables_are_made_of_the_cells_that_there_are(tmp_path: Path) -> None:
     text = (tmp_path / "quality.md").read_text("utf-8")
     line = next(line for line in text.splitlines() if line.startswith("| average"))
     assert "0.88 (0.53–0.98)" in line and "0.50 (0.09–0.91) / 0.00 / 0.50 / 0.00" in line and "0.500 (0.400)" in line
+    assert text.count("| average | 0.25 | 0.00 | 0.75 | 0.00 | 16 |") == 2, "where the time goes"
     assert text.count("| each LoRA alone") == 2 and "| base model" not in text
     assert "average" in (tmp_path / "quality-two.svg").read_text("utf-8")
 
