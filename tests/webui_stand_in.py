@@ -127,6 +127,8 @@ def _embedding(data: dict[str, Tensor], name: str) -> SimpleNamespace:
 class StandIn:
     """The WebUI, as far as the adapter knows it. Its parts are attributes by the names of the WebUI's modules."""
 
+    model_type = Model
+
     def __init__(self, folder: Path, kind: str = "SD1", channels: int = 4) -> None:
         """
         Args:
@@ -135,7 +137,7 @@ class StandIn:
             channels: that its UNet reads
         """
         torch.manual_seed(0)
-        self.model = Model(kind, channels)
+        self.model = self.model_type(kind, channels)
         #: the checkpoint at the top left where the last picture left another one loaded; whether it was a tiled one
         self.chosen: nn.Module | None = None
         self.tiling = False

@@ -49,7 +49,7 @@ class BasicTransformerBlock(nn.Module):
         return x
 
 
-class _UNet(nn.Module):
+class UNet(nn.Module):
     def __init__(self, channels: int, context: int, vector: int) -> None:
         super().__init__()
         self.in_channels, self.num_classes = channels, "sequential" if vector else None
@@ -139,6 +139,10 @@ class Patcher:
         self.lora_loader = SimpleNamespace(loaded_hash="[]")
         self.base = {name: parameter.clone() for name, parameter in model.named_parameters()}
 
+    def load(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(self.base[name])
+
 
 class Engine:
     """What `shared.sd_model` is: `ForgeDiffusionEngine`."""
@@ -151,7 +155,7 @@ class Engine:
         score = 1 if kind == "SDXL refiner" else 2
         vector = WIDTH + (4 + score) * 3 if xl else 0
         kernel = nn.Module()
-        kernel.diffusion_model = _UNet(channels, WIDTH * len(names), vector)
+        kernel.diffusion_model = UNet(channels, WIDTH * len(names), vector)
         kernel.storage_dtype = kernel.computation_dtype = torch.float32
         kernel.predictor = SimpleNamespace(
             prediction_type="epsilon", sigmas=((1 - ALPHAS) / ALPHAS).sqrt(), alphas_cumprod=ALPHAS
@@ -222,7 +226,7 @@ class ForgeStandIn(StandIn):
             """Another with one."""
 
         return {
-            "patcher.lora": SimpleNamespace(model_lora_keys_unet=_unet_keys, model_lora_keys_clip=_clip_keys),
+            "patcher.lora": SimpleNamespace(model_lora_keys_unet=unet_keys, model_lora_keys_clip=clip_keys),
             "memory_management": SimpleNamespace(
                 load_models_gpu=self._load_models_gpu, get_free_memory=lambda dev=None, torch_free_too=False: 1000
             ),
@@ -249,8 +253,7 @@ class ForgeStandIn(StandIn):
         self.loaded.append(patchers)
         with torch.inference_mode():
             for patcher in patchers:
-                for name, parameter in patcher.model.named_parameters():
-                    parameter.copy_(patcher.base[name])
+                patcher.load()
 
     def install(self, patch: pytest.MonkeyPatch, *, lora: bool = True) -> ForgeStandIn:
         super().install(patch, lora=lora)
@@ -264,7 +267,7 @@ def _embedding(data: dict[str, Tensor], name: str) -> SimpleNamespace:
     return SimpleNamespace(name=name, vec=data)
 
 
-def _unet_keys(model: nn.Module, known: dict[str, str]) -> dict[str, str]:
+def unet_keys(model: nn.Module, known: dict[str, str]) -> dict[str, str]:
     for name in model.state_dict():
         if name.startswith("diffusion_model.") and name.endswith(".weight"):
             path = name.removesuffix(".weight").removeprefix("diffusion_model.")
@@ -277,7 +280,7 @@ def _unet_keys(model: nn.Module, known: dict[str, str]) -> dict[str, str]:
     return known
 
 
-def _clip_keys(model: nn.Module, known: dict[str, str]) -> dict[str, str]:
+def clip_keys(model: nn.Module, known: dict[str, str]) -> dict[str, str]:
     names = [name for name, _ in model.named_children()]
     for number, encoder in enumerate(names, 1):
         path = "transformer.text_model.encoder.layers.0.self_attn.q_proj"

@@ -65,7 +65,7 @@ class _TextModel(nn.Module):
         return self.embedding(torch.tensor(codes))
 
 
-class _Clip(_TextModel):
+class Clip(_TextModel):
     """SD1's: transformers' CLIP, with projections of their own."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class _Conditioner(nn.Module):
     def __init__(self, *, refiner: bool) -> None:
         super().__init__()
         last = "aesthetic_score" if refiner else "target_size_as_tuple"
-        encoders = [_OpenClip()] if refiner else [_Clip(), _OpenClip()]
+        encoders = [_OpenClip()] if refiner else [Clip(), _OpenClip()]
         keys = ("original_size_as_tuple", "crop_coords_top_left", last)
         self.embedders = nn.ModuleList([*encoders, *map(_Size, keys)])
         self.wrapped = nn.Module()
@@ -146,7 +146,7 @@ class Model(nn.Module):
             self.cond_stage_model = self.conditioner
         else:
             self.image_size = 16
-            self.cond_stage_model = _Clip()
+            self.cond_stage_model = Clip()
         self.eval()
 
     def get_learned_conditioning(self, texts: Any) -> Any:

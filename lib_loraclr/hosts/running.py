@@ -57,12 +57,12 @@ def _host() -> ModuleType:
     """
     if forge.is_here():
         return forge
-    # reForge and Forge Classic: A1111's own model, whose layers and LoRAs another library runs
+    # Forge Classic: A1111's own model, whose layers and LoRAs another library runs
     if "ldm_patched" in sys.modules:
         raise LoraclrError(
-            "LoRACLR does not merge inside reForge or Forge Classic yet, which keep their models in another way: merge in "
-            "AUTOMATIC1111's WebUI 1.10, in Forge, or on the command line (python -m lib_loraclr merge). The merged file then "
-            "works here too."
+            "LoRACLR does not merge inside Forge Classic, which keeps its models in another way: merge in AUTOMATIC1111's WebUI "
+            "1.10, in Forge or reForge, or on the command line (python -m lib_loraclr merge). The merged file then works here "
+            "too."
         )
     return a1111
 

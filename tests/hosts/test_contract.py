@@ -1,4 +1,4 @@
-"""What every host promises the core (`model/host.py`), asked of each: diffusers, A1111's WebUI, and Forge."""
+"""What every host promises the core (`model/host.py`), asked of each: diffusers, A1111's WebUI, Forge and reForge."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from webui_stand_in import StandIn
 from webui_stand_in_forge import ForgeStandIn
+from webui_stand_in_reforge import ReforgeStandIn
 
 from lib_loraclr.hosts import a1111, forge
 from lib_loraclr.model.families import SD1, SDXL
@@ -50,6 +51,7 @@ HOSTS = {
         ("diffusers", lambda stack, folder, patch, opened, kind=kind: opened(TINY[kind])),
         ("a1111", _stand_in(kind, StandIn, a1111.session)),
         ("forge", _stand_in(kind, ForgeStandIn, forge.session)),
+        ("reforge", _stand_in(kind, ReforgeStandIn, forge.session)),
     )
 }
 #: what of the layers' keys names a part that all of these checkpoints have
@@ -85,7 +87,7 @@ def predict(host: Host, *prompts: str) -> Tensor:
 
 def test_it_tells_what_is_loaded(opened_host: Opened):
     host = opened_host.host
-    assert host.family in (SD1, SDXL) and host.name in ("diffusers", "a1111", "forge")
+    assert host.family in (SD1, SDXL) and host.name in ("diffusers", "a1111", "forge", "reforge")
     assert (host.latent_channels, host.pixels_per_latent, host.prediction_type) == (4, 8, "epsilon")
     assert len(host.alphas_cumprod) == 1000 and host.alphas_cumprod[0] > 0.9 > 0.1 > host.alphas_cumprod[-1] > 0
     assert host.refinement_obstacle() is None and host.clip_skip == (1 if host.family is SD1 else 2)

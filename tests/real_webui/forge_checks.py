@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from webui_checks import PROMPTS, _sample, deltas, predict
 from webui_pictures import settings
 from webui_work import request
 
 from lib_loraclr.hosts import running
-from lib_loraclr.hosts.forge.engine import text_engines
+from lib_loraclr.hosts.forge import engine
 from lib_loraclr.merge.merging import merge_loras
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors
@@ -27,9 +29,7 @@ from lib_loraclr.request.output_names import output_path
 
 
 def _model() -> Any:
-    from modules import sd_models
-
-    return sd_models.forge_model_reload()[0]
+    return engine.load_chosen_model()
 
 
 def parts() -> dict[str, nn.Module]:
@@ -52,14 +52,13 @@ def weights() -> str:
 def _applied(names: Sequence[str], te: Sequence[float], unet: Sequence[float]) -> Iterator[Any]:
     """Forge's model with its own LoRAs in the weights."""
     import networks
-    from backend import memory_management
     from modules import call_queue
 
     with call_queue.queue_lock:
         model = _model()
         networks.load_networks(list(names), list(te), list(unet))
         objects = model.forge_objects
-        memory_management.load_models_gpu([objects.unet, objects.clip.patcher])
+        engine.module("memory_management").load_models_gpu([objects.unet, objects.clip.patcher])
         try:
             yield model
         finally:
@@ -76,7 +75,8 @@ def official(
     with _applied(names, te, unet) as model:
         kernel, results = model.forge_objects.unet.model, []
         x, t = _sample(_Device(model.forge_objects.unet.load_device))
-        model.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))
+        if engine.is_forge():
+            model.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))
         for row, (prompt, step) in enumerate(zip(prompts, t.tolist(), strict=True)):
             size = {"width": x.shape[3] * 8, "height": x.shape[2] * 8}
             text = prompt_parser.SdConditioning([prompt], is_negative_prompt=not prompt, **size)
@@ -84,7 +84,8 @@ def official(
             told = {"c_crossattn": found}
             if isinstance(found, dict):
                 told = {"c_crossattn": found["crossattn"], "y": found["vector"]}
-            sigma = kernel.predictor.sigmas[step].reshape(1).to(x)
+            schedule = kernel.predictor if engine.is_forge() else kernel.model_sampling
+            sigma = schedule.sigmas[step].reshape(1).to(x)
             given = x[row : row + 1] * (1 + sigma**2) ** 0.5
             clean = kernel.apply_model(given, sigma, **told)
             results.append((given - clean) / sigma)
@@ -152,10 +153,12 @@ def left_as_it_was(names: Sequence[str]) -> dict[str, bool]:
 
 def _marks() -> list[Any]:
     """What of ours could be left on the modules, or on the engine."""
-    from backend import attention, memory_management
-    from backend.nn import unet
-
-    found: list[Any] = [attention.attention_function, unet.attention_function, memory_management.get_free_memory]
+    blocks, names = (
+        engine.module("nn.unet"),
+        ("attention_function", "optimized_attention", "optimized_attention_masked"),
+    )
+    found: list[Any] = [getattr(blocks, name, None) for name in names]
+    found.append(engine.module("memory_management").get_free_memory)
     for part in parts().values():
         for path, module in part.named_modules():
             hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
@@ -189,18 +192,31 @@ def kept_like_memory(names: Sequence[Sequence[str]], output: str, overwrite: boo
 
 def unknown_tensors(name: str) -> list[str]:
     """Tensors of a LoRA file that lead Forge nowhere."""
-    from backend.patcher import lora
-    from backend.utils import load_torch_file
-
+    lora, rest = engine.module("patcher.lora"), load_file(running.find_lora(name).path)
     with running.session() as host:
         objects = host.model.forge_objects_original
-        rest = load_torch_file(str(running.find_lora(name).path), safe_load=True)
-        for keys in (
-            lora.model_lora_keys_unet(objects.unet.model, {}),
-            lora.model_lora_keys_clip(objects.clip.cond_stage_model, {}),
-        ):
+        unet = lora.model_lora_keys_unet(objects.unet.model, {})
+        clip = lora.model_lora_keys_clip(objects.clip.cond_stage_model, {})
+        if not engine.is_forge():
+            with _warned() as lines:
+                lora.load_lora(rest, {**unet, **clip})
+            return sorted(line.removeprefix("lora key not loaded: ") for line in lines)
+        for keys in (unet, clip):
             _, rest = lora.load_lora(rest, keys)
         return sorted(rest)
+
+
+@contextmanager
+def _warned() -> Iterator[list[str]]:
+    """What is logged as a warning meanwhile."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 # -- gradients
@@ -261,13 +277,22 @@ def _loss(host: Host, recompute: bool) -> Tensor:
 # -- embeddings
 
 
+def _databases(model: Any) -> list[Any]:
+    """Of the embeddings that prompts call: one for each text encoder, in reForge one for all."""
+    if engine.is_forge():
+        return [reader.embeddings for reader in engine.text_engines(model).values()]
+    from modules import sd_hijack
+
+    return [sd_hijack.model_hijack.embedding_db]
+
+
 @torch.no_grad()
 def embeddings_like_forge(name: str, prompt: str) -> dict[str, Any]:
     """Conditioning of a prompt with what a LoRA bundles, ours against that of the same embedding installed in a folder of Forge's
     embeddings; and what is known afterwards."""
     with running.session() as host:
         given = load_input(Concept(str(running.find_lora(name).path)), host)
-        databases = [reader.embeddings for reader in text_engines(host.model).values()]
+        databases = _databases(host.model)
         before = [(sorted(database.word_embeddings), sorted(database.ids_lookup)) for database in databases]
         without = host.encode([prompt]).tensors["context"]
         with host.knowing(given.file.embeddings) as warnings:
@@ -282,7 +307,7 @@ def embeddings_like_forge(name: str, prompt: str) -> dict[str, Any]:
                 database.load_from_file(str(file), file.name)
             theirs = host.encode([prompt]).tensors["context"]
             for database in databases:
-                database.register_embedding_by_name(None, file.stem)
+                database.register_embedding_by_name(None, *(() if engine.is_forge() else (host.model,)), file.stem)
     return {
         "error": float((ours - theirs).norm() / theirs.norm()),
         "effect": float((without - theirs).norm() / theirs.norm()),

@@ -1,4 +1,4 @@
-"""Makes the WebUIs of the Forge family recognise the tests' tiny checkpoints, inside them, before one is loaded.
+"""Makes Forge and Forge Neo recognise the tests' tiny checkpoints, inside them, before one is loaded.
 
 They tell a checkpoint's family by the sizes of its UNet, and take those of its other parts from a folder of configurations.
 """
@@ -13,7 +13,23 @@ from typing import Any
 from tests import tiny_checkpoints as tiny
 
 #: of the demo checkpoint
-DEMO_CHANNELS, DEMO_VAE, DEMO_SCALE = 64, 64, 0.80417
+DEMO_UNET = {"context_dim": tiny.CLIP_WIDTH, "model_channels": 64}
+DEMO_VAE, DEMO_SCALE = 64, 0.80417
+#: of the tiny SDXL checkpoint
+XL_UNET = {
+    "model_channels": tiny.SDXL.sizes.channels[0],
+    "context_dim": tiny.CLIP_WIDTH + tiny.OPEN_CLIP_WIDTH,
+    "adm_in_channels": tiny.SDXL.sizes.vector,
+    "transformer_depth": [0, 0, 1, 1, 2, 2],
+}
+#: of its second text encoder, as transformers calls them
+OPEN_CLIP = {
+    "hidden_size": tiny.OPEN_CLIP_WIDTH,
+    "intermediate_size": 4 * tiny.OPEN_CLIP_WIDTH,
+    "num_attention_heads": 1,
+    "num_hidden_layers": tiny.OPEN_CLIP_LAYERS,
+    "projection_dim": tiny.OPEN_CLIP_WIDTH,
+}
 
 
 def recognise(clip: str, folder: str) -> None:
@@ -26,17 +42,11 @@ def recognise(clip: str, folder: str) -> None:
     from huggingface_guess import model_list
 
     sd1, xl = model_list.SD15, model_list.SDXL
-    sd1.unet_config = {**sd1.unet_config, "context_dim": tiny.CLIP_WIDTH, "model_channels": DEMO_CHANNELS}
+    sd1.unet_config = {**sd1.unet_config, **DEMO_UNET}
     sd1.unet_extra_config = {**sd1.unet_extra_config, "num_heads": 4}
     sizes = {"block_out_channels": [DEMO_VAE] * 4, "layers_per_block": 0, "scaling_factor": DEMO_SCALE}
     _describe(sd1, Path(clip), Path(folder) / "sd1", sizes)
-    xl.unet_config = {
-        **xl.unet_config,
-        "model_channels": tiny.SDXL.sizes.channels[0],
-        "context_dim": tiny.CLIP_WIDTH + tiny.OPEN_CLIP_WIDTH,
-        "adm_in_channels": tiny.SDXL.sizes.vector,
-        "transformer_depth": [0, 0, 1, 1, 2, 2],
-    }
+    xl.unet_config = {**xl.unet_config, **XL_UNET}
     _describe(
         xl, Path(clip), Path(folder) / "sdxl", {"block_out_channels": [tiny.VAE_WIDTH] * 4, "layers_per_block": 1}
     )
@@ -60,15 +70,8 @@ def _describe(model: Any, clip: Path, folder: Path, vae: dict[str, Any]) -> None
     _change(folder / "vae" / "config.json", vae)
     text = json.loads((clip / "config.json").read_text("utf-8"))
     _change(folder / "text_encoder" / "config.json", text)
-    open_clip = {
-        "hidden_size": tiny.OPEN_CLIP_WIDTH,
-        "intermediate_size": 4 * tiny.OPEN_CLIP_WIDTH,
-        "num_attention_heads": 1,
-        "num_hidden_layers": tiny.OPEN_CLIP_LAYERS,
-        "projection_dim": tiny.OPEN_CLIP_WIDTH,
-    }
     if (folder / "text_encoder_2").is_dir():
-        _change(folder / "text_encoder_2" / "config.json", open_clip)
+        _change(folder / "text_encoder_2" / "config.json", OPEN_CLIP)
 
 
 def _change(path: Path, changes: dict[str, Any]) -> None:

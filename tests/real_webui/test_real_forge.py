@@ -1,8 +1,8 @@
-"""The host adapter inside the real Forge, and in Forge Neo.
+"""The host adapter inside the real Forge, in Forge Neo and in reForge.
 
-Needs `LORACLR_FORGE_DIR`, the folder of an installed Forge, and `LORACLR_NEO_DIR`, that of Forge Neo; and in
-`LORACLR_FORGE_PYTHON` and `LORACLR_NEO_PYTHON` their interpreters, unless they are this one. Neither is ever fetched, and nothing
-is written there.
+Needs `LORACLR_FORGE_DIR`, the folder of an installed Forge, `LORACLR_NEO_DIR`, that of Forge Neo, and `LORACLR_REFORGE_DIR`, that
+of reForge; and in `LORACLR_FORGE_PYTHON` and so on their interpreters, unless they are this one. None of them is ever fetched,
+and nothing is written there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_real_webui import OUTCOMES
-from webui_process import FORGE, NEO, Program, WebUI, demo_models, sdxl_loras, sdxl_models
+from webui_process import FORGE, NEO, REFORGE, Program, WebUI, demo_models, sdxl_loras, sdxl_models
 
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge.merging import merge_loras
@@ -23,7 +23,7 @@ from lib_loraclr.request.merge_request import MergeRequest
 
 PROGRAMS = [
     pytest.param(program, id=name, marks=pytest.mark.skipif(bool(program.missing), reason=program.missing))
-    for name, program in (("forge", FORGE), ("neo", NEO))
+    for name, program in (("forge", FORGE), ("neo", NEO), ("reforge", REFORGE))
 ]
 NAMES = [["penguin", "ohwx bird"], ["pizza", "vbk food"]]
 
@@ -61,8 +61,8 @@ def sdxl(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_the_host_tells_what_the_checkpoint_is(sd1: WebUI, host: DiffusersHost):
-    told = sd1.ask("describe")
-    assert (told["family"], told["name"], told["prediction"]) == ("SD1", "forge", "epsilon")
+    told, name = sd1.ask("describe"), "reforge" if sd1.program is REFORGE else "forge"
+    assert (told["family"], told["name"], told["prediction"]) == ("SD1", name, "epsilon")
     assert told["latent"] == [4, 8] and told["checkpoint"].startswith("emoji-sd1")
     assert told["alphas"] == pytest.approx(host.alphas_cumprod[[0, 500, 999]].tolist(), rel=1e-5)
     ours = {key: list(layer.shape) for key, layer in host.layers().items()}
@@ -184,7 +184,7 @@ def test_bundled_embeddings_are_known_to_prompts_for_a_while(sd1: WebUI):
     save_file(tensors, loras / "knowing.safetensors")
     found = sd1.ask("embeddings_like_forge", name="knowing", prompt="a photo of a (glimmer:1.2) on a road")
     assert found["error"] < 1e-5 and found["forgotten"]
-    assert found["warnings"][0].startswith("Forge reads no embeddings that a LoRA bundles: ")
+    assert "orge reads no embeddings that a LoRA bundles: " in found["warnings"][0]
     assert sd1.ask("unknown_tensors", name="knowing") == ["bundle_emb.glimmer.string_to_param.*"]
     assert found["effect"] > 0.05, "control: without it the words mean something else"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import forge_checks
 import forge_sizes
+import reforge_sizes
 import webui_checks
 import webui_faults
 import webui_haul
@@ -39,7 +41,17 @@ def register_text_encoders(files: Sequence[str]) -> None:
         open_clip.add_model_config(file)
 
 
-recognise = forge_sizes.recognise
+def recognise(clip: str, folder: str) -> None:
+    """Tell a WebUI of the Forge family of sizes that the tests made up; before a checkpoint is loaded.
+
+    Args:
+        clip: folder with CLIP's tokenizer and sizes
+        folder: where configurations may be written
+    """
+    if importlib.util.find_spec("huggingface_guess"):
+        forge_sizes.recognise(clip, folder)
+    else:
+        reforge_sizes.recognise(clip)
 
 
 def _serve(mailbox: Path) -> None:

@@ -79,6 +79,7 @@ A1111 = Program(
 )
 FORGE = Program("LORACLR_FORGE_DIR", ("--always-cpu", "--no-hashing"))
 NEO = Program("LORACLR_NEO_DIR", ("--cpu", "--no-hashing"))
+REFORGE = Program("LORACLR_REFORGE_DIR", ("--always-cpu", "--no-hashing"))
 
 
 class Failed(Exception):

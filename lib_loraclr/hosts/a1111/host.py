@@ -15,7 +15,6 @@ from ...errors import LoraclrError
 from ...model import SD1, Conditioning, Deltas, Layer, substituted
 from .. import webui
 from . import conditioning
-from .embeddings import known
 from .layers import family_of, is_inpainting, model_layers
 
 #: blocks of ldm's and sgm's UNets whose activations are worth recomputing
@@ -79,8 +78,10 @@ class A1111Host:
         """
         return substituted(self._layers, deltas, self.device)
 
-    def knowing(self, embeddings: Mapping[str, Tensor]) -> AbstractContextManager[tuple[str, ...]]:
-        return known(self.model, embeddings, self.checkpoint)
+    @contextmanager
+    def knowing(self, embeddings: Mapping[str, Tensor]) -> Iterator[tuple[str, ...]]:
+        with webui.bundled_embeddings(self.model, embeddings, self.checkpoint) as (_, warnings):
+            yield tuple(warnings)
 
     @property
     def clip_skip(self) -> int:
@@ -91,7 +92,7 @@ class A1111Host:
         return nullcontext()
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return conditioning.encode(self.model, prompts)
+        return webui.read(self.model, prompts)
 
     def denoise(self, x: Tensor, t: Tensor, conditioned: Conditioning) -> Tensor:
         return conditioning.denoise(self.model, x, t, conditioned, self._all_masked(x) if self.inpainting else None)

@@ -28,8 +28,7 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[A1111H
     """
     webui.lora_extension()
     with nullcontext() if lock_held else webui.job(job):
-        _load_what_is_chosen()
-        model = _loaded_model()
+        model = _load_what_is_chosen()
         _refuse_what_is_not_torch()
         # the noise schedule may be that of the last picture's own settings, until the next picture begins
         webui.module("sd_models").apply_alpha_schedule_override(model)
@@ -37,21 +36,16 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[A1111H
             stack.enter_context(_base_model(model))
             stack.enter_context(_frozen(model))
             stack.enter_context(_untiled(model))
-            stack.enter_context(_hijack_untouched())
+            stack.enter_context(webui.infotext_untouched())
             stack.enter_context(webui.whole_precision())
             yield A1111Host(model)
 
 
-def _load_what_is_chosen() -> None:
-    """The checkpoint chosen at the top left, not one that the last picture left loaded.
-
-    After a refiner, or a checkpoint named in a prompt's own settings, the WebUI swaps back when the next picture begins
-    (`modules/processing.py`); tiling is taken back then, too.
-    """
-    models = webui.module("sd_models")
-    if models.model_data.sd_model is not None:
-        models.reload_model_weights()
-        webui.module("sd_hijack").model_hijack.apply_circular(False)
+def _load_what_is_chosen() -> nn.Module:
+    """The checkpoint chosen at the top left, as the next picture begins with it: without the last one's tiling."""
+    model = webui.load_chosen_model()
+    webui.module("sd_hijack").model_hijack.apply_circular(False)
+    return model
 
 
 def peek() -> A1111Host | None:
@@ -63,7 +57,7 @@ def peek() -> A1111Host | None:
         LoraclrError: LoRAs of its kind cannot be merged, weights cannot be added to it as it runs, or the built-in Lora is
             switched off
     """
-    model = _chosen_model()
+    model = webui.chosen_model()
     if model is not None:
         _refuse_what_is_not_torch()
     return None if model is None else A1111Host(model)
@@ -71,37 +65,11 @@ def peek() -> A1111Host | None:
 
 def loaded_family() -> Family | None:
     """What the loaded checkpoint's LoRAs are made for; None where none is loaded yet, or LoRAs of its kind cannot be merged."""
-    model = _chosen_model()
+    model = webui.chosen_model()
     try:
         return None if model is None else family_of(model)
     except LoraclrError:
         return None
-
-
-def _chosen_model() -> nn.Module | None:
-    """The model that is loaded, if it is the one chosen at the top left; a picture may have left its refiner."""
-    models, options = webui.module("sd_models"), webui.module("shared").opts
-    model = models.model_data.sd_model
-    # as `sd_models.select_checkpoint`, which would load another one in place of what is not there any more, and print that
-    chosen = models.checkpoint_aliases.get(options.sd_model_checkpoint)
-    if model is None or chosen is None or model.sd_checkpoint_info.filename == chosen.filename:
-        return model
-    return None
-
-
-def _loaded_model() -> nn.Module:
-    """The checkpoint that is loaded; it is loaded now if that had been put off.
-
-    Raises:
-        LoraclrError: none could be loaded
-    """
-    sd_models = webui.module("sd_models")
-    # where there is none, asking for it makes the WebUI look for one, in vain, and fill its log with that
-    there = sd_models.model_data.sd_model is not None or sd_models.checkpoints_list
-    model = webui.module("shared").sd_model if there else None
-    if model is None:
-        raise LoraclrError("The WebUI has no checkpoint loaded: choose one at the top left.")
-    return model
 
 
 def _refuse_what_is_not_torch() -> None:
@@ -192,14 +160,3 @@ def _untiled(model: nn.Module) -> Iterator[None]:
     finally:
         for parameters in tiled:
             parameters.enabled = True
-
-
-@contextmanager
-def _hijack_untouched() -> Iterator[None]:
-    """What encoding prompts leaves for the next picture's infotext is taken back."""
-    hijack = webui.module("sd_hijack").model_hijack
-    comments, parameters, fixes = list(hijack.comments), dict(hijack.extra_generation_params), hijack.fixes
-    try:
-        yield
-    finally:
-        hijack.comments, hijack.extra_generation_params, hijack.fixes = comments, parameters, fixes

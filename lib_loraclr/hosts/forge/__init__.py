@@ -1,10 +1,10 @@
-"""Host for Forge and its descendants: the checkpoint that their engine has loaded.
+"""Host for Forge, Forge Neo and reForge: the checkpoint that their engine has loaded.
 
     with session() as host:
         merge = merge_loras(request, host, StateProgress())
 
-Forge keeps the names of the modules of AUTOMATIC1111's WebUI, and its models in an engine of its own (`backend`). Importing this
-imports nothing of it.
+They keep the names of the modules of AUTOMATIC1111's WebUI, and their models in an engine of their own; what is other in
+reForge's is in `engine.py` and `reforge.py`. Importing this imports nothing of them.
 """
 
 from .engine import is_here

@@ -39,25 +39,29 @@ def known(model: Any, tensors: Mapping[str, Tensor], checkpoint: str) -> Iterato
                 registered.append(name)
                 for database in databases:
                     database.register_embedding(make(dict(parts), name))
-        yield (*warnings, *_ignored(registered, len(tensors)))
+        yield (*warnings, *unread(registered, "Forge"), *_dropped(len(tensors)))
     finally:
         for name in registered:
             for database in databases:
                 database.register_embedding_by_name(None, name)
 
 
-def _ignored(names: Sequence[str], tensors: int) -> Iterator[str]:
-    """What Forge makes of the merged file, which carries the embeddings on.
+def unread(names: Sequence[str], program: str) -> Iterator[str]:
+    """What the WebUI makes of the embeddings in the merged file, which carries them on.
 
     Args:
         names: of embeddings that prompts called while the merge was recorded
-        tensors: of embeddings in the file
+        program: what the WebUI is called
     """
     if names:
         yield (
-            f"Forge reads no embeddings that a LoRA bundles: the merge is recorded with {', '.join(names)}, and prompts here "
+            f"{program} reads no embeddings that a LoRA bundles: the merge is recorded with {', '.join(names)}, and prompts here "
             "call it only when it is a file of its own in the embeddings folder."
         )
+
+
+def _dropped(tensors: int) -> Iterator[str]:
+    """What Forge makes of a merged file with so many tensors of embeddings."""
     if tensors > _MOST_UNKNOWN:
         yield (
             f"The merged file carries {tensors} tensors of embeddings, and Forge drops a LoRA whole in which more than "

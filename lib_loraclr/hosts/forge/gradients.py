@@ -17,6 +17,10 @@ from . import engine
 
 #: blocks of the UNet whose activations are worth recomputing
 BLOCKS = {"BasicTransformerBlock", "ResBlock"}
+#: what the UNet's blocks call for attention, in Forge and in reForge
+_ATTENTIONS = ("attention_function", "optimized_attention", "optimized_attention_masked")
+#: what those begin with that have no backward pass
+_ONE_WAY = ("attention_sage", "attention_flash")
 #: of the free memory, what attention may plan with while other things are put there
 _SHARE = 0.5
 
@@ -121,12 +125,12 @@ def _steady_memory() -> Iterator[None]:
 def differentiable_attention() -> Iterator[None]:
     """PyTorch's attention in place of one without a backward pass, as SageAttention's and FlashAttention's are used there."""
     attention, blocks = engine.module("attention"), engine.loaded("nn.unet")
-    used = getattr(blocks, "attention_function", None)
-    replaced = getattr(used, "__name__", "") in ("attention_sage", "attention_flash")
-    if replaced:
-        blocks.attention_function = attention.attention_pytorch
+    used = {name: getattr(blocks, name) for name in _ATTENTIONS if hasattr(blocks, name)}
+    replaced = {name: f for name, f in used.items() if getattr(f, "__name__", "").startswith(_ONE_WAY)}
+    for name in replaced:
+        setattr(blocks, name, attention.attention_pytorch)
     try:
         yield
     finally:
-        if replaced:
-            blocks.attention_function = used
+        for name, function in replaced.items():
+            setattr(blocks, name, function)

@@ -1,4 +1,4 @@
-"""The checkpoint that Forge has loaded, as the core asks for it (`model/host.py`)."""
+"""The checkpoint that Forge has loaded, or Forge Neo, as the core asks for it (`model/host.py`)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class ForgeHost:
 
     name = "forge"
     weighs_words = True
+    #: a context in which prompts are read as the next picture's will be, given the model
+    reading = staticmethod(conditioning.as_the_next_picture)
 
     def __init__(self, model: Any, thawed: gradients.Thawed | None = None) -> None:
         """
@@ -48,8 +50,7 @@ class ForgeHost:
         self.device: torch.device = objects.unet.load_device
         self.latent_channels: int = objects.vae.latent_channels
         self.pixels_per_latent: int = webui.module("processing").opt_f
-        predictor = objects.unet.model.predictor
-        self.prediction_type = "v_prediction" if predictor.prediction_type == "v_prediction" else "epsilon"
+        self.prediction_type = engine.prediction_type(model)
         self.default_size: int = self.family.default_size(None, self.prediction_type)
         self.inpainting = engine.unet(model).in_channels == INPAINTING_CHANNELS
         self.alphas_cumprod = _alphas_cumprod(model)
@@ -61,8 +62,9 @@ class ForgeHost:
         devices = {parameter.device.type for part in parts for parameter in part.parameters()}
         if devices != {self.device.type}:
             return (
-                "Forge keeps parts of the checkpoint off the card while it runs, and a backward pass needs them all: use effort "
-                "layers, or leave it more memory (GPU Weights at the top, or start without --always-low-vram and the like)."
+                "The WebUI keeps parts of the checkpoint off the card while it runs, and a backward pass needs them all: use "
+                "effort layers, or leave it more memory (in Forge by GPU Weights at the top; or start without --always-low-vram "
+                "and the like)."
             )
         return None
 
@@ -89,7 +91,11 @@ class ForgeHost:
 
     def denoise(self, x: Tensor, t: Tensor, conditioned: Conditioning) -> Tensor:
         masked = self._all_masked(x) if self.inpainting else None
-        return conditioning.denoise(self.model, self.family, x, t, conditioned, masked)
+        vector = self._size_vector if self.family.compvis_unet else None  # SDXL and its refiner
+        return conditioning.denoise(self.model, x, t, conditioned, vector=vector, masked=masked)
+
+    def _size_vector(self, x: Tensor, conditioned: Conditioning) -> Tensor:
+        return conditioning.size_vector(self.model, self.family, x, conditioned)
 
     def _all_masked(self, x: Tensor) -> Tensor:
         """What an inpainting UNet reads beside latents of this size when all of the picture is to be drawn."""
@@ -106,7 +112,7 @@ class ForgeHost:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures by Forge's VAE.
+        """Pictures by the WebUI's VAE.
 
         Raises:
             LoraclrError: not a number came out, which half precision makes of some VAEs
@@ -116,7 +122,7 @@ class ForgeHost:
         pictures = decoded.float().add(1).div(2).clamp(0, 1)
         if not pictures.isfinite().all():
             raise LoraclrError(
-                "No picture could be made: the VAE put out values that are not numbers; start Forge with --vae-in-fp32, or "
+                "No picture could be made: the VAE put out values that are not numbers; start the WebUI with --vae-in-fp32, or "
                 "choose another VAE."
             )
         return [Image.fromarray((255.0 * np.moveaxis(p.numpy(), 0, 2)).astype(np.uint8)) for p in pictures]
@@ -128,8 +134,9 @@ class ForgeHost:
 
 def _alphas_cumprod(model: Any) -> Tensor:
     """As pictures are made by: with zero terminal SNR where the checkpoint or the setting has it (`modules/processing.py`)."""
-    sigmas = model.forge_objects_original.unet.model.predictor.sigmas.detach().float().cpu().clone()
-    setting = getattr(webui.module("shared").opts, "sd_noise_schedule", "")
-    if setting == "Zero Terminal SNR" or getattr(model.model_config, "ztsnr", False):
+    sigmas, setting = engine.sigmas(model), getattr(webui.module("shared").opts, "sd_noise_schedule", "")
+    # in reForge the model itself has it
+    trained = getattr(getattr(model, "model_config", model), "ztsnr", False)
+    if setting == "Zero Terminal SNR" or trained:
         sigmas = engine.module("modules.k_prediction").rescale_zero_terminal_snr_sigmas(sigmas)
     return 1 / (sigmas.square() + 1)

@@ -48,7 +48,8 @@ def family_of(model: Any) -> Family:
     encoders = {name for name, _ in engine.text_encoders(model).named_children()}
     if getattr(model, "is_sdxl", False):
         family = SDXL if encoders >= {"clip_l", "clip_g"} else REFINER
-    elif getattr(model, "is_sd2", False):
+    # reForge takes SD2 for SD1
+    elif getattr(model, "is_sd2", False) or "clip_h" in encoders:
         family = SD2
     elif getattr(model, "is_sd1", False):
         family = SD1
@@ -61,8 +62,7 @@ def family_of(model: Any) -> Family:
         raise LoraclrError(
             f"{title} is Stable unCLIP: load a checkpoint that only reads prompts, or one for inpainting."
         )
-    predictor = model.forge_objects_original.unet.model.predictor
-    if predictor.prediction_type not in ("epsilon", "v_prediction") or not hasattr(predictor, "alphas_cumprod"):
+    if engine.prediction_type(model) not in ("epsilon", "v_prediction"):
         raise LoraclrError(
             f"{title} is a model of the EDM kind (Playground 2.5, CosXL), whose noise a merge cannot be recorded on: load a "
             "Stable Diffusion 1.x, 2.x or XL checkpoint that predicts noise or velocities."
@@ -91,8 +91,8 @@ def refuse_quantised(model: Any) -> None:
     if strange:
         named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in strange))
         raise LoraclrError(
-            f"Weights of {title} are kept in {named}, too coarse to merge on: set Diffusion in Low Bits at the top to Automatic, "
-            "start without options that keep weights in fp8, or choose a file of the checkpoint in fp16 or bf16."
+            f"Weights of {title} are kept in {named}, too coarse to merge on: in Forge set Diffusion in Low Bits at the top to "
+            "Automatic, start without options that keep weights in fp8, or choose a file of the checkpoint in fp16 or bf16."
         )
 
 

@@ -1,4 +1,4 @@
-"""Working on the loaded checkpoint between two generations in Forge, and leaving everything as it was."""
+"""Working on the loaded checkpoint between two generations in Forge or reForge, and leaving everything as it was."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .. import webui
 from . import engine, gradients
 from .host import ForgeHost
 from .layers import family_of, refuse_quantised
+from .reforge import ReforgeHost
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[ForgeH
     """
     webui.lora_extension()
     with nullcontext() if lock_held else webui.job(job):
-        model = engine.load_chosen_model()
+        model, kind = engine.load_chosen_model(), _kind()
         _refuse_what_cannot_be_merged_on(model)
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
             stack.callback(webui.module("devices").torch_gc)
@@ -39,10 +40,9 @@ def session(*, lock_held: bool = False, job: str = "LoRACLR") -> Iterator[ForgeH
             stack.enter_context(thawed)
             stack.enter_context(gradients.copied_before_norms(engine.unet(model)))
             stack.enter_context(gradients.differentiable_attention())
-            stack.enter_context(_settings_clip_skip(model))
-            stack.enter_context(_infotext_untouched())
+            stack.enter_context(kind.reading(model))
             stack.enter_context(webui.whole_precision())
-            yield ForgeHost(model, thawed)
+            yield kind(model, thawed)
 
 
 def peek() -> ForgeHost | None:
@@ -59,7 +59,11 @@ def peek() -> ForgeHost | None:
     if model is None:
         return None
     _refuse_what_cannot_be_merged_on(model)
-    return ForgeHost(model)
+    return _kind()(model)
+
+
+def _kind() -> type[ForgeHost]:
+    return ForgeHost if engine.is_forge() else ReforgeHost
 
 
 def loaded_family() -> Family | None:
@@ -95,8 +99,8 @@ def _refuse_text_encoders_elsewhere(model: Any) -> None:
     unet, clip = engine.patchers(model)
     if unet.load_device != clip.load_device:
         raise LoraclrError(
-            f"Forge runs the text encoder on {clip.load_device} and the UNet on {unet.load_device}, and a merge needs both in "
-            "one place: start it with --always-gpu or --always-normal-vram."
+            f"The WebUI runs the text encoder on {clip.load_device} and the UNet on {unet.load_device}, and a merge needs both "
+            "in one place: start it with --always-gpu or --always-normal-vram."
         )
 
 
@@ -112,32 +116,3 @@ class _Thawed(gradients.Thawed):
         with super().frozen():
             yield
             engine.module("memory_management").load_models_gpu(engine.patchers(self._model))
-
-
-@contextmanager
-def _settings_clip_skip(model: Any) -> Iterator[None]:
-    """Prompts read as the next picture's will be; Forge tells the model the setting only when it makes one."""
-    readers = engine.text_engines(model).values()
-    before = [reader.clip_skip for reader in readers]
-    model.set_clip_skip(int(webui.module("shared").opts.CLIP_stop_at_last_layers))
-    try:
-        yield
-    finally:
-        for reader, skip in zip(readers, before, strict=True):
-            reader.clip_skip = skip
-
-
-@contextmanager
-def _infotext_untouched() -> Iterator[None]:
-    """What encoding prompts leaves for the next picture's infotext is taken back."""
-    reader = engine.loaded("text_processing.classic_engine")
-    notes = getattr(reader, "last_extra_generation_params", None)
-    if notes is None:  # Forge Neo keeps them elsewhere
-        notes = getattr(getattr(engine.loaded("args"), "dynamic_args", None), "last_extra_generation_params", None)
-    before = dict(notes) if notes is not None else {}
-    try:
-        yield
-    finally:
-        if notes is not None:
-            notes.clear()
-            notes.update(before)
