@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -93,7 +92,8 @@ class ReforgeStandIn(StandIn):
         super().__init__(folder, kind, channels)
         self.loaded: list[list[Patcher]] = []
         self.networks.load_networks = self._load_networks
-        self.networks.load_lora_state_dict = SimpleNamespace(cache_clear=lambda: None)
+        self.parsed = {"merge": "stale"}
+        self.networks.load_lora_state_dict = SimpleNamespace(cache_clear=self.parsed.clear)
 
         def attention_sage3() -> None:
             """A kernel without a backward pass."""
@@ -127,9 +127,3 @@ class ReforgeStandIn(StandIn):
         for name, part in self.ldm_patched.items():
             patch.setitem(sys.modules, f"ldm_patched.{name}", part)
         return self
-
-
-def parts(webui: ReforgeStandIn) -> list[Any]:
-    """The UNet's and the text encoders' modules."""
-    objects = webui.model.forge_objects_original
-    return [*objects.unet.model.modules(), *objects.clip.cond_stage_model.modules()]

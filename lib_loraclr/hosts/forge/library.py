@@ -18,11 +18,13 @@ def forget(name: str) -> None:
     parsed = getattr(webui.lora_extension().load_lora_state_dict, "cache_clear", None)
     if parsed is not None:
         parsed()
-    model = webui.module("sd_models").model_data.sd_model
-    if getattr(model, "forge_objects_original", None) is not None:
-        model.current_lora_hash = "stale"
-        for patcher in engine.patchers(model):
-            loader = getattr(patcher, "lora_loader", None)
-            if loader is not None:
-                loader.loaded_hash = "stale"
+    data = webui.module("sd_models").model_data
+    # reForge can hold several checkpoints
+    for model in (data.sd_model, *getattr(data, "loaded_sd_models", ())):
+        if getattr(model, "forge_objects_original", None) is not None:
+            model.current_lora_hash = "stale"
+            for patcher in engine.patchers(model):
+                loader = getattr(patcher, "lora_loader", None)
+                if loader is not None:
+                    loader.loaded_hash = "stale"
     webui.forget_encoded_prompts()
