@@ -79,7 +79,12 @@ class ReforgeModel(Model):
         )
         self.forge_objects = SimpleNamespace(**vars(self.forge_objects_original))
 
+    def parts_are_forges_own(self) -> bool:
+        modules = (self.forge_objects_original.unet.model, self.forge_objects_original.clip.cond_stage_model)
+        return all(parameter.requires_grad for part in modules for parameter in part.parameters())
+
     def decode_first_stage(self, latents: Tensor) -> Tensor:
+        assert self.parts_are_forges_own(), "reForge may move its models here"
         return latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 

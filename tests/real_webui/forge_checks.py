@@ -134,9 +134,11 @@ def prompt_like_forge(prompt: str, **options: Any) -> float:
 
 def left_as_it_was(names: Sequence[str]) -> dict[str, bool]:
     """Whether a merge that refines, and one that fails, leave weights, modules and flags as they found them."""
-    official()
+    ones = [1.0] * len(names)
+    official(names, ones, ones)
+    official()  # reForge's own restoring leaves what it restored untrainable
     clean, marks, found = weights(), _marks(), {}
-    official(names, [1.0] * len(names), [1.0] * len(names))  # LoRAs in the weights, as a picture leaves them
+    official(names, ones, ones)  # LoRAs in the weights, as a picture leaves them
     found["LoRAs were in the weights"] = weights() != clean
     few = {"effort": "balanced", "steps": 2, "batch_size": 2}
     with running.session() as host:

@@ -23,7 +23,7 @@ def recognise(clip: str) -> None:
     sd1, xl = supported_models.SD15, supported_models.SDXL
     sd1.unet_config = {**sd1.unet_config, **DEMO_UNET}
     sd1.unet_extra_config = {**sd1.unet_extra_config, "num_heads": 4}
-    sd1.latent_format = lambda: latent_formats.SD15(DEMO_SCALE)
+    sd1.latent_format = staticmethod(lambda: latent_formats.SD15(DEMO_SCALE))
     xl.unet_config = {**xl.unet_config, **XL_UNET}
     _small_vae()
     build, first = sd1_clip.SDClipModel.__init__, json.loads((Path(clip) / "config.json").read_text("utf-8"))

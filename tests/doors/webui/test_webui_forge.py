@@ -1,4 +1,4 @@
-"""The same doors in Forge, against its stand-in: they do not know which host they are in."""
+"""The same doors in Forge and in reForge, against their stand-ins: they do not know which host they are in."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import webui_doors
 from test_webui_jobs import files, job
 from webui_doors import Doors
 from webui_stand_in_forge import ForgeStandIn
+from webui_stand_in_reforge import ReforgeStandIn
 
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.files.lora_files import read_lora
 
 
-@pytest.fixture
-def forge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doors:
-    monkeypatch.setattr(webui_doors, "StandIn", ForgeStandIn)
+@pytest.fixture(params=[ForgeStandIn, ReforgeStandIn], ids=["forge", "reforge"])
+def forge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Doors:
+    monkeypatch.setattr(webui_doors, "StandIn", request.param)
     made = Doors(tmp_path / "Lora", monkeypatch)
     made.lora("fox", **{"modelspec.trigger_phrase": "sks animal"})
     made.lora("animals/penguin")
