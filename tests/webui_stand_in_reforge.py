@@ -60,7 +60,7 @@ class ReforgeModel(Model):
 
     def __init__(self, kind: str, channels: int) -> None:
         super().__init__(kind, channels)
-        self.current_lora_hash = "[]"
+        self.current_lora_hash, self.tiling_enabled = "[]", False
         names = {"SD1": ["clip_l"], "SDXL": ["clip_l", "clip_g"], "SDXL refiner": ["clip_g"]}[kind]
         readers = [self.cond_stage_model]
         if self.is_sdxl:
@@ -103,6 +103,7 @@ class ReforgeStandIn(StandIn):
         def attention_sage3() -> None:
             """A kernel without a backward pass."""
 
+        self.forge_util = SimpleNamespace(apply_circular_forge=self._apply_circular_forge)
         self.ldm_patched = {
             "modules.weight_adapter": ModuleType("weight_adapter"),
             "modules.lora": SimpleNamespace(model_lora_keys_unet=unet_keys, model_lora_keys_clip=clip_keys),
@@ -117,6 +118,9 @@ class ReforgeStandIn(StandIn):
             ),
         }
 
+    def _apply_circular_forge(self, model: ReforgeModel, tiling_enabled: bool = False) -> None:
+        model.tiling_enabled = tiling_enabled
+
     def _load_networks(self, names: Sequence[str], te: Sequence[float], unet: Sequence[float]) -> None:
         self.networks.loaded_networks[:] = names
 
@@ -128,7 +132,9 @@ class ReforgeStandIn(StandIn):
 
     def install(self, patch: pytest.MonkeyPatch, *, lora: bool = True) -> ReforgeStandIn:
         super().install(patch, lora=lora)
-        patch.setitem(sys.modules, "ldm_patched", ModuleType("ldm_patched"))
+        for name in ("ldm_patched", "modules_forge"):
+            patch.setitem(sys.modules, name, ModuleType(name))
+        patch.setitem(sys.modules, "modules_forge.forge_util", self.forge_util)
         for name, part in self.ldm_patched.items():
             patch.setitem(sys.modules, f"ldm_patched.{name}", part)
         return self

@@ -100,6 +100,16 @@ def plain(way: Way) -> dict[str, Any]:
     return {**seen, "prompt": page.locator("#txt2img_prompt textarea").input_value()}
 
 
+def used(way: Way) -> dict[str, Any]:
+    """Pictures without and with what `plain` kept."""
+    seen = {name: way.generate(f"sks animal, ohwx bird{tag}", seed="7") for name, tag in _TAGS.items()}
+    way.shot("17-used")
+    return {**seen, "infotext": way.text("#html_info_txt2img")}
+
+
+_TAGS = {"without": "", "with": ", <lora:fox-face-penguin:1>"}
+
+
 def overwrite(way: Way) -> dict[str, Any]:
     """Two merges under one name; the picture made with it before, after, and when the first is put back."""
     page, seen = way.page, {}
@@ -418,6 +428,7 @@ WAYS = {
         for way in (
             whole,
             plain,
+            used,
             overwrite,
             many,
             family,

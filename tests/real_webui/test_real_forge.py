@@ -119,6 +119,15 @@ def test_the_same_request_gives_the_same_picture_afterwards(sd1: WebUI, work: st
     assert found == {"same": True, "clean": True, "outcome": OUTCOMES[work]}
 
 
+def test_the_last_pictures_tiling_does_not_count(sd1: WebUI):
+    before = sd1.ask("prediction", prompts=["a cat", "a dog"])
+    plain = sd1.ask("picture", prompt="a cat")
+    tiled = sd1.ask("picture", prompt="a cat", tiling=True)
+    assert sd1.ask("prediction", prompts=["a cat", "a dog"]) == before
+    assert sd1.ask("picture", prompt="a cat") == plain
+    assert tiled != plain or sd1.program is not REFORGE, "control: it tiles, which Forge does not"
+
+
 def test_interrupt_is_heard_after_the_current_evaluation(sd1: WebUI):
     found = sd1.ask("interrupted_by_button", names=NAMES)
     assert found["late"] <= 1 and found["lock_free"] and not found["job_after"]

@@ -76,7 +76,10 @@ def load_chosen_model() -> Any:
         LoraclrError: there is none, or it cannot be loaded
     """
     if not is_forge():
-        return webui.load_chosen_model()
+        model = webui.load_chosen_model()
+        # a picture leaves it to the next one to end its tiling
+        importlib.import_module("modules_forge.forge_util").apply_circular_forge(model, False)
+        return model
     models = webui.module("sd_models")
     try:
         model, _ = models.forge_model_reload()

@@ -77,6 +77,12 @@ def test_the_checkpoint_is_the_one_chosen_at_the_top_left(webui: ReforgeStandIn)
         pass
 
 
+def test_the_last_pictures_tiling_does_not_count(webui: ReforgeStandIn):
+    webui.model.tiling_enabled = True
+    with forge.session():
+        assert not webui.model.tiling_enabled
+
+
 def test_velocity_is_told_from_noise_and_other_noise_is_refused(webui: ReforgeStandIn):
     assert forge.peek().prediction_type == "epsilon"
     _predicts(webui, stand_in.ModelSamplingDiscrete, stand_in.V_PREDICTION)
