@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,7 @@ class ReforgeModel(Model):
     def __init__(self, kind: str, channels: int) -> None:
         super().__init__(kind, channels)
         self.current_lora_hash, self.tiling_enabled = "[]", False
+        self.before_reading = lambda: None
         names = {"SD1": ["clip_l"], "SDXL": ["clip_l", "clip_g"], "SDXL refiner": ["clip_g"]}[kind]
         readers = [self.cond_stage_model]
         if self.is_sdxl:
@@ -78,6 +80,10 @@ class ReforgeModel(Model):
             unet=Patcher(kernel), clip=clip, vae=SimpleNamespace(latent_channels=4)
         )
         self.forge_objects = SimpleNamespace(**vars(self.forge_objects_original))
+
+    def get_learned_conditioning(self, texts: Any) -> Any:
+        self.before_reading()
+        return super().get_learned_conditioning(texts)
 
     def parts_are_forges_own(self) -> bool:
         modules = (self.forge_objects_original.unet.model, self.forge_objects_original.clip.cond_stage_model)
@@ -104,6 +110,10 @@ class ReforgeStandIn(StandIn):
             """A kernel without a backward pass."""
 
         self.forge_util = SimpleNamespace(apply_circular_forge=self._apply_circular_forge)
+        #: how often the text encoders were loaded for a prompt
+        self.moves = 0
+        self.forge_clip = SimpleNamespace(move_clip_to_gpu=self._move_clip_to_gpu)
+        self.model.before_reading = lambda: self.forge_clip.move_clip_to_gpu()
         self.ldm_patched = {
             "modules.weight_adapter": ModuleType("weight_adapter"),
             "modules.lora": SimpleNamespace(model_lora_keys_unet=unet_keys, model_lora_keys_clip=clip_keys),
@@ -117,6 +127,9 @@ class ReforgeStandIn(StandIn):
                 optimized_attention_masked=attention_sage3,
             ),
         }
+
+    def _move_clip_to_gpu(self) -> None:
+        self.moves += 1
 
     def _apply_circular_forge(self, model: ReforgeModel, tiling_enabled: bool = False) -> None:
         model.tiling_enabled = tiling_enabled
@@ -134,7 +147,8 @@ class ReforgeStandIn(StandIn):
         super().install(patch, lora=lora)
         for name in ("ldm_patched", "modules_forge"):
             patch.setitem(sys.modules, name, ModuleType(name))
-        patch.setitem(sys.modules, "modules_forge.forge_util", self.forge_util)
+        for name in ("forge_clip", "forge_util"):
+            patch.setitem(sys.modules, f"modules_forge.{name}", getattr(self, name))
         for name, part in self.ldm_patched.items():
             patch.setitem(sys.modules, f"ldm_patched.{name}", part)
         return self

@@ -1,4 +1,5 @@
-"""A merge from beginning to end over HTTP, in the real Forge, in Forge Neo and in reForge. Needs what `test_real_forge.py` needs."""
+"""A merge from beginning to end over HTTP, in the real Forge, in Forge Neo and in reForge. Needs what
+`test_real_forge.py` needs."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -20,8 +21,10 @@ class ReforgeHost(ForgeHost):
     name = "reforge"
 
     @staticmethod
-    def reading(model: Any) -> AbstractContextManager[None]:
-        return webui.infotext_untouched()
+    @contextmanager
+    def reading(model: Any) -> Iterator[None]:
+        with webui.infotext_untouched(), _unmoved():
+            yield
 
     @contextmanager
     def knowing(self, embeddings: Mapping[str, Tensor]) -> Iterator[tuple[str, ...]]:
@@ -34,3 +37,18 @@ class ReforgeHost(ForgeHost):
 
     def _size_vector(self, x: Tensor, conditioned: Conditioning) -> Tensor:
         return webui.size_vector(self.model, x, conditioned)
+
+
+@contextmanager
+def _unmoved() -> Iterator[None]:
+    """Prompts read where the session has put the text encoders: reForge loads them before every prompt, which may push out the
+    UNet that a merge is running."""
+    readers = [sys.modules.get(name) for name in ("modules_forge.forge_clip", "modules.sd_models_xl")]
+    moves = [(reader, reader.move_clip_to_gpu) for reader in readers if hasattr(reader, "move_clip_to_gpu")]
+    for reader, _ in moves:
+        reader.move_clip_to_gpu = lambda: None
+    try:
+        yield
+    finally:
+        for reader, move in moves:
+            reader.move_clip_to_gpu = move

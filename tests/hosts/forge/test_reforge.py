@@ -83,6 +83,14 @@ def test_the_last_pictures_tiling_does_not_count(webui: ReforgeStandIn):
         assert not webui.model.tiling_enabled
 
 
+def test_nothing_is_moved_while_prompts_are_read(webui: ReforgeStandIn):
+    with forge.session() as host:
+        host.encode(["a cat"])
+        assert webui.moves == 0
+    webui.model.get_learned_conditioning(webui.prompt_parser.SdConditioning(["a cat"]))
+    assert webui.moves == 1, "a picture's prompts load what they need"
+
+
 def test_velocity_is_told_from_noise_and_other_noise_is_refused(webui: ReforgeStandIn):
     assert forge.peek().prediction_type == "epsilon"
     _predicts(webui, stand_in.ModelSamplingDiscrete, stand_in.V_PREDICTION)
