@@ -1,7 +1,7 @@
 """What stands between Forge's modules and a backward pass, taken out of the way for a while.
 
 Forge loads and moves its models under `torch.inference_mode`, of whose tensors autograd saves none, and its UNet adds in place to
-what a norm has saved.
+what a norm has saved. reForge does neither; there this freezes the parameters, and copies what need not be copied.
 """
 
 from __future__ import annotations
