@@ -81,8 +81,8 @@ def _refuse_what_cannot_be_merged_on(model: Any) -> None:
     compiled = [part for part in engine.unet(model).modules() if type(part).__name__ == "OptimizedModule"]
     if compiled:
         raise LoraclrError(
-            "The UNet is compiled (torch.compile), and a compiled model does not see LoRAs added as it runs: switch that off, "
-            "make a picture, and merge then."
+            "The UNet is compiled (torch.compile), and a compiled model does not see LoRAs added as it runs: switch that off (in "
+            "reForge start without --torch-compile), make a picture, and merge then."
         )
 
 
