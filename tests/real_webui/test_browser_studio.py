@@ -66,7 +66,7 @@ def test_a_queue_that_a_page_finds_again(url: str, way: str, theme: str) -> None
     seen = go(url, way, LORACLR_THEME=theme)
     assert len(seen["queued"]) == 3 and "%" in seen["queued"][0] and "waits" in seen["queued"][1]
     first, second = seen["kept"]
-    assert "LoRACLR · Layers · fox-face, penguin" in first and "kept" in first
+    assert "LoRACLR (contrastive) · Layers · fox-face, penguin" in first and "kept" in first
     assert "Average · fox-face, penguin" in second and "kept as fox-face-" in second, "nothing is overwritten"
     assert any("fox-face-2" in name for name in seen["offered"]) and "fox-face-2" in seen["history"]
     assert seen["overflow"] <= 0

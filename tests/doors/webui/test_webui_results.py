@@ -180,10 +180,10 @@ def test_interrupt_stops_the_merge_it_belongs_to_and_nothing_else(
     assert "Interrupted. Nothing was kept" in view, "it was stopped while it waited"
 
     def pressed(task: str) -> Any:
-        def merging(request: Any, host: Any, progress: Any) -> Any:
+        def merging(request: Any, host: Any, progress: Any, **more: Any) -> Any:
             bound.interrupt(task)
             progress.advance()
-            return merge_loras(request, host, progress)
+            return merge_loras(request, host, progress, **more)
 
         return merging
 
@@ -203,9 +203,9 @@ def test_interrupting_a_picture_that_waits_stops_no_merge(
     making = doors.module("making")
     merge_loras = making.merge_loras
 
-    def merging(*arguments: Any) -> Any:
+    def merging(*arguments: Any, **more: Any) -> Any:
         doors.webui.shared.state.interrupt()  # somebody's txt2img, which waits for the queue
-        return merge_loras(*arguments)
+        return merge_loras(*arguments, **more)
 
     monkeypatch.setattr(making, "merge_loras", merging)
     assert "Retention" in bound.merge("task(merge)", json.dumps(TABLE), CHOSEN, "", False, *values)[0]
