@@ -26,7 +26,7 @@ from bench.world import Sprite, demo_request
 #: what Regional Prompter takes over HTTP, in its order, with the values that *Send to txt2img* fills in
 _REGIONS = (
     *(True, False, "Matrix", "Columns", "Mask", "Prompt", "1,1", ""),
-    *(False, True, False, "Attention", [], "0", "0", "0", "", "0", "0", False),
+    *(False, False, False, "Attention", [], "0", "0", "0", "", "0", "0", False),
 )
 ONE_PROMPT, REGIONS = "one prompt", "Regional Prompter"
 
@@ -36,7 +36,7 @@ def prompt(arm: str, merged: str, row: Sequence[Sprite], background: str) -> str
     if arm == ONE_PROMPT:
         return f"{listed(row)} on a {background} background, <lora:{merged}:1>"
     asked = [f"a photo of a {sprite.words} on a {background} background" for sprite in row]
-    return " BREAK\n".join([f"<lora:{merged}:1>", *asked])
+    return f"<lora:{merged}:1> " + " BREAK\n".join(asked)
 
 
 def draw(webui: str, arm: str, text: str, seed: int) -> Image.Image:
@@ -46,7 +46,7 @@ def draw(webui: str, arm: str, text: str, seed: int) -> Image.Image:
         "seed": seed,
         "steps": STEPS,
         "cfg_scale": GUIDANCE,
-        "sampler_name": "DDIM",
+        "sampler_name": "Euler",
         "width": 2 * SIDE,
         "height": SIDE,
         "save_images": False,

@@ -22,8 +22,7 @@ def test_the_same_is_asked_in_both_arms_and_regions_as_the_tab_fills_them_in() -
     one, other = (places.prompt(arm, "friends", ROW, "blue") for arm in (places.ONE_PROMPT, places.REGIONS))
     assert one == "a sks animal and a ohwx bird on a blue background, <lora:friends:1>"
     assert other.split(" BREAK\n") == [
-        "<lora:friends:1>",
-        "a photo of a sks animal on a blue background",
+        "<lora:friends:1> a photo of a sks animal on a blue background",
         "a photo of a ohwx bird on a blue background",
     ]
 

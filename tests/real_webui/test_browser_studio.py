@@ -41,9 +41,11 @@ def test_from_a_card_to_an_arrangement_and_again(url: str, way: str, theme: str)
     assert seen["overflow"] <= 0 and seen["tips"] == []
     assert (seen["negative"], seen["sampler"]) == ("ugly", "Euler"), "what stood in txt2img stays there"
     if REGIONAL:
-        assert "Regional Prompter will be switched on" in seen["note"] and seen["regions"] is True
+        assert "Regional Prompter will be switched on" in seen["note"] and seen["regions"] is False
         assert "RP Active: True" in seen["infotext"] and "RP Ratios: " in seen["infotext"], "and a picture is drawn so"
-        assert seen["prompt"].count("BREAK") == 2 and seen["prompt"].startswith("<lora:fox-face-penguin")
+        assert seen["prompt"].count("BREAK") == 1 == seen["prompt"].count("<lora:") and seen["prompt"].startswith(
+            "<lora:fox-face-penguin"
+        )
     else:
         assert "Neither Regional Prompter" in seen["note"]
         assert seen["prompt"].startswith("sks animal and ohwx bird, <lora:fox-face-penguin")

@@ -38,7 +38,9 @@ def sentence(arrangement: str) -> str:
         return ""
     extension = installed()
     if extension:
-        return f"{extension} will be switched on and filled in, with a region for each concept."
+        # their order of prompt and negative prompt is another than it takes it for (its `isvanilla`; WebUI 1.10)
+        but = "; choose no DDIM, PLMS or UniPC, with which it swaps them" if extension == "Regional Prompter" else ""
+        return f"{extension} will be switched on and filled in, with a region for each concept{but}."
     return (
         "Neither Regional Prompter (AUTOMATIC1111) nor Forge Couple (Forge) is installed, so the prompt alone will say who "
         "stands where: of two most pictures are right, of three many are not."
@@ -64,12 +66,13 @@ def infotext(request: MergeRequest, tag: str, arrangement: str, now: Mapping[str
             f"{arrangement} takes {number} subjects, and the merge has {len(subjects)}: choose another arrangement."
         )
     styles = [c.trigger for c in request.concepts if c.kind == "style" and c.trigger]
-    common = ", ".join(part for part in (tag, *styles, request.prompts.quality) if part)
+    everywhere = [part for part in (*styles, request.prompts.quality) if part]
+    common = ", ".join(filter(None, (tag, *everywhere)))
     words = [c.trigger for c in subjects[:number]]
     asked = [request.prompts.templates[0].replace("{trigger}", trigger) for trigger in words]
     extension = installed()
     prompt = {
-        "Regional Prompter": " BREAK\n".join([common, *asked]),
+        "Regional Prompter": _regional(tag, [", ".join([own, *everywhere]) for own in asked]),
         "Forge Couple": "\n".join([common or "best quality", *asked]),
         "": ", ".join(filter(None, (_together(request, words), common))),
     }[extension]
@@ -81,6 +84,13 @@ def infotext(request: MergeRequest, tag: str, arrangement: str, now: Mapping[str
     }
     parameters = ", ".join(f"{key}: {_quoted(value)}" for key, value in figures.items())
     return "\n".join([prompt, f"Negative prompt: {now.get('Negative prompt', '')}", parameters])
+
+
+def _regional(tag: str, regions: Sequence[str]) -> str:
+    """A prompt for Regional Prompter, with the tag in it once: a common prompt would stand before every region, and the WebUI
+    adds up a LoRA that is named several times."""
+    first, *others = regions
+    return " BREAK\n".join([f"{tag} {first}".strip(), *others])
 
 
 def _together(request: MergeRequest, words: Sequence[str]) -> str:
@@ -110,7 +120,7 @@ def _regions(extension: str, number: int) -> dict[str, Any]:
             "RP Calc Mode": "Attention",
             "RP Ratios": ",".join(["1"] * number),
             "RP Use Base": False,
-            "RP Use Common": True,
+            "RP Use Common": False,
             "RP Use Ncommon": False,
             "RP Flip": False,
         }

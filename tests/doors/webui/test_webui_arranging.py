@@ -44,15 +44,17 @@ def test_regional_prompter_gets_a_region_for_each_concept(doors: Doors) -> None:
     text, note = sent(doors, "Side by side", "Prompt", "RP Active", "RP Ratios")
     prompt, negative, fields = read(text)
     tag = "<lora:fox-penguin:1>"
-    assert prompt == f"{tag}, 8k BREAK\na photo of sks animal BREAK\na photo of ohwx bird"
+    assert prompt == f"{tag} a photo of sks animal, 8k BREAK\na photo of ohwx bird, 8k", (
+        "the tag once: twice is twice as much"
+    )
     assert negative == "ugly,\nblurry" and fields["Schedule type"] == "Karras", "what stands there stays"
     assert fields["Sampler"] == "Euler a" and "Seed" not in fields, "and what is not named is not touched"
     assert fields["RP Active"] == "True" and fields["RP Ratios"] == "1,1" and fields["RP Matrix submode"] == "Columns"
     assert (
-        fields["RP Use Common"] == "True" and fields["RP Use Base"] == "False" and fields["RP Divide mode"] == "Matrix"
+        fields["RP Use Common"] == "False" and fields["RP Use Base"] == "False" and fields["RP Divide mode"] == "Matrix"
     )
     assert fields["Size"] == "128x64" and fields["Clip skip"] == "1" and "forge_couple" not in fields
-    assert "Regional Prompter will be switched on" in note
+    assert "Regional Prompter will be switched on" in note and "no DDIM" in note
 
 
 def test_forge_couple_gets_a_line_for_each_concept(doors: Doors) -> None:  # noqa: F811
@@ -61,7 +63,7 @@ def test_forge_couple_gets_a_line_for_each_concept(doors: Doors) -> None:  # noq
     assert prompt.split("\n") == ["<lora:fox-penguin:1>, 8k", "a photo of sks animal", "a photo of ohwx bird"]
     assert fields["forge_couple"] == "True" and fields["forge_couple_background"] == "First Line"
     assert fields["forge_couple_direction"] == "Horizontal" and not [key for key in fields if key.startswith("RP ")]
-    assert "Forge Couple will be switched on" in note
+    assert "Forge Couple will be switched on" in note and "DDIM" not in note
 
 
 def test_without_either_the_prompt_says_it_and_a_sentence_why(doors: Doors) -> None:  # noqa: F811
