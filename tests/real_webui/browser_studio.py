@@ -83,9 +83,12 @@ def night(way: Way) -> dict[str, Any]:
     page.wait_for_function(
         "document.querySelector('#loraclr_queue_view .loraclr-queue')?.dataset.kept === '2'", timeout=20 * MINUTES
     )
-    time.sleep(2)
     way.shot("30-queue")
-    seen |= {"kept": _in_queue(way), "overflow": way.overflow(), "offered": way.listed("fox-face")}
+    seen |= {"kept": _in_queue(way), "overflow": way.overflow()}
+    name, until = seen["kept"][1].split("kept as ")[-1].split()[0], time.monotonic() + 60
+    while not (offered := [item for item in way.listed(name) if name in item]) and time.monotonic() < until:
+        time.sleep(2)  # the picker is filled anew after the queue
+    seen |= {"name": name, "offered": offered}
     page.locator("#loraclr_loras input").blur()
     page.locator("#loraclr_history > .label-wrap").first.click()
     seen["history"] = way.text("#loraclr_history_view")
