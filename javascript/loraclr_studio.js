@@ -54,9 +54,10 @@ function loraclrQueued() {
         gradioApp().getElementById("loraclr_opened").click();
     }
     clearTimeout(loraclrLook);
+    const fold = gradioApp().querySelector("#loraclr_queue > .label-wrap");
+    // who comes back in the morning sees what was made
+    if (queue && loraclrKeptInQueue === null && !fold.classList.contains("open")) fold.click();
     if (queue?.dataset.busy === "1") {
-        const fold = gradioApp().querySelector("#loraclr_queue > .label-wrap");
-        if (loraclrKeptInQueue === null && !fold.classList.contains("open")) fold.click();
         loraclrLook = setTimeout(() => gradioApp().getElementById("loraclr_queue_look")?.click(), 2000);
     }
     loraclrKeptInQueue = kept;
