@@ -56,4 +56,5 @@ def test_from_a_card_to_an_arrangement_and_again(here: tuple[Program, Path, str]
     assert "Neither Regional Prompter" in seen["note"] and "<lora:fox-face-penguin" in seen["prompt"]
     assert seen["negative"] == "ugly", "what stood in txt2img stays there"
     assert seen["rows"] == ["fox-face", "penguin"] and seen["method"] == "average"
-    assert seen["axes"] == ["[LoRACLR] merged file", "[LoRACLR] weight of the merged file"]
+    axes = ("merged file", "weight of the merged file", "effort of the merged file")
+    assert seen["axes"] == [f"[LoRACLR] {axis}" for axis in axes]
