@@ -85,10 +85,9 @@ def night(way: Way) -> dict[str, Any]:
     )
     way.shot("30-queue")
     seen |= {"kept": _in_queue(way), "overflow": way.overflow()}
-    name, until = seen["kept"][1].split("kept as ")[-1].split()[0], time.monotonic() + 60
-    while not (offered := [item for item in way.listed(name) if name in item]) and time.monotonic() < until:
-        time.sleep(2)  # the picker is filled anew after the queue
-    seen |= {"name": name, "offered": offered}
+    time.sleep(5)  # until the picker is filled anew: gradio's is confused where somebody types just then
+    name = seen["kept"][1].split("kept as ")[-1].split()[0]
+    seen |= {"name": name, "offered": way.listed(name)}
     page.locator("#loraclr_loras input").blur()
     page.locator("#loraclr_history > .label-wrap").first.click()
     seen["history"] = way.text("#loraclr_history_view")

@@ -70,5 +70,5 @@ def test_a_queue_that_a_page_finds_again(url: str, way: str, theme: str) -> None
     first, second = seen["kept"]
     assert "LoRACLR (contrastive) · Layers · fox-face, penguin" in first and "kept" in first
     assert "Average · fox-face, penguin" in second and "kept as fox-face-" in second, "nothing is overwritten"
-    assert seen["offered"] and seen["name"] in seen["history"]
+    assert seen["offered"] == [seen["name"]] and seen["name"] in seen["history"]
     assert seen["overflow"] <= 0
