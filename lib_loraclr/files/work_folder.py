@@ -21,10 +21,13 @@ from torch import Tensor
 
 from ..errors import LoraclrError
 from .tensor_files import NewTensor, read_header, tensor_bytes, write_tensors
-from .writing import replace_file
+from .writing import replace_file, require_space
 
 #: what a folder may grow to, in MB, where nobody says
 LIMIT_MB = 8192
+#: of that a file takes half at most, so that what is quickly made never drives out all that took long; and so many bytes of the
+#: disk stay free for whatever else is written there
+_SHARE, _SPARED = 2, 1 << 30
 #: names of what is kept, so that nothing else in the folder is ever touched
 _NAME = "{}.loraclr.safetensors"
 #: the one entry of the metadata
@@ -51,6 +54,7 @@ class WorkFolder:
 
     Attributes:
         trouble: why nothing more is kept; empty while all is well
+        too_large: bytes of the largest that was left out, as it would have taken more than half of the limit
     """
 
     def __init__(self, folder: Path, limit_mb: int = LIMIT_MB) -> None:
@@ -66,7 +70,7 @@ class WorkFolder:
             raise LoraclrError(f"{folder} is no folder that can be written to: choose another work folder.")
         if limit_mb < 1:
             raise LoraclrError(f"The work folder's limit is {limit_mb} MB: give at least 1.")
-        self._folder, self._limit, self.trouble = folder, limit_mb << 20, ""
+        self._folder, self._limit, self.trouble, self.too_large = folder, limit_mb << 20, "", 0
 
     def find(self, key: str) -> Kept | None:
         """What was kept under a key, if it is still there.
@@ -90,10 +94,15 @@ class WorkFolder:
         A disk that is full ends no merge: from then on nothing is kept, and `trouble` says why.
         """
         written = [NewTensor.of(name, tensor) for name, tensor in sorted(tensors.items())]
-        if self.trouble or sum(tensor.size for tensor in written) > self._limit:
+        size = sum(tensor.size for tensor in written)
+        if size > self._limit // _SHARE:
+            self.too_large = max(self.too_large, size)
+            return
+        if self.trouble:
             return
         metadata = {_SAID: json.dumps(said or {})}
         try:
+            require_space(self._path(key), size, spare=_SPARED)
             replace_file(self._path(key), lambda stream: write_tensors(stream, written, lambda _: metadata))
         except LoraclrError as error:
             self.trouble = f"Nothing more is kept in the work folder: {error}"

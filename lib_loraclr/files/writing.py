@@ -286,20 +286,22 @@ def _cannot(path: Path, error: OSError, done: str) -> LoraclrError:
     return LoraclrError(f"{path} cannot be {done} ({reason}): {remedy}.")
 
 
-def require_space(path: Path, size: int) -> None:
+def require_space(path: Path, size: int, *, spare: int = 0) -> None:
     """Refuse to begin a file that the disk has no room for.
 
     Args:
         size: in bytes
+        spare: bytes that are left to others
 
     Raises:
         LoraclrError: there is less left where `path` would be
     """
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(nearest).free
-    if free < size:
+    if free < size + spare:
+        others = f", {spare / 2**30:.2f} of which are for others" if spare else ""
         raise LoraclrError(
-            f"{path} would take {size / 2**30:.2f} GB, and {nearest} has {free / 2**30:.2f} GB left: "
+            f"{path} would take {size / 2**30:.2f} GB, and {nearest} has {free / 2**30:.2f} GB left{others}: "
             "free some space or choose another folder."
         )
 

@@ -22,7 +22,7 @@ from .runs import denoising, recorded_points
 from .several import Made, Several
 from .stage_plan import plan_stages
 from .stages import Stages
-from .start import MERGED_ANEW, Start, start_from
+from .start import MERGED_ANEW, Start, merged_from, start_from
 
 __all__ = [
     "MERGED_ANEW",
@@ -43,6 +43,7 @@ __all__ = [
     "measure_overlap",
     "memory_needs",
     "merge_loras",
+    "merged_from",
     "overlap_evaluations",
     "plan_stages",
     "recorded_points",

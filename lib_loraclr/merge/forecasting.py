@@ -65,7 +65,7 @@ def forecast(request: MergeRequest, host: Host, start: Start | None = None) -> F
     inputs = [load_input(concept, host, shapes_only=True) for concept in request.concepts]
     request = completed(request, inputs, host)
     whole = procedure.refinement(len(inputs))
-    refinement = start.refinement(whole, inputs) if start else whole
+    refinement = start.refinement(whole, [lora.concept.label for lora in inputs]) if start else whole
     keys = merged_keys(inputs)
     serves = served_layers(host, keys) if procedure.method.records else None
     layers = [key for key in keys if serves is None or key in serves]

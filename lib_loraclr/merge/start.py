@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from ..errors import LoraclrError
-from ..files import read_header, tensor_bytes
+from ..files import LoraFile, read_header, require_safetensors, tensor_bytes
 from ..model import Factors, Host, zero
 from ..output import Begun, first_concepts, read_recipe
 from ..progress import Stage
 from ..recording import InputLora, load_input
-from ..request import Concept
+from ..request import Concept, MergeRequest
 from ..solving import MergedLayer, RefinementOptions
 
 #: stages that are left out where a start has all layers
@@ -101,6 +101,30 @@ def start_from(path: Path, host: Host, steps: int = 0) -> Start:
     request, _ = read_recipe(metadata, str(path))
     factors = load_input(Concept(str(path)), host).deltas
     return Start(factors, frozenset(concept.label for concept in request.concepts), steps, first_concepts(metadata))
+
+
+def merged_from(path: Path, candidates: Callable[[str], Iterable[Path]], remedy: str) -> MergeRequest:
+    """The request inside a merged file, its LoRAs found again by name and told apart by hash.
+
+    Args:
+        candidates: name of a LoRA's file -> those of that name which are there
+        remedy: what to do where the right one is not among them
+
+    Raises:
+        LoraclrError: it is no merged file, or a LoRA is nowhere to be found
+    """
+    require_safetensors(path)
+    request, hashes = read_recipe(read_header(path).metadata, str(path))
+    concepts = []
+    for concept in request.concepts:
+        # only ever a name: a path inside a file from anywhere could lead anywhere
+        found = list(candidates(Path(concept.lora.replace("\\", "/")).name))
+        right = [candidate for candidate in found if LoraFile(candidate, {}, {}).hash == hashes.get(concept.label)]
+        if not right:
+            why = "another file of that name is there" if found else "it is not there"
+            raise LoraclrError(f"{path} was made from {concept.lora}, but {why}: {remedy}.")
+        concepts.append(replace(concept, lora=str(right[0])))
+    return replace(request, concepts=tuple(concepts))
 
 
 def ordered(inputs: Sequence[InputLora], start: Start | None) -> list[InputLora]:

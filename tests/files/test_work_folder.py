@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,8 +66,21 @@ def test_the_oldest_go_first_and_what_was_used_is_young(tmp_path: Path) -> None:
 def test_what_is_larger_than_the_limit_is_not_kept_and_drives_nothing_out(tmp_path: Path) -> None:
     folder = WorkFolder(tmp_path, limit_mb=1)
     folder.keep("small", half_a_megabyte(1))
-    folder.keep("large", {"x": torch.zeros(MEGABYTE + 1, dtype=torch.uint8)})
-    assert folder.find("small") and not folder.find("large")
+    assert not folder.too_large
+    folder.keep("large", {"x": torch.zeros(MEGABYTE // 2 + 1, dtype=torch.uint8)})
+    assert folder.find("small") and not folder.find("large"), "half of the limit is for one file"
+    assert folder.too_large == MEGABYTE // 2 + 1 and not folder.trouble
+
+
+def test_a_disk_that_is_nearly_full_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for spare, kept in ((1, True), (0, False)):
+        free = (1 << 30) + 20 - (1 - spare)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        folder = WorkFolder(tmp_path / "new")
+        folder.keep("key", {"a": torch.ones(5)})
+        assert bool(folder.find("key")) is kept
+        folder.empty()
+    assert "has 1.00 GB left, 1.00 of which are for others: free some space" in folder.trouble
 
 
 def test_other_files_in_the_folder_are_never_touched(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from lib_loraclr.merge import forecasting
 from lib_loraclr.merge.forecasting import forecast, seconds_per_sample
 from lib_loraclr.merge.merging import merge_loras
+from lib_loraclr.merge.start import Start
 from lib_loraclr.progress import PlannedStage, Progress, Stage
 from lib_loraclr.recording.sampling import BATCH
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
@@ -46,6 +47,21 @@ def test_a_forecast_has_the_stages_of_the_merge_itself(
     assert Stage.REFINING in refined.seconds(0.5) and Stage.REFINING not in looked.seconds(0.5)
     assert refined.seconds(2.0)[Stage.REFINING] == 4 * refined.seconds(0.5)[Stage.REFINING] > 0
     assert refined.memory.ram > looked.memory.ram
+
+
+def test_of_a_merge_that_goes_on_only_what_is_new_counts_as_new(
+    opened: Open, asked: MergeRequest, tmp_path: Path
+) -> None:
+    host = opened(tiny.SD1)
+    more = [str(random_lora(tmp_path / f"{n}.safetensors", host, seed=n)) for n in range(3, 7)]
+    request = replace(asked, concepts=(*asked.concepts, *map(Concept, more)), options={"effort": "fast"})
+
+    def steps(start: Start | None) -> int:
+        return {item.stage: item.units for item in forecast(request, host, start).stages}[Stage.REFINING]
+
+    assert steps(None) == 120
+    assert steps(Start({}, frozenset({"1", "2", "3", "4", "5"}))) == 60
+    assert steps(Start({}, frozenset({"1"}))) == 120, "control: with five of six new"
 
 
 def test_what_stands_in_the_way_is_said_and_nothing_is_raised(opened: Open, asked: MergeRequest) -> None:

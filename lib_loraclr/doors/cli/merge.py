@@ -27,7 +27,7 @@ from .console import ConsoleProgress, add_model_arguments, load_host
 from .forecasts import forecast_values, print_forecast, result_values
 from .jobs import Job, listed_jobs, one_job, report_lines
 from .launched import join
-from .working import add_work_arguments, work_folder
+from .working import add_work_arguments, left_out, work_folder
 
 HELP = "merge LoRAs into one"
 DESCRIPTION = """\
@@ -154,6 +154,8 @@ def _made(arguments: argparse.Namespace, job: Job, host: Host, processes: Proces
     try:
         work = work_folder(arguments)
         merge = merge_loras(job.request, host, progress, start=start, work=work, processes=processes)
+        if said := left_out(work):
+            progress.log(said)
         pictures = None
         if not arguments.no_preview:
             drawing = PreviewOptions(guidance=job.request.recording.guidance)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import LoraclrError
-from ...files import LoraFile, read_header, require_safetensors
-from ...output import read_recipe, went_on
+from ...files import read_header, require_safetensors
+from ...merge import merged_from
+from ...output import went_on
 from ...request import Concept, MergeRequest
 
 
@@ -73,19 +74,7 @@ def from_recipe(path: Path, folders: Sequence[Path]) -> MergeRequest:
     Raises:
         LoraclrError: it is no merged file, or a LoRA is nowhere to be found
     """
-    require_safetensors(path)
-    request, hashes = read_recipe(read_header(path).metadata, str(path))
-    concepts = []
-    for concept in request.concepts:
-        # only ever a name: a path inside a file from anywhere could lead anywhere
-        name = Path(concept.lora.replace("\\", "/")).name
-        candidates = [folder / name for folder in (*folders, path.parent, Path.cwd())]
-        found = [candidate for candidate in candidates if candidate.is_file()]
-        right = [candidate for candidate in found if LoraFile(candidate, {}, {}).hash == hashes.get(concept.label)]
-        if not right:
-            why = "another file of that name is there" if found else "it is not there"
-            raise LoraclrError(
-                f"{path} was made from {concept.lora}, but {why}: name the folder that holds it with --lora-dir."
-            )
-        concepts.append(dataclasses.replace(concept, lora=str(right[0])))
-    return dataclasses.replace(request, concepts=tuple(concepts))
+    def there(name: str) -> list[Path]:
+        return [place for place in (folder / name for folder in (*folders, path.parent, Path.cwd())) if place.is_file()]
+
+    return merged_from(path, there, "name the folder that holds it with --lora-dir")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from ...files import LIMIT_MB, WorkFolder
@@ -36,3 +37,14 @@ def work_folder(arguments: argparse.Namespace) -> WorkFolder | None:
         LoraclrError: it cannot be written to
     """
     return WorkFolder(Path(arguments.work_folder), arguments.work_limit) if arguments.work_folder else None
+
+
+def left_out(work: WorkFolder | None) -> str:
+    """What to say where the folder was too small for something; else nothing."""
+    if work is None or not work.too_large:
+        return ""
+    size = math.ceil(work.too_large / (1 << 20))
+    return (
+        f"{size} MB were not kept in the work folder, as one file may take half of its limit: a merge that is ended there goes on "
+        f"from before them. --work-limit {2 * size} has room."
+    )

@@ -12,6 +12,8 @@ import torch
 from runs import MakeMerge, Result, Run, assert_refused, listing
 
 import lib_loraclr.doors.cli.merge as merge_command
+from lib_loraclr.doors.cli.working import left_out
+from lib_loraclr.files.work_folder import WorkFolder
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge.start import Start
 from lib_loraclr.output.merged import Begun, Merge
@@ -228,3 +230,10 @@ def test_nothing_to_add_and_a_file_that_went_on_are_refused(
         "went on from a finished merge",
         "name that one with --add-to",
     )
+
+
+def test_what_had_no_room_in_the_work_folder_is_said_with_the_limit_that_has(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path, 1)
+    assert left_out(None) == left_out(work) == ""
+    work.keep("key", {"x": torch.zeros((1 << 20) + 1, dtype=torch.uint8)})
+    assert "2 MB were not kept in the work folder" in left_out(work) and "--work-limit 4 " in left_out(work)
