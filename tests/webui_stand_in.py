@@ -146,7 +146,11 @@ class StandIn:
         self.call_queue = SimpleNamespace(queue_lock=Lock())
         self.paths_internal = SimpleNamespace(roboto_ttf_file=str(folder / "no-font.ttf"))
         stores = self._stores = {}
-        self.cache = SimpleNamespace(cache=lambda name: stores.setdefault(name, {}), cached_data_for_file=self._cached)
+        self.cache = SimpleNamespace(
+            cache=lambda name: stores.setdefault(name, {}),
+            cached_data_for_file=self._cached,
+            cache_dir=str(folder.parent / "cache"),
+        )
         self.sd_unet = SimpleNamespace(current_unet=None)
         self.lowvram = SimpleNamespace(is_enabled=lambda model: model.lowvram, send_everything_to_cpu=lambda: None)
         self.sd_hijack = SimpleNamespace(

@@ -74,6 +74,7 @@ def from_recipe(path: Path, folders: Sequence[Path]) -> MergeRequest:
     Raises:
         LoraclrError: it is no merged file, or a LoRA is nowhere to be found
     """
+
     def there(name: str) -> list[Path]:
         return [place for place in (folder / name for folder in (*folders, path.parent, Path.cwd())) if place.is_file()]
 

@@ -45,6 +45,6 @@ def left_out(work: WorkFolder | None) -> str:
         return ""
     size = math.ceil(work.too_large / (1 << 20))
     return (
-        f"{size} MB were not kept in the work folder, as one file may take half of its limit: a merge that is ended there goes on "
-        f"from before them. --work-limit {2 * size} has room."
+        f"{size} MB were not kept in the work folder, as one file may take half of its limit: a merge that is ended there goes "
+        f"on from before them. --work-limit {2 * size} has room."
     )

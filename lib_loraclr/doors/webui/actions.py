@@ -25,13 +25,13 @@ from . import (
     settings,
     trying,
     views,
+    wording,
+    working,
 )
 from .check import check as checked
 from .choosing import efforts_with_times
 from .queueing import Queueing
 from .rows import Table
-
-_INTERRUPTED = notes.note("Interrupted. Nothing was kept, and everything is as it was.")
 
 
 class Actions(Queueing):
@@ -64,7 +64,7 @@ class Actions(Queueing):
         except LoraclrError as error:
             return panel.error(str(error))
         except Interrupted:
-            return panel.message(_INTERRUPTED)
+            return panel.message(views.interrupted_view())
         except Exception as error:  # noqa: BLE001  (what was shown before is gone, and the tab must say so)
             errors.report("LoRACLR: the merge failed", exc_info=True)
             return panel.error(f"{type(error).__name__}: {error}. Nothing was kept; the WebUI's log has the details.")
@@ -91,12 +91,27 @@ class Actions(Queueing):
         elif own and own.state == "failed":
             seen = panel.error(own.error)
         elif own and own.state == "interrupted":
-            seen = panel.message(_INTERRUPTED)
+            seen = panel.message(views.interrupted_view())
         elif not undecided and (unloaded := jobs.take_unloaded()):
             seen = panel.message(views.unloaded_view(unloaded))
         else:
             seen = panel.unchanged(job_id, decided=not undecided)
         return [*seen, _again(own or unloaded)]
+
+    def work(self) -> str:
+        """What merges keep on the disk."""
+        try:
+            return views.work_view(working.size(), working.limit_mb())
+        except LoraclrError as error:
+            return notes.error(wording.plain(str(error)))
+
+    def empty_work(self) -> str:
+        """Delete it."""
+        try:
+            left = working.empty()
+        except LoraclrError as error:
+            return notes.error(wording.plain(str(error)))
+        return views.work_view(left, working.limit_mb())
 
     # -- refining further
 

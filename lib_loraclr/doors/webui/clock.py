@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ...errors import Interrupted
 from ...hosts import running
@@ -52,6 +53,13 @@ class Clock:
         """How much of the stage is done, 0..1."""
         if share != self._share:
             self._share, self._moved = share, now
+
+    def found(self, units: int) -> None:
+        """So many units of the stage that runs are done, and took no time."""
+        item = self._planned.get(self._stage)
+        if item is not None and item.units:
+            left = max(0, item.units - units)
+            self._planned[item.stage] = replace(item, units=left, amount=item.amount * left / item.units)
 
     def finish(self, now: float) -> None:
         """The stage has ended."""
@@ -112,7 +120,11 @@ def _ratio(taken: float, expected: float, before: float = 1.0) -> float:
 
 class TimedProgress(running.StateProgress):
     """The WebUI's bar, by a merge's clock: the bar is the share of the time that has passed, which the WebUI's own reckoning of
-    what is left follows from."""
+    what is left follows from.
+
+    Attributes:
+        units_found: stage -> how many of its units were found in the work folder
+    """
 
     def __init__(self, planned: Sequence[PlannedStage], units: Mapping[Work, float], *, timed: bool) -> None:
         """
@@ -123,6 +135,7 @@ class TimedProgress(running.StateProgress):
         """
         self.planned, self.clock = planned, Clock(planned, units)
         self._timed, self._most, self._born = timed, 0.0, time.monotonic()
+        self.units_found: dict[Stage, int] = {}
         super().__init__()
 
     @property
@@ -141,6 +154,11 @@ class TimedProgress(running.StateProgress):
         if self.interrupted():
             raise Interrupted
 
+    def found(self, units: int, note: str = "") -> None:
+        self.units_found[self._stage] = self.units_found.get(self._stage, 0) + units
+        self.clock.found(units)
+        super().found(units, note)
+
     def finish(self) -> None:
         self.clock.finish(time.monotonic())
 
@@ -153,9 +171,12 @@ class TimedProgress(running.StateProgress):
         return self._most
 
     def _show(self) -> None:
-        self.clock.advance(min(1.0, self._done / self._total) if self._total else 0.0, time.monotonic())
+        found = self.units_found.get(self._stage, 0)
+        own = max(1, self._total - found)
+        self.clock.advance(min(1.0, (self._done - found) / own) if self._total else 0.0, time.monotonic())
         self._state.sampling_step = int(self.fraction() * _PARTS)
-        self._state.textinfo = " · ".join(part for part in (self._doing(), self._left()) if part)
+        kept = "goes on from before" if self.units_found else ""
+        self._state.textinfo = " · ".join(part for part in (self._doing(), kept, self._left()) if part)
 
     def _doing(self) -> str:
         """What is being done, and of what."""

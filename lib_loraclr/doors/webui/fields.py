@@ -14,6 +14,7 @@ from ...solving import EFFORT, METHODS, all_efforts
 from . import settings
 from .form import option_field
 from .labels import BANKS, SAVED, WAYS, method_choices, option_label, with_code
+from .work_fields import WorkFields
 
 _DEFAULTS = MergeRequest(())
 _EFFORT = next(item.default for item in schema(METHODS[_DEFAULTS.method].options) if item.name == EFFORT)
@@ -31,6 +32,7 @@ class Fields:
         preset: the radio that fills the templates
         draw: whether a picture is drawn
         method_boxes: method -> the column with its options
+        work: what merges keep on the disk
     """
 
     def __init__(self) -> None:
@@ -190,6 +192,7 @@ class Fields:
             elem_id="loraclr_draw",
             tooltip="To judge the merge by: each concept as base, alone, all tags, merged; and for the card",
         )
+        self.work = WorkFields()
 
     def _slider(
         self, name: str, label: str, value: float, ends: tuple[float, float], *, tip: str, step: float = 1

@@ -10,11 +10,12 @@ from modules import errors, shared
 
 from ...errors import Interrupted, LoraclrError
 from ...hosts import running
+from ...files import WorkFolder
 from ...merge import Followed, merge_loras, refine_further
 from ...model import Host
 from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
 from ...progress import PlannedStage, Stage
-from . import estimate, pace, settings, wording
+from . import estimate, pace, settings, wording, working
 from .clock import TimedProgress
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Result:
         pictures: to judge it by, and for its card; or None
         size: of the file in bytes
         followed: what was recorded, to refine it further without recording again; None where nobody can, or where newer results
-            took the room
+            took the room. What is kept on the disk is not held there too
     """
 
     merge: Merge
@@ -69,15 +70,17 @@ def make(job: Job, host: Host, is_to_stop: Callable[[], bool]) -> Result:
     shared.state.textinfo = "Looking how fast this computer is"
     pace.measure(host, key)
     job.progress = JobProgress(job, key, host, is_to_stop)
-    followed = _followed(job)
-    merge = _merged(job, host, followed)
+    followed, (work, warned) = _followed(job), working.opened()
+    merge = _merged(job, host, followed, work)
+    if followed is not None and work is not None and not work.trouble:
+        followed.examples.clear()
     pictures, warnings = _draw(job, merge, host) if job.draw else (None, ())
     job.progress.finish()
     try:
-        pace.learn(key, done(job.progress.planned, merge, drawn=pictures is not None), job.progress.seconds)
+        pace.learn(key, done(job.progress, merge, drawn=pictures is not None), job.progress.seconds)
     except Exception:  # noqa: BLE001  (the merge is complete, whatever became of the next one's estimate)
         errors.report("LoRACLR: the pace of this merge could not be remembered", exc_info=True)
-    told = tuple(wording.plain(warning, job.called) for warning in (*merge.report.warnings, *warnings))
+    told = tuple(wording.plain(warning, job.called) for warning in (*merge.report.warnings, *warned, *warnings))
     report = replace(merge.report, warnings=told)
     return Result(replace(merge, report=report).light(), pictures, file_size(merge), followed)
 
@@ -97,24 +100,23 @@ def _followed(job: Job) -> Followed | None:
     return None if job.form is None or job.keeps_as else Followed()
 
 
-def _merged(job: Job, host: Host, followed: Followed | None) -> Merge:
+def _merged(job: Job, host: Host, followed: Followed | None, work: WorkFolder | None) -> Merge:
     """Afresh, or from a finished merge on."""
     if job.former is None:
-        return merge_loras(job.request, host, job.progress, followed=followed)
+        return merge_loras(job.request, host, job.progress, work=work, followed=followed)
     former = replace(job.former.merge, request=job.request)
-    return refine_further(former, host, job.progress, steps=job.steps, followed=followed)
+    return refine_further(former, host, job.progress, steps=job.steps, work=work, followed=followed)
 
 
-def done(planned: Sequence[PlannedStage], merge: Merge, *, drawn: bool) -> list[PlannedStage]:
-    """What was done of what was planned: the refinement may have ended early, and from a picture that was cut short there is
-    nothing to learn."""
+def done(progress: TimedProgress, merge: Merge, *, drawn: bool) -> list[PlannedStage]:
+    """What was done of what was planned: the refinement may have ended early, some was found of a merge before, and from a
+    picture that was cut short there is nothing to learn."""
     stages = []
-    for item in planned:
-        if item.stage is Stage.REFINING:
-            steps = merge.report.refinement["steps"]
-            stages.append(replace(item, units=steps, amount=item.amount * steps / item.units))
-        elif item.stage is not Stage.DRAWING or drawn:
-            stages.append(item)
+    for item in progress.planned:
+        if item.stage is not Stage.DRAWING or drawn:
+            whole = merge.report.refinement["steps"] if item.stage is Stage.REFINING else item.units
+            own = max(0, whole - progress.units_found.get(item.stage, 0))
+            stages.append(replace(item, units=own, amount=item.amount * own / max(1, item.units)))
     return stages
 
 

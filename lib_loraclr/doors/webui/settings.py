@@ -36,14 +36,32 @@ _OPTIONS = {
         {},
         "as NAME.report.png beside the file; the card's own picture shows merged pictures only",
     ),
+    "loraclr_work_limit": (
+        2048,
+        "Disk space in MB for what merges record",
+        gr.Number,
+        {"precision": 0, "minimum": 0},
+        "so that one that was ended goes on where it was, and another of the same LoRAs records less; what was used longest ago "
+        "goes first; 0 for none",
+    ),
+    "loraclr_work_folder": (
+        "",
+        "Folder for what merges record",
+        gr.Textbox,
+        {"visible": not shared.cmd_opts.hide_ui_dir_config},
+        "empty for loraclr-work in the WebUI's folder of caches",
+    ),
 }
+#: read whenever they are needed; the others stand in the tab's fields, which are made once
+_READ_ANEW = ("loraclr_work_limit", "loraclr_work_folder")
 
 
 def add() -> None:
     """For `script_callbacks.on_ui_settings`."""
     for key, (default, label, component, arguments, text) in _OPTIONS.items():
         info = shared.OptionInfo(default, label, component, dict(arguments), section=_SECTION)
-        shared.opts.add_option(key, (info.info(text) if text else info).needs_reload_ui())
+        told = info.info(text) if text else info
+        shared.opts.add_option(key, told if key in _READ_ANEW else told.needs_reload_ui())
 
 
 def value(key: str):

@@ -281,6 +281,7 @@ class _Tab:
             **by_script("loraclrSubmit", whole),
             show_progress=False,
         )
+        self.left.work.connect(bound, self.opened.click, merged.then)
         self._connect_times(bound, merged.then)
         for field in self.left.timed:
             # a slider tells when it is let go of; of a number gradio 3 tells when it is written, and 4 only that it changes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...hosts.running import InstalledCheckpoint
 from ...output import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
 from ...solving import METHODS
-from . import overlaps
+from . import overlaps, working
 from .notes import error, note, safe, span
 
 if TYPE_CHECKING:
@@ -203,10 +203,34 @@ def _together(report: MergeReport) -> str:
     )
 
 
+def interrupted_view() -> str:
+    """After a merge was interrupted."""
+    later = (
+        " What was recorded is still there: the same merge, begun again, goes on from it." if working.is_on() else ""
+    )
+    return note(f"Interrupted. Nothing was kept, and everything is as it was.{later}")
+
+
+def work_view(size: int, limit_mb: int) -> str:
+    """What merges keep on the disk.
+
+    Args:
+        size: in bytes
+    """
+    held = (
+        f"On the disk of merges before: {_megabytes(size / (1 << 20))}"
+        if size
+        else "On the disk of merges before: nothing"
+    )
+    most = f" of at most {_megabytes(limit_mb)}" if limit_mb > 0 else "; nothing is added (Settings > LoRACLR)"
+    return f"<p class='loraclr-small'>{held}{most}.</p>"
+
+
 def unloaded_view(job: Job) -> str:
     """After Reload UI stopped a merge."""
     names = ", ".join(job.names)
-    again = " What it was asked for is filled in again: press Merge to begin anew." if job.form else ""
+    begun = "and it goes on from what was recorded" if working.is_on() else "to begin anew"
+    again = f" What it was asked for is filled in again: press Merge {begun}." if job.form else ""
     return note(f"The merge of {names} was stopped by Reload UI, and nothing was kept.{again}")
 
 

@@ -117,3 +117,26 @@ def test_before_a_first_merge_the_estimate_is_a_range(doors: Doors) -> None:  # 
     pace._measured[key] = pace._Measured(1.0, 0.0)
     pace.learn(key, PLAN, {Stage.RECORDING: 100.0})
     assert estimate.span(60.0, key) == (60.0, 60.0)
+
+
+def test_what_was_found_took_no_time_and_says_nothing_of_the_pace(timed: Any) -> None:
+    clock, progress = timed.progress.clock, timed.progress
+    progress.start(Stage.RECORDING, 100)
+    assert "goes on" not in timed.state.textinfo
+    progress.found(60, "fox")
+    assert clock.remaining(0.0) == 40 + 10 + 200 + 100 and progress.units_found == {Stage.RECORDING: 60}
+    assert "Recording the LoRAs: fox · goes on from before" in timed.state.textinfo
+    for _ in range(40):  # as fast as was expected
+        timed.clock.now += 1.0
+        progress.advance(1, "cat")
+    progress.start(Stage.UNET_LAYERS, 10)
+    assert clock.remaining(timed.clock.now) == pytest.approx(10 + 200 + 100, rel=0.01)
+    assert "goes on from before" in timed.state.textinfo
+    progress.found(10)
+    progress.start(Stage.REFINING, 20)
+    progress.found(20)
+    assert clock.remaining(timed.clock.now) == pytest.approx(100, rel=0.01)
+    # of what was not planned nobody knows how long it takes
+    progress.start(Stage.DRAWING, 5)
+    progress.found(5)
+    assert clock.remaining(timed.clock.now) == pytest.approx(100, rel=0.01)

@@ -103,12 +103,18 @@ def test_a_refinement_that_ended_early_is_counted_as_it_was(doors: Doors) -> Non
     host = pace.probe(request(), wait=True)
     planned = estimate.stages(asked, host, draw=True)
     ended = SimpleNamespace(report=SimpleNamespace(refinement={"steps": 40}))
-    done = making.done(planned, ended, drawn=True)
+    progress = SimpleNamespace(planned=planned, units_found={})
+    done = making.done(progress, ended, drawn=True)
     [(whole, early)] = [pair for pair in zip(planned, done, strict=True) if pair[0] != pair[1]]
     assert (whole.stage, early.stage, early.work) == (Stage.REFINING, Stage.REFINING, Work.BACKWARD)
     assert (whole.units, early.units) == (100, 40) and early.amount == pytest.approx(0.4 * whole.amount)
-    cut_short = making.done(planned, ended, drawn=False)
+    cut_short = making.done(progress, ended, drawn=False)
     assert [item.stage for item in done if item not in cut_short] == [Stage.DRAWING]
+    # what was found of a merge before was not done now
+    progress.units_found = {Stage.REFINING: 30, Stage.RECORDING: planned[1].units}
+    went_on = {item.stage: item for item in making.done(progress, ended, drawn=True)}
+    assert went_on[Stage.REFINING].amount == pytest.approx(0.1 * whole.amount)
+    assert went_on[Stage.RECORDING].amount == 0 < planned[1].amount and planned[1].stage is Stage.RECORDING
 
 
 def test_times_beside_the_efforts_do_not_wait_for_the_model_again(

@@ -57,6 +57,7 @@ class Doors:
         }
         flags |= options
         vars(self.webui.shared.cmd_opts).update(flags)
+        self.webui.shared.opts.loraclr_work_limit = 0  # what is kept of one merge is for tests that ask for it
         self.webui.shared.state.interrupt = lambda: setattr(self.webui.shared.state, "interrupted", True)
         self.webui.errors = SimpleNamespace(report=lambda text, **_: self.reported.append(text))
         self.webui.progress = SimpleNamespace(current_task=None)
