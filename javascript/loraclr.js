@@ -243,6 +243,7 @@ function loraclrSubmit(...inputs) {
 // A LoRA was kept: the Lora tabs list it at once. A checkpoint was kept: so does the menu of checkpoints.
 function loraclrKept(kept) {
     if (!kept) return;
+    loraclrAddable(kept);
     const checkpoints = gradioApp().getElementById("refresh_sd_model_checkpoint");
     if (!JSON.parse(kept).tag && checkpoints) checkpoints.click();
     loraclrRefreshCards();

@@ -138,3 +138,29 @@ function loraclrCards() {
 onAfterUiUpdate(function() {
     if (loraclrHere()) loraclrCards();
 });
+
+// The merged LoRA that is added to. First input: its name.
+let loraclrAdds = "";
+function loraclrAddTo(...inputs) {
+    inputs[0] = loraclrAdds;
+    return inputs;
+}
+
+// A checkpoint that was kept is nothing to add to.
+function loraclrAddable(kept) {
+    const button = gradioApp().getElementById("loraclr_add_to_kept");
+    if (button && kept) button.style.display = JSON.parse(kept).tag ? "" : "none";
+}
+
+onUiLoaded(function() {
+    const tab = gradioApp().getElementById("tab_loraclr");
+    if (!loraclrHere()) return;
+    tab.addEventListener("click", (event) => {
+        const merged = event.target.closest(".loraclr-add-to");
+        if (merged) {
+            loraclrAdds = merged.dataset.lora;
+            gradioApp().getElementById("loraclr_add_to_button").click();
+        }
+        if (event.target.closest(".loraclr-add-to-nothing")) gradioApp().getElementById("loraclr_add_to_ended").click();
+    });
+});

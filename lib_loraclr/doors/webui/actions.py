@@ -12,6 +12,7 @@ from modules import errors, util
 
 from ...errors import Interrupted, LoraclrError
 from . import (
+    adding,
     arranging,
     catalogue,
     form,
@@ -45,7 +46,8 @@ class Actions(Queueing):
             if not concepts:
                 return ["".join(map(notes.error, refused.values())), gr.update()]
             request = form.complete(concepts, self._fields(values))
-            found = checked(request, tuple(concepts), refused=refused, draw=draw, with_overlap=True)
+            base = adding.of(self._fields(values), request)
+            found = checked(request, tuple(concepts), refused=refused, draw=draw, with_overlap=True, base=base)
         except LoraclrError as error:
             return [notes.error(str(error)), gr.update()]
         return [views.check_view(found), efforts_with_times(found.efforts)]
@@ -57,9 +59,11 @@ class Actions(Queueing):
             if jobs.is_stopped(task):  # while it waited for the queue
                 raise Interrupted
             request, names = form.build(rows.completed(table, chosen), self._fields(values))
+            base = adding.of(self._fields(values), request)
             if before and before.result:  # the browser has asked
                 jobs.discard(before)
-            job = jobs.Job(request, names, draw, task, form=(table, list(chosen or ()), draw, values))
+            asked = (table, list(chosen or ()), draw, values)
+            job = jobs.Job(request, names, draw, task, form=asked, adds_to=base.lora if base else None)
             jobs.run(job, lock_held=True)
         except LoraclrError as error:
             return panel.error(str(error))
@@ -264,7 +268,7 @@ def _still(before: jobs.Job | None, said: str) -> list[Any]:
 def _known(job: jobs.Job) -> str:
     """What the browser needs to know of a merge that was kept."""
     known = {"tag": views.tag(job), "triggers": views.triggers(job), "inputs": catalogue.known_as(job.names)}
-    return json.dumps({**known, "fresh": secrets.token_hex(4)})
+    return json.dumps({**known, "name": job.kept.name, "fresh": secrets.token_hex(4)})
 
 
 def _again(job: jobs.Job | None) -> str:

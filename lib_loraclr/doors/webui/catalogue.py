@@ -11,6 +11,8 @@ from ...errors import LoraclrError
 from ...hosts.running import InstalledLora, find_lora, installed_loras, loaded_family
 from ...request import Concept, parse_lora_argument
 
+#: metadata of a file that says how LoRACLR merged it
+RECIPE = "loraclr.request"
 #: between the parts of a choice; gradio 3.41 has no labels for a dropdown's values, so the label is the value
 _BETWEEN = "  ·  "
 _WARNING = "⚠ "
@@ -43,6 +45,11 @@ def require_fitting(lora: InstalledLora) -> None:
         raise LoraclrError(
             f"{lora.name} cannot be merged: {reason}. Leave it out, or load a checkpoint it was made for."
         )
+
+
+def is_merged(lora: InstalledLora) -> bool:
+    """Whether LoRACLR merged it, here or elsewhere."""
+    return RECIPE in lora.metadata
 
 
 def choice(lora: InstalledLora, *, fits: bool) -> str:

@@ -12,10 +12,12 @@ from ...errors import LoraclrError
 from ...hosts import running
 from ...merge import Overlap, examine, memory_needs
 from ...model import MEGABYTE, Host, free_on_card
-from ...progress import Stage
+from ...progress import PlannedStage, Stage
 from ...recording import InputLora, example_prompts, load_input, served_layers
 from ...request import MergeRequest
+from ...solving import Procedure
 from . import estimate, overlaps, pace, wording
+from .adding import Base
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Check:
         ram_mb, device_mb, file_mb: expected, the file's at most
         checkpoint: on which it would run
         examples: some of the prompts that would be asked, by teacher; of two in one picture under an empty name
+        added_to: the merged LoRA that it would go on from; empty for none
+        steps: of the refinement, and of one that merges everything from nothing
         overlap: who will be in whose way; None where nobody asked or it was not measured, for which `overlap_note` has the reason
     """
 
@@ -68,6 +72,8 @@ class Check:
     file_mb: float
     checkpoint: str
     examples: dict[str, list[str]]
+    added_to: str = ""
+    steps: tuple[int, int] = (0, 0)
     overlap: Overlap | None = None
     overlap_note: str = ""
 
@@ -83,6 +89,7 @@ def check(
     refused: Mapping[str, str] | None = None,
     draw: bool,
     with_overlap: bool = False,
+    base: Base | None = None,
 ) -> Check:
     """Read the inputs as the merge would, one at a time, and say what it finds.
 
@@ -92,24 +99,22 @@ def check(
         refused: name -> reason, of LoRAs that were chosen too and are not in the request
         draw: whether a picture would be drawn
         with_overlap: whether the model is asked who will be in whose way, which takes about ten seconds
+        base: a merged LoRA that it would go on from
 
     Raises:
         LoraclrError: nothing can be said, as no checkpoint is loaded or its kind cannot be merged
     """
     host = pace.probe(request, wait=True)
     request, key = pace.sized(request, host), pace.key_of(request, host)
-    findings, inputs = [], []
-    for concept, name in zip(request.concepts, names, strict=True):
-        found = _finding(concept, name, host)
-        findings.append(found[0])
-        inputs += found[1:]
-    findings += [Finding(name, "", "", 0, 0, reason) for name, reason in (refused or {}).items()]
+    findings, inputs = _read(request, names, refused or {}, host)
     examination = examine(request, inputs, host, _serves(host) if inputs else None)
     problems = [_in_the_tabs_words(problem, request, names, host) for problem in examination.problems]
     warnings = [_in_the_tabs_words(warning, request, names, host) for warning in examination.warnings]
     if len(findings) == 1:
         warnings.append("Only one LoRA is chosen: the result is that LoRA at its weight.")
-    seconds = estimate.seconds(estimate.stages(request, host, draw=draw), key)
+    start = base.start if base else None
+    planned = estimate.stages(request, host, draw=draw, start=start)
+    seconds = estimate.seconds(planned, key)
     refining = Stage.REFINING in seconds
     needs = memory_needs(request, inputs, host, refines=refining)
     shortage = _shortage(needs.device, host, refining=refining)
@@ -123,18 +128,32 @@ def check(
         _licences(names),
         seconds,
         estimate.span(sum(seconds.values()), key),
-        estimate.efforts(request, host, draw=draw),
+        estimate.efforts(request, host, draw=draw, start=start),
         (request.recording.width, request.recording.height),
         needs.ram,
         needs.device,
         needs.file,
         host.checkpoint,
         _examples(request, inputs),
+        base.lora.name if base else "",
+        _steps(request, planned),
     )
     if not (with_overlap and found.possible):
         return found
     overlap, note = overlaps.look(request, host, key)
     return replace(found, overlap=overlap, overlap_note=note)
+
+
+def _read(
+    request: MergeRequest, names: Sequence[str], refused: Mapping[str, str], host: Host
+) -> tuple[list[Finding], list[InputLora]]:
+    """What is found of each LoRA, and the shapes of those that can be merged."""
+    findings, inputs = [], []
+    for concept, name in zip(request.concepts, names, strict=True):
+        found = _finding(concept, name, host)
+        findings.append(found[0])
+        inputs += found[1:]
+    return [*findings, *(Finding(name, "", "", 0, 0, reason) for name, reason in refused.items())], inputs
 
 
 def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Finding, InputLora]:
@@ -153,6 +172,13 @@ def _finding(concept, name: str, host: Host) -> tuple[Finding, ...] | tuple[Find
     light = replace(given, file=given.file.without_layers())
     told = (name, found.trigger, found.kind, rank, len(given.deltas))
     return Finding(*told, warnings=warnings, guessed=guessed), light
+
+
+def _steps(request: MergeRequest, planned: Sequence[PlannedStage]) -> tuple[int, int]:
+    """Of the refinement as it is planned, and from nothing; 0 where there is none."""
+    whole = Procedure.of(request).refinement(len(request.concepts))
+    own = next((item.units for item in planned if item.stage is Stage.REFINING), 0)
+    return own, whole.steps if whole else 0
 
 
 #: prompts that are shown of each concept

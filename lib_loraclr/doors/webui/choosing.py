@@ -12,9 +12,9 @@ import gradio as gr
 
 from ...errors import LoraclrError
 from ...hosts.running import find_lora
-from ...request import PromptOptions
-from ...solving import METHODS
-from . import catalogue, estimate, form, history, history_fields, labels, notes, pace, rows
+from ...request import MergeRequest, PromptOptions
+from ...solving import METHODS, all_efforts
+from . import adding, adding_fields, catalogue, estimate, form, history, history_fields, labels, notes, pace, rows
 from .rows import Table
 
 
@@ -98,10 +98,11 @@ class Choosing:
 
     def _times(self, names: Sequence[str], draw: bool, values: Sequence[Any]) -> Any:
         try:
-            request = replace(form.settings(self._fields(values)), concepts=estimate.placeholder(names))
+            given = self._fields(values)
+            request = replace(form.settings(given), concepts=estimate.placeholder(names))
             request.recording.check()
-            host = pace.probe(request, wait=False)
-            return efforts_with_times(estimate.efforts(request, host, draw=draw)) if host else gr.update()
+            host, start = pace.probe(request, wait=False), adding.glimpse(given)
+            return efforts_with_times(estimate.efforts(request, host, draw=draw, start=start)) if host else gr.update()
         except LoraclrError:
             return gr.update()
 
@@ -132,15 +133,69 @@ class Choosing:
             picker, rows, message, and every field
         """
         try:
-            request = history.request_of(history.find(entry_id))
-            listed = catalogue.choices()
+            return self._filled(history.request_of(history.find(entry_id)))
         except LoraclrError as error:
-            return [gr.update(), gr.update(), notes.error(str(error)), *(gr.update() for _ in self._names)]
+            return self._as_it_was(error)
+
+    def add_to(self, name: str, chosen: list[str] | None) -> list[Any]:
+        """Fill the form with what is in a merged LoRA, which the merge then goes on from.
+
+        Args:
+            chosen: what stays chosen beside it
+
+        Returns:
+            as `again`
+        """
+        try:
+            found = adding.base(name)
+            others = [other for other in map(catalogue.name_of, chosen or ()) if other != found.lora.name]
+            return self._filled(found.request, others, found.lora.name)
+        except LoraclrError as error:
+            return self._as_it_was(error)
+
+    def add_to_kept(self, known: str, chosen: list[str] | None) -> list[Any]:
+        """As `add_to`, of the merge that was kept last.
+
+        Args:
+            known: what the browser knows of it
+        """
+        return self.add_to(json.loads(known or "{}").get("name", ""), chosen)
+
+    def add_to_nothing(self) -> list[str]:
+        """Merge afresh, whatever is chosen.
+
+        Returns:
+            the merged LoRA, and what is said of it
+        """
+        return ["", ""]
+
+    def adding(self, name: str) -> str:
+        """What is added to, above the rows."""
+        try:
+            start = adding.glimpse({adding_fields.FIELD: name})
+        except LoraclrError as error:
+            return notes.error(str(error))
+        return adding_fields.view(name, sorted(start.labels)) if start else ""
+
+    def _as_it_was(self, error: LoraclrError) -> list[Any]:
+        return [gr.update(), gr.update(), notes.error(str(error)), *(gr.update() for _ in self._names)]
+
+    def _filled(self, request: MergeRequest, others: Sequence[str] = (), add_to: str = "") -> list[Any]:
+        """The form with a request in it.
+
+        Args:
+            others: LoRAs that are chosen besides
+            add_to: the merged LoRA that is gone on from
+
+        Raises:
+            LoraclrError: the built-in extension Lora is switched off
+        """
+        listed = catalogue.choices()
         table, missing = rows.of_request(request)
-        chosen = catalogue.still_there([row.lora for row in table.rows], listed)
+        chosen = catalogue.still_there(list(dict.fromkeys([*(row.lora for row in table.rows), *others])), listed)
         said = [f"{', '.join(missing)} is not installed any more, and was left out."] if missing else []
         said += [f"The tab has no field for {what}: it was left out." for what in form.not_in_the_tab(request)]
-        fields = form.fields_of(request)
+        fields = {**form.fields_of(request), adding_fields.FIELD: add_to}
         message = "".join(notes.passing(text, "loraclr-error") for text in said)
         values = [fields.get(name, gr.update()) for name in self._names]
         return [gr.update(choices=listed, value=chosen), table.dump(), message, *values]
@@ -168,6 +223,7 @@ def _instead(before: str, words: str, lines: str, prefix: str = "") -> str:
 
 
 def efforts_with_times(seconds: dict[str, tuple[float, float]]) -> Any:
-    """The efforts as choices, each with the time that it takes."""
-    choices = [(f"{name.capitalize()} ({notes.span(*taken)})", name.capitalize()) for name, taken in seconds.items()]
-    return gr.update(choices=choices) if choices else gr.update()
+    """The efforts as choices, each with the time that it takes; without, where it cannot be chosen for what is asked."""
+    times = {name: f" ({notes.span(*taken)})" for name, taken in seconds.items()}
+    choices = [(f"{name.capitalize()}{times.get(name, '')}", name.capitalize()) for name in all_efforts()]
+    return gr.update(choices=choices) if times else gr.update()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ...files import is_text_encoder
 from ...merge import MERGED_ANEW, Start, plan_stages
 from ...model import Host
-from ...output import Merge, PreviewOptions, plan_preview
+from ...output import PreviewOptions, plan_preview
 from ...progress import PlannedStage, Stage
 from ...recording import make_teachers
 from ...request import Concept, MergeRequest
@@ -21,23 +21,21 @@ def stages(
     host: Host,
     *,
     draw: bool,
-    former: Merge | None = None,
-    steps: int = 0,
+    start: Start | None = None,
     known: Collection[Stage] = (),
 ) -> list[PlannedStage]:
     """What a merge will do, as far as it is known before the inputs are read.
 
     Args:
-        former: a finished merge that is refined further
-        steps: of that, as of `merge.refine_further`
+        start: a finished merge that it goes on from; its factors are not looked at
         known: stages whose results are still there
     """
     procedure = Procedure.of(request)
     refinement = procedure.refinement(len(request.concepts))
-    if former is not None:
+    if start is not None:
         labels = [concept.label for concept in request.concepts]
-        refinement = Start(former.factors, frozenset(labels), steps).refinement(refinement, labels)
-        known = (*MERGED_ANEW, *known)
+        refinement = start.refinement(refinement, labels)
+        known = (*(MERGED_ANEW if start.labels >= {*labels} else ()), *known)
     planned = plan_stages(
         request,
         procedure.method,
@@ -67,15 +65,24 @@ def seconds(planned: Iterable[PlannedStage], key: pace.Key) -> dict[Stage, float
     return {item.stage: item.amount * each[item.work] for item in planned}
 
 
-def efforts(request: MergeRequest, host: Host, *, draw: bool) -> dict[str, tuple[float, float]]:
-    """Effort of the request's method -> least and most seconds expected; empty where the method has no efforts."""
+def efforts(
+    request: MergeRequest, host: Host, *, draw: bool, start: Start | None = None
+) -> dict[str, tuple[float, float]]:
+    """Effort of the request's method -> least and most seconds expected; empty where the method has no efforts.
+
+    Args:
+        start: as of `stages`; efforts that do not refine, which it cannot be gone on from with, are left out
+    """
     key = pace.key_of(request, host)
     asked = {
         effort: replace(request, options={**request.options, EFFORT: effort})
         for effort in Procedure.of(request).method.efforts
     }
+    if start is not None:
+        asked = {effort: own for effort, own in asked.items() if Procedure.of(own).refinement(len(own.concepts))}
     return {
-        effort: span(sum(seconds(stages(own, host, draw=draw), key).values()), key) for effort, own in asked.items()
+        effort: span(sum(seconds(stages(own, host, draw=draw, start=start), key).values()), key)
+        for effort, own in asked.items()
     }
 
 

@@ -17,16 +17,14 @@ from ...hosts import running
 from ...output import Merge, read_recipe
 from ...request import MergeRequest
 from ...solving import Procedure
-from . import history_log
+from . import catalogue, history_log
 from .history_log import Entry
 
 if TYPE_CHECKING:
-    from .jobs import Job
+    from .job import Job
 
 #: merges that are remembered
 _REMEMBERED = 200
-#: metadata of a file that says how it was merged
-_RECIPE = "loraclr.request"
 _guard = threading.Lock()
 
 
@@ -91,7 +89,7 @@ def find(entry_id: str) -> Entry:
 
 def merged_loras() -> list[running.InstalledLora]:
     """The installed LoRAs that LoRACLR merged, here or elsewhere, by name."""
-    return [lora for lora in running.installed_loras() if _RECIPE in lora.metadata]
+    return [lora for lora in running.installed_loras() if catalogue.is_merged(lora)]
 
 
 def requests() -> Iterator[tuple[running.InstalledLora, MergeRequest]]:

@@ -5,97 +5,29 @@ A job's state is changed under one lock, in a moment; what takes long (merging, 
 
 from __future__ import annotations
 
-import re
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
-from modules import errors, shared
+from modules import errors
 
 from ...errors import Interrupted, LoraclrError
-from ...files import Written
 from ...hosts import running
-from ...request import MergeRequest
 from . import history, keeping, naming, settings, wording
+from .job import OVER, Job, owner_of
 from .keeping import NameTaken
-from .making import JobProgress, Result, let_go_of_recordings, make
+from .making import Result, let_go_of_recordings, make
 from .start import is_closing
 
 __all__ = ["Job", "NameTaken", "OVER", "Result", "discard", "find", "interrupt", "interrupt_task", "is_stopped", "keep"]
 __all__ += ["of_task", "owner_of", "put_back", "run", "shown", "start", "unload", "waiting"]
 
-#: states in which nothing is going on any more; "finished" waits for keep or discard
-OVER = ("finished", "failed", "interrupted", "kept", "discarded", "put back")
 #: jobs that are remembered
 _REMEMBERED = 32
 #: results that are held in memory, of one owner and in all
 _HELD, _HELD_IN_ALL = 2, 8
 #: merges that wait in the background at the same time, of one owner and in all
 _WAITING, _WAITING_IN_ALL = 16, 64
-
-
-@dataclass
-class Job:
-    """A merge that somebody asked for, from the queue to what became of its result.
-
-    Attributes:
-        request: what was asked; `lora` of each concept is a path
-        names: the LoRAs as the WebUI names them
-        draw: whether a picture is drawn
-        task: of the tab, that the WebUI shows the progress of; empty for HTTP
-        owner: whose it is, and who alone finds it: a page of the tab (`owner_of`), or the credentials of HTTP
-        id: what it is asked for by
-        state: queued, running, saving, or one of `OVER`
-        error: what went wrong, for the person who asked
-        result: held from "finished" until it is kept or discarded
-        kept: the new LoRA or checkpoint
-        written: its files, with what they replaced
-        form: what stood in the tab when it was asked for there, as that hands it over; None for HTTP
-        former: a finished result that it goes on from, in place of merging afresh
-        steps: of that; 0 for as many as are usual
-        keeps_as: the name that its result is kept under as soon as it is finished, or the next free one; empty: somebody decides
-        other: id of the job whose result it goes on from, or of the one that went on from its own
-    """
-
-    request: MergeRequest
-    names: tuple[str, ...]
-    draw: bool = True
-    task: str = ""
-    owner: str = ""
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-    state: str = "queued"
-    error: str = ""
-    result: Result | None = None
-    kept: running.InstalledLora | running.InstalledCheckpoint | None = None
-    written: Written | None = None
-    stop: bool = False
-    progress: JobProgress | None = None
-    form: Any = None
-    former: Result | None = None
-    steps: int = 0
-    keeps_as: str = ""
-    other: str = ""
-
-    def __post_init__(self) -> None:
-        self.owner = self.owner or owner_of(self.task)
-
-    @property
-    def called(self) -> dict[str, str]:
-        """Path -> name of its LoRAs."""
-        return {concept.lora: name for concept, name in zip(self.request.concepts, self.names, strict=True)}
-
-    def fraction(self) -> float:
-        """How much of it is done, 0..1."""
-        if self.state in ("finished", "saving", "kept", "discarded", "put back"):
-            return 1.0
-        return self.progress.fraction() if self.progress else 0.0
-
-    def text(self) -> str:
-        """The line under the bar."""
-        return shared.state.textinfo or "" if self.state == "running" else ""
 
 
 _jobs: dict[str, Job] = {}
@@ -109,12 +41,6 @@ _guard = threading.Lock()
 _stopped: list[str] = []
 #: the merge that was stopped when the scripts were unloaded
 _unloaded: list[Job] = []
-
-
-def owner_of(task: str) -> str:
-    """The page that a task of the tab belongs to: `task(PAGE-anything)`; empty where it does not say."""
-    match = re.fullmatch(r"task\((\w+)-\w*\)", task)
-    return match[1] if match else ""
 
 
 def find(job_id: str, owner: str | None = None) -> Job | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modules import errors, shared
 
 from ...errors import Interrupted, LoraclrError
-from ...hosts import running
 from ...files import WorkFolder
-from ...merge import Followed, merge_loras, refine_further
+from ...hosts import running
+from ...merge import Followed, Start, merge_loras, refine_further, start_from
 from ...model import Host
 from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
 from ...progress import PlannedStage, Stage
@@ -19,7 +19,7 @@ from . import estimate, pace, settings, wording, working
 from .clock import TimedProgress
 
 if TYPE_CHECKING:
-    from .jobs import Job
+    from .job import Job
 
 
 @dataclass
@@ -43,12 +43,16 @@ class Result:
 class JobProgress(TimedProgress):
     """The progress of a job, which is stopped by its own interrupt, and whose picture is drawn in it after the merge."""
 
-    def __init__(self, job: Job, key: pace.Key, host: Host, is_to_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, job: Job, key: pace.Key, host: Host, is_to_stop: Callable[[], bool], start: Start | None
+    ) -> None:
         """
         Args:
             is_to_stop: whether somebody asked for that
+            start: a finished merge that it goes on from
         """
-        expected = estimate.stages(job.request, host, draw=job.draw, **_going_on(job))
+        known = job.former.followed.examples if job.former and job.former.followed else ()
+        expected = estimate.stages(job.request, host, draw=job.draw, start=start, known=known)
         super().__init__(expected, pace.seconds_per_unit(key), timed=pace.timed(key))
         self._job, self._is_to_stop = job, is_to_stop
 
@@ -69,9 +73,10 @@ def make(job: Job, host: Host, is_to_stop: Callable[[], bool]) -> Result:
     key = pace.key_of(job.request, host)
     shared.state.textinfo = "Looking how fast this computer is"
     pace.measure(host, key)
-    job.progress = JobProgress(job, key, host, is_to_stop)
+    start = _start(job, host)
+    job.progress = JobProgress(job, key, host, is_to_stop, start)
     followed, (work, warned) = _followed(job), working.opened()
-    merge = _merged(job, host, followed, work)
+    merge = _merged(job, host, start, followed, work)
     if followed is not None and work is not None and not work.trouble:
         followed.examples.clear()
     pictures, warnings = _draw(job, merge, host) if job.draw else (None, ())
@@ -85,12 +90,12 @@ def make(job: Job, host: Host, is_to_stop: Callable[[], bool]) -> Result:
     return Result(replace(merge, report=report).light(), pictures, file_size(merge), followed)
 
 
-def _going_on(job: Job) -> dict[str, Any]:
-    """What an estimate has to know of a job that refines further."""
-    if job.former is None:
-        return {}
-    known = job.former.followed.examples if job.former.followed else ()
-    return {"former": job.former.merge, "steps": job.steps, "known": known}
+def _start(job: Job, host: Host) -> Start | None:
+    """The finished merge that a job goes on from, a result's or a file's; None where it merges afresh."""
+    if job.former is not None:
+        labels = frozenset(concept.label for concept in job.request.concepts)
+        return Start(job.former.merge.factors, labels, job.steps)
+    return start_from(job.adds_to.path, host) if job.adds_to else None
 
 
 def _followed(job: Job) -> Followed | None:
@@ -100,10 +105,10 @@ def _followed(job: Job) -> Followed | None:
     return None if job.form is None or job.keeps_as else Followed()
 
 
-def _merged(job: Job, host: Host, followed: Followed | None, work: WorkFolder | None) -> Merge:
+def _merged(job: Job, host: Host, start: Start | None, followed: Followed | None, work: WorkFolder | None) -> Merge:
     """Afresh, or from a finished merge on."""
     if job.former is None:
-        return merge_loras(job.request, host, job.progress, work=work, followed=followed)
+        return merge_loras(job.request, host, job.progress, start=start, work=work, followed=followed)
     former = replace(job.former.merge, request=job.request)
     return refine_further(former, host, job.progress, steps=job.steps, work=work, followed=followed)
 

@@ -13,7 +13,7 @@ from .notes import safe
 from .scripting import by_script
 
 if TYPE_CHECKING:
-    from .jobs import Job
+    from .job import Job
     from .tab import _Actions
 
 

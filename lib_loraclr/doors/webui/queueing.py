@@ -9,7 +9,7 @@ import gradio as gr
 from ...errors import LoraclrError
 from ...hosts.running import checkpoint_dir, lora_dir
 from ...request import output_path
-from . import form, jobs, naming, notes, queue_fields, rows, settings
+from . import adding, form, jobs, naming, notes, queue_fields, rows, settings
 from .choosing import Choosing
 
 
@@ -29,12 +29,14 @@ class Queueing(Choosing):
         """
         try:
             request, names = form.build(rows.completed(table, chosen), self._fields(values))
+            base = adding.of(self._fields(values), request)
             wanted = name.strip() or naming.proposal(names, request.save_as)
             if name.strip() and request.save_as != "checkpoint":
                 wanted = naming.whole_name(name, settings.value("loraclr_sub_folder"))
             output_path(checkpoint_dir() if request.save_as == "checkpoint" else lora_dir(), wanted)
             asked = (table, list(chosen or ()), draw, values)
-            jobs.start(jobs.Job(request, names, draw, owner=jobs.owner_of(task), form=asked, keeps_as=wanted))
+            own = {"owner": jobs.owner_of(task), "adds_to": base.lora if base else None}
+            jobs.start(jobs.Job(request, names, draw, form=asked, keeps_as=wanted, **own))
         except LoraclrError as error:
             return [notes.error(str(error)), self.queue(task), gr.update()]
         return ["", self.queue(task), ""]

@@ -26,8 +26,8 @@ from ...hosts.running import (
 )
 from ...request import MergeRequest, schema
 from ...solving import METHODS, Procedure
+from . import adding, jobs, keeping, naming, settings, wording
 from . import check as checking
-from . import jobs, keeping, naming, settings, wording
 from .catalogue import obstacle, require_fitting
 from .openapi import EXAMPLE, request_schema
 
@@ -44,6 +44,11 @@ class MergeBody(BaseModel):
     """What to merge."""
 
     request: dict[str, Any] = Field(..., **_typed(request_schema()))
+    add_to: str = Field(
+        "",
+        description="A LoRA that LoRACLR merged, to go on from: the request's concepts are added to those that are in it, and "
+        "what else the request leaves out is as its recipe has it.",
+    )
     preview: bool | None = Field(None, description="Whether to draw pictures; as in the settings if left out.")
 
 
@@ -148,8 +153,8 @@ def methods() -> list[dict[str, Any]]:
 
 def check(body: MergeBody) -> dict[str, Any]:
     """What a merge would do: obstacles, warnings, licences, expected time and size. Nothing is merged."""
-    job = _job(body)
-    found = checking.check(job.request, job.names, draw=job.draw)
+    job, base = _job(body)
+    found = checking.check(job.request, job.names, draw=job.draw, base=base)
     told = asdict(found)
     del told["overlap"], told["overlap_note"]  # nobody asked for it
     return {
@@ -162,26 +167,47 @@ def check(body: MergeBody) -> dict[str, Any]:
 
 def merge(body: MergeBody, asked: Request) -> dict[str, str]:
     """Begin a merge, after those that wait already; ask for the job's status with the id that is returned."""
-    job = _job(body, _owner(asked))
+    job, _ = _job(body, _owner(asked))
     jobs.start(job)
     return {"id": job.id}
 
 
-def _job(body: MergeBody, owner: str = "") -> jobs.Job:
-    request = MergeRequest.from_dict({"memory_mb": int(settings.value("loraclr_memory")), **body.request}).seeded()
+def _job(body: MergeBody, owner: str = "") -> tuple[jobs.Job, adding.Base | None]:
+    """What is asked for, and what it goes on from."""
+    base = adding.base(body.add_to) if body.add_to else None
+    request = MergeRequest.from_dict(_whole(body.request, base)).seeded()
     found = [find_lora(concept.lora) for concept in request.concepts]
     for lora in found:
         require_fitting(lora)
     concepts = [replace(c, lora=str(lora.path)) for c, lora in zip(request.concepts, found, strict=True)]
     draw = settings.value("loraclr_preview") if body.preview is None else body.preview
     names = tuple(lora.name for lora in found)
-    job = jobs.Job(replace(request, concepts=tuple(concepts)), names, draw, owner=owner)
+    job = jobs.Job(
+        replace(request, concepts=tuple(concepts)), names, draw, owner=owner, adds_to=base.lora if base else None
+    )
     try:
         job.request.check()
     except LoraclrError as error:
         raise LoraclrError(jobs.shown(error, job)) from error
     Procedure.of(request)
-    return job
+    if base:
+        base.require_added(job.request)
+    return job, base
+
+
+def _whole(asked: dict[str, Any], base: adding.Base | None) -> dict[str, Any]:
+    """A request with what it leaves out, as far as another one or the settings say it; LoRAs by their names."""
+    memory = {"memory_mb": int(settings.value("loraclr_memory"))}
+    if base is None:
+        return {**memory, **asked}
+    recipe = base.request.to_dict()
+    there = [
+        {**own, "lora": concept.label} for own, concept in zip(recipe["concepts"], base.request.concepts, strict=True)
+    ]
+    added = asked.get("concepts", [])
+    if not isinstance(added, list):
+        return {**memory, **asked}  # which says what is wrong with it
+    return {**recipe, **memory, **asked, "concepts": [*there, *added]}
 
 
 def _find(job_id: str, asked: Request) -> jobs.Job:
@@ -202,6 +228,7 @@ def status(job_id: str, asked: Request) -> dict[str, Any]:
         "text": job.text(),
         "error": job.error or None,
         "loras": list(job.names),
+        "add_to": job.went_on_from or None,
         "family": family.name if family else None,
     }
 

@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import LoraclrError
 from ...hosts.running import InstalledLora, find_lora
 from ...request import KINDS, Concept, MergeRequest, parse_number
-from .catalogue import name_of, obstacle, preview_url
+from .catalogue import is_merged, name_of, obstacle, preview_url
 from .notes import safe
 
 #: fields that are written one per line
@@ -220,7 +220,18 @@ def _row(row: Row, lora: InstalledLora | None, rows: Sequence[Row]) -> str:
         f"<label>Own prompts <textarea data-field='prompts' rows='2' placeholder='in place of the templates, one per line' "
         f"aria-label='Own prompts of {safe(row.lora)}' title='{safe(_TIPS['prompts'])}'>"
         f"{safe(row['prompts'])}</textarea></label>{_outfits(row)}{_alone(row)}</div>"
-        f"{_applied_to(row, rows)}{refused}</div>"
+        f"{_applied_to(row, rows)}{refused}{_merged(lora) if lora and not reason else ''}</div>"
+    )
+
+
+def _merged(lora: InstalledLora) -> str:
+    """Of what LoRACLR merged: that what is in it can be gone on from, where as a row it counts as one concept."""
+    if not is_merged(lora):
+        return ""
+    tip = "Fills the form with what is in it; what else is chosen is added, in fewer steps than all take from nothing"
+    return (
+        "<div class='loraclr-merged'>A merge of several, here one concept. "
+        f"<button type='button' class='loraclr-add-to' data-lora='{safe(lora.name)}' title='{tip}'>Add to this one</button></div>"
     )
 
 

@@ -12,6 +12,7 @@ from modules.ui_components import DropdownMulti, FormRow, ResizeHandleRow, ToolB
 
 from ...solving import EFFORT
 from . import notes, settings, start
+from .adding_fields import FIELD, AddingFields
 from .arranging_fields import ArrangingFields
 from .fields import Fields
 from .further_fields import FurtherFields
@@ -66,8 +67,10 @@ class _Tab:
         self.message = gr.HTML("", elem_id="loraclr_message")
         with ResizeHandleRow(equal_height=False):
             with gr.Column(variant="compact", elem_id="loraclr_settings"):
+                self.adding = AddingFields()
                 self.rows = gr.HTML(render(Table(), {}), elem_id="loraclr_rows")
                 self.left = Fields()
+                self.left.fields[FIELD] = self.adding.field
                 self.queue = QueueFields()
                 self.history = HistoryFields()
             with gr.Column(elem_id="loraclr_results"):
@@ -161,6 +164,7 @@ class _Tab:
             self.copy = gr.Button(
                 "Copy tag", elem_id="loraclr_copy", tooltip="With the trigger words, to paste into any prompt"
             )
+            self.adding.kept_button()
             self.folder = gr.Button(
                 "Open folder",
                 elem_id="loraclr_folder",
@@ -235,7 +239,7 @@ class _Tab:
             show_progress=False,
         )
         # in the browser, which alone knows whether something has been chosen meanwhile
-        opened.then(None, [self.asked, *again], again, **by_script("loraclrAgain", [self.asked, *again]))
+        asked = opened.then(None, [self.asked, *again], again, **by_script("loraclrAgain", [self.asked, *again]))
         added = [self.added, self.picker]
         self.add.click(
             bound.add, added, [self.picker, self.message], **by_script("loraclrAdded", added), show_progress=False
@@ -251,10 +255,21 @@ class _Tab:
         )
         opened.then(bound.history, [], [self.history.view], show_progress=False)
         self.queue.connect(bound, opened, self.table, self.picker, [left.draw, *fields])
-        filled = self.history.connect(bound.again, [self.picker, self.taken, self.message, *fields])
+        form = [self.picker, self.taken, self.message, *fields]
+        filled = self.history.connect(bound.again, form)
+        added = self.adding.connect(bound, self.picker, self.kept, form)
+        for event in (asked, filled, *added):
+            self.adding.follow(bound, event.then)
         # The checkpoint may be another one than when the tab was last looked at; a picker that holds the same names as before a
         # take-over does not change, but their weights may have.
-        for select in (opened.then, taken.then, filled.then, self.picker.change, self.again.click):
+        for select in (
+            opened.then,
+            taken.then,
+            filled.then,
+            *(event.then for event in added),
+            self.picker.change,
+            self.again.click,
+        ):
             self._connect_selection(bound, select)
         self.left.preset.change(bound.preset, [self.left.preset], words, show_progress=False)
         left.fields["method"].change(

@@ -13,7 +13,7 @@ from .notes import error, note, safe, span
 
 if TYPE_CHECKING:
     from .check import Check, Finding
-    from .jobs import Job
+    from .job import Job
 
 # -- check
 
@@ -26,6 +26,9 @@ def check_view(check: Check) -> str:
         f"<div class='loraclr-note{style}' role='status'><b>{_verdict_of(check, len(warnings))}</b> "
         f"Checkpoint: {safe(check.checkpoint)}.</div>"
     ]
+    if check.added_to:
+        own, whole = check.steps
+        parts.append(note(f"Goes on from {check.added_to}: {own} steps, where all from nothing take {whole}."))
     parts += [error(problem) for problem in check.problems]
     if warnings:
         parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{safe(w)}</li>' for w in warnings)}</ul>")
@@ -117,6 +120,7 @@ def result_view(job: Job) -> str:
         ),
         ("Layers", str(report.layers), "How many of the checkpoint's layers the file changes"),
         ("File", _megabytes(size / (1 << 20)), "Size of the file that Keep writes"),
+        *([("Went on from", job.went_on_from, _before(job))] if job.went_on_from else []),
         ("Seed", str(job.request.seed), "Of all that was drawn: with it the same merge gives the same file"),
         ("Method", METHODS[report.method].label if report.method in METHODS else report.method, report.source),
     ]
@@ -127,6 +131,13 @@ def result_view(job: Job) -> str:
         f"{_together(report)}{_facts(facts)}"
         f"{f'<ul class=loraclr-warnings>{warnings}</ul>' if warnings else ''}</div>"
     )
+
+
+def _before(job: Job) -> str:
+    """What was in the merged LoRA that a job went on from."""
+    merge = job.result.merge
+    steps = merge.report.refinement.get("steps", 0)
+    return f"It held {', '.join(merge.begun.concepts)}; {steps} steps were made from there"
 
 
 def advice_view(job: Job) -> str:

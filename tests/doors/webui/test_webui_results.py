@@ -76,6 +76,7 @@ def test_merge_keep_send(doors: Doors) -> None:  # noqa: F811
         "tag": "<lora:pair:1>",
         "triggers": ["sks animal", "bird"],
         "inputs": ["fox", "penguin", "pingu"],
+        "name": "pair",
     }
     bound.open_folder(job_id)
     assert doors.reported == [str(doors.folder / "made")]
@@ -111,7 +112,9 @@ def _told(concepts: tuple[ConceptReport, ...], **changes: Any) -> Any:
     request = MergeRequest(asked, options={"effort": "balanced"})
     report = MergeReport("contrastive", "s", concepts, 0.9, 0.3)
     merge = SimpleNamespace(report=report, request=request)
-    return SimpleNamespace(result=SimpleNamespace(merge=merge, size=1 << 20), request=request, former=None)
+    return SimpleNamespace(
+        result=SimpleNamespace(merge=merge, size=1 << 20), request=request, former=None, went_on_from=""
+    )
 
 
 def test_each_concept_has_a_verdict_and_the_share_at_which_it_is_recognised_once(doors: Doors) -> None:  # noqa: F811
