@@ -96,6 +96,76 @@ def night(way: Way) -> dict[str, Any]:
     return seen
 
 
+def added(way: Way) -> dict[str, Any]:
+    """A merge that is interrupted and goes on; then a concept is added to what was kept; what was recorded is deleted."""
+    page = way.page
+    seen = _interrupted_and_gone_on(way)
+    name = seen["kept"].split("Kept as ")[1].split(". ")[0]
+    page.click("#loraclr_add_to_kept")
+    page.wait_for_selector("#loraclr_adding .loraclr-note", timeout=MINUTES)
+    way.pick("pizza")
+    seen |= {"line": way.text("#loraclr_adding"), "check": way.check()}
+    way.shot("32-adding")
+    page.click("#loraclr_generate")
+    way.wait_for_the_result(picture=False)
+    seen["result"] = way.text("#loraclr_view")
+    way.shot("33-added")
+    page.click("#loraclr_discard")
+    page.click("#loraclr_adding .loraclr-add-to-nothing")
+    page.wait_for_selector("#loraclr_adding .loraclr-note", state="detached", timeout=MINUTES)
+    for chosen in ("fox-face", "penguin"):
+        way.drop(chosen)
+    way.pick(name)
+    way.shot("34-merged-row")
+    page.click(f".loraclr-concept[data-lora='{name}'] .loraclr-add-to")
+    page.wait_for_selector(".loraclr-concept[data-lora='penguin']", timeout=MINUTES)
+    page.wait_for_selector("#loraclr_adding .loraclr-note", timeout=MINUTES)
+    seen["rows"] = page.eval_on_selector_all(".loraclr-concept", "rows => rows.map(row => row.dataset.lora)")
+    return {**seen, **_emptied(way), "name": name, "overflow": way.overflow()}
+
+
+def _interrupted_and_gone_on(way: Way) -> dict[str, Any]:
+    page = way.page
+    way.open()
+    way.pick("fox-face", "penguin")
+    page.click("#loraclr_effort label:has-text('Fast')")
+    way.set_advanced(picture=False, paths=2, steps=2, contrastive_steps=12)
+    page.click("#loraclr_generate")
+    _wait_for_doing(way, "step 6 of 12")
+    page.evaluate("document.getElementById('loraclr_interrupt').click()")  # out of sight where the page is narrow
+    page.wait_for_function("document.querySelector('#loraclr_view').innerText.includes('Interrupted')", timeout=MINUTES)
+    seen: dict[str, Any] = {"interrupted": way.text("#loraclr_view")}
+    page.click("#loraclr_generate")
+    _wait_for_doing(way, "goes on from before")
+    seen["doing"] = way.text("#tab_loraclr .loraclr-doing")
+    way.wait_for_the_result(picture=False)
+    seen["kept"] = way.keep()
+    way.shot("31-kept")
+    return seen
+
+
+def _emptied(way: Way) -> dict[str, str]:
+    """What merges keep on the disk, before and after the button is pressed."""
+    page = way.page
+    page.locator("#loraclr_advanced > .label-wrap").first.click()
+    held = way.text("#loraclr_work_told")
+    page.locator("#loraclr_work_empty").scroll_into_view_if_needed()
+    way.shot("35-work")
+    page.click("#loraclr_work_empty")
+    page.wait_for_selector("#loraclr_work_told:has-text('nothing')", timeout=MINUTES)
+    return {"held": held, "emptied": way.text("#loraclr_work_told")}
+
+
+def _wait_for_doing(way: Way, text: str) -> None:
+    """Until the line beside the bar says so."""
+    way.page.wait_for_function(
+        "text => document.querySelector('#tab_loraclr .loraclr-doing')?.innerText.includes(text)",
+        arg=text,
+        timeout=10 * MINUTES,
+        polling=50,
+    )
+
+
 _QUEUED = "#loraclr_queue_view .loraclr-queued"
 
 

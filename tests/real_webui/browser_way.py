@@ -18,7 +18,7 @@ from typing import Any
 from browser_host import anew, bare, install, leave, off, reload, restart, settings, vanilla
 from browser_hostile import hostile
 from browser_page import MINUTES, Way
-from browser_studio import further, night, studio
+from browser_studio import added, further, night, studio
 from playwright.sync_api import sync_playwright
 
 FLAGS = [
@@ -336,12 +336,14 @@ WAYS = {
             further,
             hostile,
             night,
+            added,
         )
     },
     "narrow": looks,
     "narrow studio": studio,
     "narrow further": further,
     "narrow night": night,
+    "narrow added": added,
 }
 
 

@@ -100,6 +100,8 @@ def test_the_settings_have_a_section(url: str) -> None:
         "Sub-folder",
         "Draw pictures",
         "Keep the picture to judge",
+        "Disk space in MB for what merges record",
+        "Folder for what merges record",
     ):
         assert label in section
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import VANILLA, go, missing, running
-from webui_process import demo_models
+from webui_process import KEEPING, demo_models
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "-")
@@ -27,7 +27,7 @@ def _models(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(tmp_path_factory.mktemp("studio"), models=_models) as (_, address):
+    with running(tmp_path_factory.mktemp("studio"), settings=KEEPING, models=_models) as (_, address):
         yield address
 
 
@@ -72,3 +72,15 @@ def test_a_queue_that_a_page_finds_again(url: str, way: str, theme: str) -> None
     assert "Average · fox-face, penguin" in second and "kept as fox-face-" in second, "nothing is overwritten"
     assert seen["offered"] == [seen["name"]] and seen["name"] in seen["history"]
     assert seen["overflow"] <= 0
+
+
+@pytest.mark.parametrize("way", ["added", "narrow added"])
+def test_a_merge_that_goes_on_and_a_concept_that_is_added(url: str, way: str) -> None:
+    seen = go(url, way)
+    assert "Nothing was kept" in seen["interrupted"] and "begun again, goes on from it" in seen["interrupted"]
+    assert "goes on from before" in seen["doing"]
+    assert f"Adds to {seen['name']}, and goes on from its fox-face, penguin" in seen["line"]
+    assert f"Goes on from {seen['name']}: as many steps as from nothing, 12." in seen["check"]
+    assert "Went on from" in seen["result"] and "pizza" in seen["result"]
+    assert seen["rows"] == ["fox-face", "penguin", "pizza"], "what was chosen besides stays"
+    assert "MB of at most 2.0 GB" in seen["held"] and "nothing" in seen["emptied"] and seen["overflow"] <= 0

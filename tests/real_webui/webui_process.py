@@ -29,6 +29,8 @@ from tests.tiny_checkpoints import Tiny
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo"
 
+#: settings, as they are by default: merges keep what they record
+KEEPING = {"loraclr_work_limit": 2048}
 #: an extension's script; what it imports stays loaded although the WebUI takes its folders off the path again
 _HOOK = """\
 import sys
@@ -115,6 +117,7 @@ class WebUI:
         folders = [str(ROOT), *(str(folder) for folder in Path(__file__).parents[:2])]
         hook.write_text(_HOOK.format(folders=folders, prepare=self._prepare(), mailbox=str(self.mailbox)), "utf-8")
         quiet = {"live_previews_enable": False, "samples_save": False, "grid_save": False}
+        quiet["loraclr_work_limit"] = 0  # every merge is to do all that it does
         (folder / "config.json").write_text(json.dumps({**quiet, **(settings or {})}), "utf-8")
         self.log = folder / f"log-{len(list(folder.glob('log-*.txt')))}.txt"
         with self.log.open("w") as log:

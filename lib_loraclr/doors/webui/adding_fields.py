@@ -32,11 +32,16 @@ class AddingFields:
         self._button = gr.Button(visible=False, elem_id="loraclr_add_to_button")
         self._ended = gr.Button(visible=False, elem_id="loraclr_add_to_ended")
 
-    def kept_button(self) -> None:
-        """Among what can be done with a merge that was kept."""
+    def kept_button(self, *, min_width: int) -> None:
+        """Among what can be done with a merge that was kept.
+
+        Args:
+            min_width: in pixels
+        """
         self.kept = gr.Button(
             "Add to this one",
             elem_id="loraclr_add_to_kept",
+            min_width=min_width,
             tooltip="One more concept: fills the form with what is in this LoRA; what is chosen besides is added to it, in fewer "
             "steps than all of them take from nothing",
         )

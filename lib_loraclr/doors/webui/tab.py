@@ -23,6 +23,9 @@ from .rows import Table, render
 from .scripting import by_script
 from .trial_fields import TrialFields
 
+#: pixels of a button, so that all that can be done with what was kept stands in one row
+_NARROW = 120
+
 
 def create() -> list[tuple[gr.Blocks, str, str]]:
     """For `script_callbacks.on_ui_tabs`. Looks at no file: the list is filled when the tab is opened."""
@@ -159,21 +162,27 @@ class _Tab:
                 "Send to txt2img",
                 variant="primary",
                 elem_id="loraclr_send",
+                min_width=_NARROW,
                 tooltip="Adds the tag and the trigger words to the prompt there; with an arrangement, a prompt of its own",
             )
             self.copy = gr.Button(
-                "Copy tag", elem_id="loraclr_copy", tooltip="With the trigger words, to paste into any prompt"
+                "Copy tag",
+                elem_id="loraclr_copy",
+                min_width=_NARROW,
+                tooltip="With the trigger words, to paste into any prompt",
             )
-            self.adding.kept_button()
+            self.adding.kept_button(min_width=_NARROW)
             self.folder = gr.Button(
                 "Open folder",
                 elem_id="loraclr_folder",
+                min_width=_NARROW,
                 visible=settings.may_open_folders(),
                 tooltip="Where the new LoRA is, on the computer that the WebUI runs on",
             )
             self.put_back = gr.Button(
                 "Put back",
                 elem_id="loraclr_put_back",
+                min_width=_NARROW,
                 visible=False,
                 tooltip="Delete the new file, and give the one that it replaced its name again, with its card and pictures",
             )

@@ -28,7 +28,8 @@ def check_view(check: Check) -> str:
     ]
     if check.added_to:
         own, whole = check.steps
-        parts.append(note(f"Goes on from {check.added_to}: {own} steps, where all from nothing take {whole}."))
+        steps = f"{own} steps in place of {whole}" if own < whole else f"as many steps as from nothing, {whole}"
+        parts.append(note(f"Goes on from {check.added_to}: {steps}."))
     parts += [error(problem) for problem in check.problems]
     if warnings:
         parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{safe(w)}</li>' for w in warnings)}</ul>")
@@ -228,11 +229,7 @@ def work_view(size: int, limit_mb: int) -> str:
     Args:
         size: in bytes
     """
-    held = (
-        f"On the disk of merges before: {_megabytes(size / (1 << 20))}"
-        if size
-        else "On the disk of merges before: nothing"
-    )
+    held = f"Recorded by merges, kept on the disk: {_megabytes(size / (1 << 20)) if size else 'nothing'}"
     most = f" of at most {_megabytes(limit_mb)}" if limit_mb > 0 else "; nothing is added (Settings > LoRACLR)"
     return f"<p class='loraclr-small'>{held}{most}.</p>"
 

@@ -82,7 +82,7 @@ def test_check_says_how_many_steps_are_left_and_a_merge_what_it_went_on_from(doo
     jobs = doors.module("jobs")
     bound, values = tab(doors, **SHORT, add_to="trio")
     view, efforts = bound.check("", table(*ALL), [*ALL], "", False, *values)
-    assert "Goes on from trio: 3 steps, where all from nothing take 4." in view
+    assert "Goes on from trio: 3 steps in place of 4." in view
     assert dict(map(reversed, efforts["choices"])).keys() == {"Layers", "Fast", "Balanced", "Thorough"}
     assert [label for label, value in efforts["choices"] if value == "Layers"] == ["Layers"], (
         "it cannot be gone on with"

@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_used_is_said_and_the_merge_goes_on(doors: Doors
 
 def test_how_much_it_holds_is_shown_and_a_button_empties_it(doors: Doors, kept: Path) -> None:  # noqa: F811
     bound, values = tab(doors, **SHORT)
-    assert "of merges before: nothing of at most 2.0 GB" in bound.work()
+    assert "kept on the disk: nothing of at most 2.0 GB" in bound.work()
     merged(doors, bound, values)
     mine = kept / "mine.txt"
     mine.write_text("mine")
