@@ -62,6 +62,8 @@ def add() -> None:
         info = shared.OptionInfo(default, label, component, dict(arguments), section=_SECTION)
         told = info.info(text) if text else info
         shared.opts.add_option(key, told if key in _READ_ANEW else told.needs_reload_ui())
+    # where folders are hidden this one cannot be set over HTTP either, as those of the WebUI
+    shared.opts.restricted_opts.add("loraclr_work_folder")
 
 
 def value(key: str):

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -131,3 +132,9 @@ def test_the_settings_are_there_and_the_folder_is_not_shown_where_folders_are_hi
         assert settings._OPTIONS["loraclr_work_folder"][3]["visible"] is not hidden
         del own.webui.shared.opts.loraclr_work_limit
         assert settings.value("loraclr_work_limit") == 2048 and settings.value("loraclr_work_folder") == ""
+        added: dict[str, Any] = {}
+        opts = own.webui.shared.opts
+        opts.restricted_opts, opts.add_option = set(), added.__setitem__
+        own.webui.shared.OptionInfo = MagicMock(side_effect=lambda *_, **__: MagicMock())
+        settings.add()
+        assert added.keys() == settings._OPTIONS.keys() and opts.restricted_opts == {"loraclr_work_folder"}
