@@ -146,6 +146,11 @@ function loraclrAddTo(...inputs) {
     return inputs;
 }
 
+// The form was filled from what stands below it: where the columns are one, it is out of sight.
+function loraclrToForm() {
+    if (window.innerWidth <= 700) gradioApp().getElementById("loraclr_pick").scrollIntoView({behavior: "smooth"});
+}
+
 // A checkpoint that was kept is nothing to add to.
 function loraclrAddable(kept) {
     const button = gradioApp().getElementById("loraclr_add_to_kept");

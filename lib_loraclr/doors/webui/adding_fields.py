@@ -63,6 +63,7 @@ class AddingFields:
             ),
             self.kept.click(bound.add_to_kept, [known, picker], list(outputs), show_progress=False),
         ]
+        filled[1].then(None, [self.field], **by_script("loraclrToForm", [self.field]))
         self._ended.click(bound.add_to_nothing, [], [self.field, self.view], show_progress=False)
         return filled
 
