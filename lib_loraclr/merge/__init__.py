@@ -22,10 +22,11 @@ from .runs import denoising, recorded_points
 from .several import Made, Several
 from .stage_plan import plan_stages
 from .stages import Stages
-from .start import MERGED_ANEW, Start, merged_from, start_from
+from .start import MERGED_ANEW, Finished, Start, merged_from, start_from
 
 __all__ = [
     "MERGED_ANEW",
+    "Finished",
     "Followed",
     "Forecast",
     "Made",

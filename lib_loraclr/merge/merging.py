@@ -26,7 +26,7 @@ from ..solving import MergedLayer, Procedure
 from .examination import examine, merged_keys
 from .followed import Followed
 from .stages import Stages
-from .start import Start, ordered
+from .start import Finished, Start, ordered
 from .watching import watching
 
 
@@ -46,7 +46,7 @@ def merge_loras(
         request: what to merge and how; checked before a tensor is read
         host: holds the model; left as it was on success, error and interrupt
         progress: is told how far it is, and may interrupt
-        start: a finished merge of all these concepts, or of some of them, to go on from
+        start: a finished merge of all these concepts, or of some of them, to go on from; or several, to be joined
         work: where what is computed is kept while it runs; a merge that was ended, by whatever, goes on from there
         followed: what a former merge recorded of the same LoRAs; filled with what this one records
         processes: that do it together, each of which calls this with the same request and a host of its own
@@ -134,7 +134,8 @@ def refine_further(
         if LoraFile(lora.file.path, {}, {}).hash != lora.file.hash:
             raise LoraclrError(f"{lora.concept.lora} was changed since it was merged: merge afresh.")
     labels = frozenset(concept.label for concept in merge.request.concepts)
-    start = Start(merge.factors, labels, steps, merge.begun.concepts if merge.begun else ())
+    first = merge.begun.concepts if merge.begun else ()
+    start = Start((Finished(merge.factors, labels, first),), steps)
     return merge_loras(merge.request, host, progress, start=start, work=work, followed=followed)
 
 

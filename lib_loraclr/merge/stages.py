@@ -57,7 +57,7 @@ from .stage_plan import (
     stopping_paths,
     subjects_beside,
 )
-from .start import MERGED_ANEW, Networks, Start, as_layers
+from .start import MERGED_ANEW, Finished, Networks, Start, as_layers
 
 
 class Stages:
@@ -84,7 +84,7 @@ class Stages:
         """
         Args:
             serves: which recording serves each layer (`recording.served_layers`); None where no layer's inputs are recorded
-            start: a finished merge to go on from
+            start: finished merges to go on from
             work: where what is computed is kept
             processes: that do the merge together
         """
@@ -164,9 +164,10 @@ class Stages:
         return (*asked_in_parts(self.host), *self.layer_merger.trouble, *kept)
 
     @property
-    def whole_start(self) -> Start | None:
-        """The start, where every concept is in it."""
-        return self.start if self.start and self.start.labels >= set(self.labels) else None
+    def whole_start(self) -> Finished | None:
+        """The finished merge that is gone on from, where every concept is in it."""
+        merges = self.start.merges if self.start else ()
+        return next((merge for merge in merges if merge.labels >= set(self.labels)), None)
 
     def refinement(self, procedure: Procedure) -> RefinementOptions | None:
         """What is done at the model's output; None for nothing.

@@ -1,4 +1,4 @@
-"""A finished merge that another one goes on from: refined further, or with more concepts added to it."""
+"""Finished merges that another one goes on from: one that is refined further, or has concepts added to it, or several joined."""
 
 from __future__ import annotations
 
@@ -28,30 +28,52 @@ MORE, FOR_EACH_NEW = 1 / 3, 3
 
 
 @dataclass(frozen=True)
-class Start:
-    """A finished merge that another one goes on from, in place of one layer by layer.
+class Finished:
+    """A finished merge, as far as another one goes on from it.
 
     Attributes:
         factors: layer key -> its factors, in any precision and on any device
-        labels: the concepts that are in it; all others of the request are added to it
-        steps: of the refinement that follows; 0: a third of a merge's own, and at least three times the new concepts' own
-        first: those of the labels that came first when the start was merged, in the order that they had then
+        labels: the concepts that are in it
+        first: those of the labels that came first when it was merged, in the order that they had then
     """
 
     factors: Mapping[str, Factors]
     labels: frozenset[str]
-    steps: int = 0
     first: tuple[str, ...] = ()
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the factors' numbers: what tells this start from any other."""
+        """sha256 of the factors' numbers: what tells this merge from any other."""
         digest = hashlib.sha256()
         for key in sorted(self.factors):
             digest.update(key.encode())
             digest.update(tensor_bytes(self.factors[key].up.float()))
             digest.update(tensor_bytes(self.factors[key].down.float()))
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a merge goes on from, in place of one layer by layer of what is in it.
+
+    Attributes:
+        merges: have no concept in common; concepts of the request that are in none are added to them
+        steps: of the refinement that follows; 0: a third of a merge's own, and at least three times the new concepts' own
+    """
+
+    merges: tuple[Finished, ...]
+    steps: int = 0
+
+    @cached_property
+    def labels(self) -> frozenset[str]:
+        """The concepts that are in one of them."""
+        return frozenset[str]().union(*(merge.labels for merge in self.merges))
+
+    @cached_property
+    def hash(self) -> str:
+        """What tells this start from any other: of several merges, sha256 of their hashes in their order."""
+        hashes = [merge.hash for merge in self.merges]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def begun(self, inputs: Sequence[InputLora]) -> Begun:
         """What a file says of it.
@@ -87,20 +109,24 @@ class Start:
         return replace(whole, steps=self.steps or math.ceil(min(whole.steps, max(MORE * whole.steps, least))))
 
 
-def start_from(path: Path, host: Host, steps: int = 0) -> Start:
-    """A merged LoRA, as one to go on from; what is merged then is its recipe's request with the new concepts added.
+def start_from(paths: Sequence[Path], host: Host, steps: int = 0) -> Start:
+    """Merged LoRAs, as ones to go on from; what is merged then is what their recipes name, with the new concepts added.
 
     Args:
-        host: holds the checkpoint that it was made on
+        host: holds the checkpoint that they were made on
         steps: as of `Start`
 
     Raises:
-        LoraclrError: it is no LoRA, not one that LoRACLR merged, or not for the loaded model
+        LoraclrError: one is no LoRA, not one that LoRACLR merged, or not for the loaded model
     """
+    return Start(tuple(_finished(path, host) for path in paths), steps)
+
+
+def _finished(path: Path, host: Host) -> Finished:
     metadata = read_header(path).metadata
     request, _ = read_recipe(metadata, str(path))
     factors = load_input(Concept(str(path)), host).deltas
-    return Start(factors, frozenset(concept.label for concept in request.concepts), steps, first_concepts(metadata))
+    return Finished(factors, frozenset(concept.label for concept in request.concepts), first_concepts(metadata))
 
 
 def merged_from(path: Path, candidates: Callable[[str], Iterable[Path]], remedy: str) -> MergeRequest:
@@ -130,27 +156,32 @@ def merged_from(path: Path, candidates: Callable[[str], Iterable[Path]], remedy:
 def ordered(inputs: Sequence[InputLora], start: Start | None) -> list[InputLora]:
     """Inputs in the order of a merge's own numbers: by content, so that the order in which the LoRAs were named changes nothing.
 
-    What a start holds comes first, in the order that it had when that was merged, and so is recorded with the same seeds.
+    What a start holds comes first, in the order that it had when that was merged, so that of the first merge it is recorded
+    with the same seeds.
     """
-    labels, first = (start.labels, start.first) if start else (frozenset(), ())
-    places = {label: place for place, label in enumerate(first)}
+    merges = start.merges if start else ()
+    places = {label: place for merge in merges for place, label in enumerate(merge.first)}
 
     def place(lora: InputLora) -> tuple:
         label = lora.concept.label
-        return label not in labels, places.get(label, len(places)), lora.order
+        part = next((k for k, merge in enumerate(merges) if label in merge.labels), len(merges))
+        return part, places.get(label, len(places)), lora.order
 
     return sorted(inputs, key=place)
 
 
 class Networks:
-    """What a merge's layers are made of: each concept's own deltas, or a start that stands for those that are in it."""
+    """What a merge's layers are made of: each concept's own deltas, or a finished merge that stands for those that are in it."""
 
     def __init__(self, inputs: Sequence[InputLora], start: Start | None) -> None:
-        old = [start is not None and lora.concept.label in start.labels for lora in inputs]
-        first = [start.factors] if start else []
-        self._deltas = [*first, *(lora.deltas for lora, known in zip(inputs, old, strict=True) if not known)]
-        new = iter(range(len(first), len(self._deltas)))
-        self._of = [0 if known else next(new) for known in old]
+        merges = start.merges if start else ()
+        self._deltas = [merge.factors for merge in merges]
+        self._of: list[int] = []
+        for lora in inputs:
+            known = next((k for k, merge in enumerate(merges) if lora.concept.label in merge.labels), None)
+            self._of.append(len(self._deltas) if known is None else known)
+            if known is None:
+                self._deltas.append(lora.deltas)
 
     def deltas(self, key: str) -> list[Factors | None]:
         """What each of them does in a layer."""
@@ -161,14 +192,14 @@ class Networks:
         return tuple(sorted({self._of[i] for i in concepts}))
 
 
-def as_layers(start: Start, shapes: Mapping[str, tuple[int, int]]) -> dict[str, MergedLayer]:
-    """A start's layers, where nothing has to be merged any more.
+def as_layers(merge: Finished, shapes: Mapping[str, tuple[int, int]]) -> dict[str, MergedLayer]:
+    """A finished merge's layers, where nothing has to be merged any more.
 
     Args:
-        shapes: layer key -> `(d_out, d_in)` of the layers that are wanted; one that the start leaves alone does nothing
+        shapes: layer key -> `(d_out, d_in)` of the layers that are wanted; one that the merge leaves alone does nothing
     """
     layers = {}
     for key, shape in shapes.items():
-        factors = start.factors.get(key) or zero(*shape, like=torch.empty(0))
+        factors = merge.factors.get(key) or zero(*shape, like=torch.empty(0))
         layers[key] = MergedLayer(factors.to("cpu", torch.float32), {}, 1.0)
     return layers

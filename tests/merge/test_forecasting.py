@@ -12,7 +12,7 @@ import torch
 from lib_loraclr.merge import forecasting
 from lib_loraclr.merge.forecasting import forecast, seconds_per_sample
 from lib_loraclr.merge.merging import merge_loras
-from lib_loraclr.merge.start import Start
+from lib_loraclr.merge.start import Finished, Start
 from lib_loraclr.progress import PlannedStage, Progress, Stage
 from lib_loraclr.recording.sampling import BATCH
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
@@ -60,8 +60,8 @@ def test_of_a_merge_that_goes_on_only_what_is_new_counts_as_new(
         return {item.stage: item.units for item in forecast(request, host, start).stages}[Stage.REFINING]
 
     assert steps(None) == 120
-    assert steps(Start({}, frozenset({"1", "2", "3", "4", "5"}))) == 60
-    assert steps(Start({}, frozenset({"1"}))) == 120, "control: with five of six new"
+    assert steps(Start((Finished({}, frozenset({"1", "2", "3", "4", "5"})),))) == 60
+    assert steps(Start((Finished({}, frozenset({"1"})),))) == 120, "control: with five of six new"
 
 
 def test_what_stands_in_the_way_is_said_and_nothing_is_raised(opened: Open, asked: MergeRequest) -> None:

@@ -137,11 +137,11 @@ def test_what_depends_on_anything_else_is_not_found(
 def test_concepts_that_were_merged_before_are_not_followed_again_when_one_is_added(
     asked: Callable[..., MergeRequest], host: DiffusersHost, tmp_path: Path, samples: list[int]
 ) -> None:
-    from lib_loraclr.merge.start import Start
+    from lib_loraclr.merge.start import Finished, Start
 
     work = WorkFolder(tmp_path / "work")
     two = merge_loras(asked(1, 2), host, work=work)
-    start = Start(two.factors, frozenset({"1", "2"}), steps=2)
+    start = Start((Finished(two.factors, frozenset({"1", "2"})),), steps=2)
     samples.clear()
     expected = merge_loras(asked(1, 2, 3), host, start=start)
     alone = sum(samples)

@@ -16,7 +16,7 @@ from lib_loraclr.files.lora_files import serialize
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge import stage_plan, stages
 from lib_loraclr.merge.merging import merge_loras, refine_further
-from lib_loraclr.merge.start import Networks, Start, as_layers, ordered
+from lib_loraclr.merge.start import Finished, Networks, Start, as_layers, ordered
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.output.merged import Merge
 from lib_loraclr.output.merged_tensors import lora_tensors
@@ -119,22 +119,23 @@ def test_the_file_says_what_it_went_on_from_and_the_same_start_gives_the_same_by
     more, again = (refine_further(two, host, steps=2) for _ in range(2))
     assert bytes_of(more) == bytes_of(again)
     begun = json.loads(lora_metadata(more, "merged")["loraclr.begun"])
-    assert begun["hash"] == Start(two.factors, frozenset()).hash
+    assert begun["hash"] == Finished(two.factors, frozenset()).hash
     assert (sorted(begun["concepts"]), begun["steps"]) == (["1", "2"], 2)
     assert "loraclr.begun" not in lora_metadata(two, "merged")
-    assert begun["hash"] != Start(more.factors, frozenset()).hash, "control: other factors are another start"
+    assert begun["hash"] != Finished(more.factors, frozenset()).hash, "control: other factors are another start"
 
 
 def test_a_concept_is_added_to_a_finished_merge(
     asked: Callable[..., MergeRequest], host: DiffusersHost, two: Merge
 ) -> None:
-    start = Start(two.factors, frozenset({"1", "2"}), steps=2)
+    start = Start((Finished(two.factors, frozenset({"1", "2"})),), steps=2)
     merge = merge_loras(asked(3, 2, 1), host, start=start)
     assert [told.name for told in merge.report.concepts] == ["3", "2", "1"]
     assert merge.begun.hash == start.hash and set(merge.begun.concepts) == {"1", "2"}
     # the concepts that were there already keep more than where their merge is not what is begun with
     noise = {key: Factors(torch.randn_like(f.up.float()) * 0.01, f.down) for key, f in two.factors.items()}
-    control = merge_loras(asked(3, 2, 1), host, start=replace(start, factors=noise))
+    lost_start = replace(start, merges=(replace(start.merges[0], factors=noise),))
+    control = merge_loras(asked(3, 2, 1), host, start=lost_start)
     kept, lost = ([told.merged for told in found.report.concepts[1:]] for found in (merge, control))
     assert sum(kept) > sum(lost) + 0.03
 
@@ -149,7 +150,8 @@ def inputs_of(*labels: str) -> list[InputLora]:
 
 def test_a_start_stands_for_the_concepts_that_are_in_it() -> None:
     inputs = inputs_of("a", "b", "c", "d")
-    start = Start({"layer": Factors(torch.zeros(2, 1), torch.ones(1, 3))}, frozenset({"a", "c"}))
+    layer = {"layer": Factors(torch.zeros(2, 1), torch.ones(1, 3))}
+    start = Start((Finished(layer, frozenset({"a", "c"})),))
     networks = Networks(inputs, start)
     assert [float(f.up.sum()) for f in networks.deltas("layer")] == [0, 4, 8]
     assert networks.of((0, 1, 2)) == (0, 1)
@@ -158,6 +160,43 @@ def test_a_start_stands_for_the_concepts_that_are_in_it() -> None:
     without = Networks(inputs, None)
     assert [float(f.up.sum()) for f in without.deltas("layer")] == [2, 4, 6, 8]
     assert without.of((3, 1)) == (1, 3)
+
+
+def test_joined_merges_stand_for_their_own_concepts_each() -> None:
+    inputs = inputs_of("a", "b", "c", "d", "e")
+    layer = [{"layer": Factors(torch.ones(2, 1) * k, torch.ones(1, 3))} for k in (10, 20)]
+    start = Start((Finished(layer[0], frozenset({"a", "d"})), Finished(layer[1], frozenset({"b", "e"}))))
+    networks = Networks(inputs, start)
+    assert [float(f.up.sum()) for f in networks.deltas("layer")] == [20, 40, 6], "the third is a concept of its own"
+    assert [networks.of((k,)) for k in range(5)] == [(0,), (1,), (2,), (0,), (1,)]
+    assert start.labels == {"a", "b", "d", "e"}
+    assert start.hash not in {merge.hash for merge in start.merges}
+    assert start.hash != Start(start.merges[::-1]).hash, "in another order other seeds are drawn"
+
+
+def test_two_finished_merges_are_joined(
+    asked: Callable[..., MergeRequest], host: DiffusersHost, two: Merge, measured_on_little: None
+) -> None:
+    other = merge_loras(asked(3, 4), host)
+    start = Start(tuple(Finished(merge.factors, labels_of(merge)) for merge in (two, other)), steps=1)
+    joined = merge_loras(asked(1, 3, 2, 4), host, start=start)
+    assert [told.name for told in joined.report.concepts] == ["1", "3", "2", "4"]
+    assert set(joined.begun.concepts[:2]) == {"1", "2"} and set(joined.begun.concepts[2:]) == {"3", "4"}
+    assert joined.begun.hash == start.hash
+    # nothing of the second would be in the layers if it did not stand for its concepts
+    away = {key: Factors(f.up * 0, f.down) for key, f in other.factors.items()}
+    without = replace(start, merges=(start.merges[0], replace(start.merges[1], factors=away)))
+    control = merge_loras(asked(1, 3, 2, 4), host, start=without)
+    key = max(other.factors, key=lambda key: float(other.factors[key].dense().norm()))
+    own = other.factors[key].dense().float().flatten()
+    along = [
+        float(merge.factors[key].dense().float().flatten() @ own / own.square().sum()) for merge in (joined, control)
+    ]
+    assert along[0] > along[1] + 0.1
+
+
+def labels_of(merge: Merge) -> frozenset[str]:
+    return frozenset(concept.label for concept in merge.request.concepts)
 
 
 def test_what_was_there_keeps_its_numbers_through_merges_that_go_on_from_each_other() -> None:
@@ -171,12 +210,12 @@ def test_what_was_there_keeps_its_numbers_through_merges_that_go_on_from_each_ot
         return "".join(lora.concept.label for lora in ordered([x for x in inputs if x.concept.label in labels], start))
 
     assert numbered(None, *"ace") == "aec"
-    once = Start({}, frozenset("ac"))
+    once = Start((Finished({}, frozenset("ac")),))
     assert numbered(once, *"abc") == "acb"
-    twice = Start({}, frozenset("abc"), first=("a", "c"))
+    twice = Start((Finished({}, frozenset("abc"), first=("a", "c")),))
     assert numbered(twice, *"abc") == "acb"
     assert numbered(twice, *"abcde") == "acbde"
-    assert numbered(Start({}, frozenset("abc")), *"abcde") == "bacde", "control: by hash alone"
+    assert numbered(Start((Finished({}, frozenset("abc")),)), *"abcde") == "bacde", "control: by hash alone"
 
 
 def test_the_order_is_read_from_a_file_and_a_changed_one_costs_nothing_but_time() -> None:
@@ -191,7 +230,7 @@ def test_steps_are_a_third_and_grow_with_what_is_new() -> None:
     whole = RefinementOptions(Terms(), 120, 6, 6, 0.01)
 
     def steps(labels: str, asked: int = 0) -> int:
-        return Start({}, frozenset(labels), asked).refinement(whole, "abcdefgh").steps
+        return Start((Finished({}, frozenset(labels)),), asked).refinement(whole, "abcdefgh").steps
 
     assert (steps("abcdefgh"), steps("abcdefg")) == (40, 45), "a third, and three times an eighth"
     assert steps("abcdef") == 90, "three times two eighths"
@@ -199,9 +238,9 @@ def test_steps_are_a_third_and_grow_with_what_is_new() -> None:
     assert steps("abc", asked=7) == 7
 
 
-def test_a_layer_that_the_start_leaves_alone_does_nothing() -> None:
-    start = Start({"one": Factors(torch.ones(2, 1).half(), torch.ones(1, 3).half())}, frozenset())
-    layers = as_layers(start, {"one": (2, 3), "two": (4, 5)})
+def test_a_layer_that_the_finished_merge_leaves_alone_does_nothing() -> None:
+    merge = Finished({"one": Factors(torch.ones(2, 1).half(), torch.ones(1, 3).half())}, frozenset())
+    layers = as_layers(merge, {"one": (2, 3), "two": (4, 5)})
     assert layers["one"].factors.up.dtype == torch.float32
     assert layers["two"].factors.dense().count_nonzero() == 0
     assert layers["two"].factors.shape == (4, 5)

@@ -29,12 +29,12 @@ class Job:
     Attributes:
         request: checked by itself
         path: where it is written
-        add_to: the merged file that it goes on from
+        add_to: the merged files that it goes on from
     """
 
     request: MergeRequest
     path: Path
-    add_to: Path | None = None
+    add_to: tuple[Path, ...] = ()
 
 
 def one_job(arguments: argparse.Namespace) -> Job:
@@ -50,10 +50,10 @@ def _checked(arguments: argparse.Namespace, request: MergeRequest, output: str |
     Procedure.of(request)
     path = _destination(arguments, output, request.save_as)
     require_files(concept.lora for concept in request.concepts)
-    add_to = getattr(arguments, "add_to", None)
-    if add_to:
-        require_safetensors(Path(add_to))
-    return Job(request, path, Path(add_to) if add_to else None)
+    add_to = tuple(Path(file) for file in getattr(arguments, "add_to", None) or ())
+    for file in add_to:
+        require_safetensors(file)
+    return Job(request, path, add_to)
 
 
 def _destination(arguments: argparse.Namespace, output: str | None, save_as: str) -> Path:

@@ -39,6 +39,7 @@ Merge several LoRAs into one, so that every concept keeps its identity.
   loraclr merge --checkpoint model.safetensors --request request.json --output friends
   loraclr merge --checkpoint model.safetensors --recipe-from friends.safetensors --lora-dir loras --output again
   loraclr merge --checkpoint model.safetensors --add-to friends.safetensors owl.safetensors --output more-friends
+  loraclr merge --checkpoint model.safetensors --add-to pets.safetensors --add-to zoo.safetensors --output animals
   loraclr merge --checkpoint model.safetensors --batch jobs.jsonl --output-dir merged --work-folder work
 
 The result is used as <lora:friends:1> together with the concepts' trigger words."""
@@ -51,8 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--recipe-from", metavar="FILE", help="repeat the merge that made this file; flags change it")
     source.add_argument(
         "--add-to",
+        action="append",
         metavar="FILE",
-        help="go on from this merged file, and add the LoRAs that are named to those that are in it",
+        help="go on from this merged file, and add the LoRAs that are named to those that are in it; may be repeated, to join "
+        "merged files",
     )
     source.add_argument(
         "--batch",
@@ -143,7 +146,7 @@ def _run_many(arguments: argparse.Namespace, processes: Processes) -> int:
 
 
 def _start(job: Job, host: Host) -> Start | None:
-    """The finished merge that a job goes on from, if it does."""
+    """The finished merges that a job goes on from, if it does."""
     return start_from(job.add_to, host) if job.add_to else None
 
 

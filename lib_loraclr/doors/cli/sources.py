@@ -33,10 +33,34 @@ def request_named(arguments: argparse.Namespace) -> MergeRequest:
             )
         return from_recipe(path, folders)
     if getattr(arguments, "add_to", None):
-        if not arguments.loras:
-            raise LoraclrError(f"Nothing is named to add to {arguments.add_to}: name at least one LoRA.")
-        return from_recipe(Path(arguments.add_to), folders)
+        return _joined([Path(path) for path in arguments.add_to], folders, adding=bool(arguments.loras))
     return MergeRequest(())
+
+
+def _joined(paths: Sequence[Path], folders: Sequence[Path], *, adding: bool) -> MergeRequest:
+    """The concepts of all these merged files, asked for as the first of them was.
+
+    Args:
+        adding: whether others are added to them
+
+    Raises:
+        LoraclrError: as of `from_recipe`; a concept is in two of them, or there is nothing to add to the only one
+    """
+    if len(paths) == 1 and not adding:
+        raise LoraclrError(f"Nothing is named to add to {paths[0]}: name at least one LoRA, or another merged file.")
+    requests = [from_recipe(path, folders) for path in paths]
+    holders: dict[str, Path] = {}
+    for path, request in zip(paths, requests, strict=True):
+        for concept in request.concepts:
+            if concept.label in holders:
+                raise LoraclrError(
+                    f"{concept.label} is in both {holders[concept.label]} and {path}: leave one of them out, and name what "
+                    "else it holds."
+                )
+            holders[concept.label] = path
+    return dataclasses.replace(
+        requests[0], concepts=tuple(concept for request in requests for concept in request.concepts)
+    )
 
 
 def read_text(path: Path, what: str) -> str:

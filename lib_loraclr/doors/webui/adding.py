@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import LoraclrError
 from ...hosts import running
-from ...merge import Start, merged_from
+from ...merge import Finished, Start, merged_from
 from ...output import read_recipe
 from ...request import MergeRequest
 from ...solving import Procedure
@@ -32,7 +32,7 @@ class Base:
     @property
     def start(self) -> Start:
         """As far as plans and estimates need it: without factors."""
-        return Start({}, frozenset(concept.label for concept in self.request.concepts))
+        return _planned(self.request)
 
     def require_added(self, request: MergeRequest) -> None:
         """Refuse what is no addition to it.
@@ -93,4 +93,9 @@ def glimpse(fields: Mapping[str, Any]) -> Start | None:
     if not name:
         return None
     request, _ = read_recipe(running.find_lora(name).texts, name)
-    return Start({}, frozenset(concept.label for concept in request.concepts))
+    return _planned(request)
+
+
+def _planned(request: MergeRequest) -> Start:
+    """A start as far as plans and estimates need it."""
+    return Start((Finished({}, frozenset(concept.label for concept in request.concepts)),))

@@ -11,7 +11,7 @@ from modules import errors, shared
 from ...errors import Interrupted, LoraclrError
 from ...files import WorkFolder
 from ...hosts import running
-from ...merge import Followed, Start, merge_loras, refine_further, start_from
+from ...merge import Finished, Followed, Start, merge_loras, refine_further, start_from
 from ...model import Host
 from ...output import Merge, Pictures, PreviewOptions, draw_pictures, file_size
 from ...progress import PlannedStage, Stage
@@ -94,8 +94,8 @@ def _start(job: Job, host: Host) -> Start | None:
     """The finished merge that a job goes on from, a result's or a file's; None where it merges afresh."""
     if job.former is not None:
         labels = frozenset(concept.label for concept in job.request.concepts)
-        return Start(job.former.merge.factors, labels, job.steps)
-    return start_from(job.adds_to.path, host) if job.adds_to else None
+        return Start((Finished(job.former.merge.factors, labels),), job.steps)
+    return start_from([job.adds_to.path], host) if job.adds_to else None
 
 
 def _followed(job: Job) -> Followed | None:

@@ -13,11 +13,14 @@ from runs import MakeMerge, Result, Run, assert_refused, listing
 
 import lib_loraclr.doors.cli.merge as merge_command
 from lib_loraclr.doors.cli.working import left_out
+from lib_loraclr.files.lora_files import LoraFile
 from lib_loraclr.files.work_folder import WorkFolder
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge.start import Start
 from lib_loraclr.output.merged import Begun, Merge
 from lib_loraclr.output.saving import save_merge
+from lib_loraclr.recording.inputs import InputLora
+from lib_loraclr.request import Concept
 from lib_loraclr.request.merge_request import MergeRequest
 from lib_loraclr.solving.methods.contrastive import STEPS
 
@@ -209,9 +212,10 @@ def test_what_is_added_comes_after_what_is_there_and_the_file_is_the_start(
     assert [concept.label for concept in request.concepts] == ["fox", "mono", "cat"]
     assert request.concepts[0] == replace(made.request.concepts[0], lora=str(Path("inputs", "fox.safetensors")))
     assert request.concepts[2].unet_weight == 0.5 and request.rank == "7" and request.seed == made.request.seed
-    assert start.labels == {"fox", "mono"} and set(start.factors) == set(made.factors)
+    (merged,) = start.merges
+    assert merged.labels == {"fox", "mono"} and set(merged.factors) == set(made.factors)
     key = min(made.factors)
-    assert torch.allclose(start.factors[key].dense(), made.factors[key].to(torch.float32).dense(), atol=1e-2)
+    assert torch.allclose(merged.factors[key].dense(), made.factors[key].to(torch.float32).dense(), atol=1e-2)
 
 
 @pytest.mark.usefixtures("loaded")
@@ -229,6 +233,39 @@ def test_nothing_to_add_and_a_file_that_went_on_are_refused(
         run("merge", "--recipe-from", str(went_on), "-o", "again"),
         "went on from a finished merge",
         "name that one with --add-to",
+    )
+
+
+def test_merged_files_are_joined_where_they_have_no_concept_in_common(
+    run: Run, loaded: DiffusersHost, recipe: tuple[Merge, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, path = recipe
+    own = Concept(str(folder / "cat.safetensors"), trigger="ohwx cat")
+    cat = replace(
+        made,
+        request=replace(made.request, concepts=(own,), rank="5"),
+        inputs=(InputLora(own, LoraFile(folder / "cat.safetensors", {}, {}), {}),),
+        report=replace(made.report, concepts=made.report.concepts[:1]),
+    )
+    other, *_ = save_merge(cat, folder / "out" / "cat-alone.safetensors")
+    seen: list[tuple[MergeRequest, Start]] = []
+
+    def merge(request: MergeRequest, *_: object, start: Start, **__: object) -> Merge:
+        seen.append((request, start))
+        return made
+
+    monkeypatch.setattr(merge_command, "merge_loras", merge)
+    both = ("merge", "--add-to", str(path), "--add-to", str(other), "--lora-dir", "inputs", "--lora-dir", str(folder))
+    result = run(*both, "-o", "joined", "--no-preview")
+    assert result.code == 0, result.err
+    [(request, start)] = seen
+    assert [concept.label for concept in request.concepts] == ["fox", "mono", "cat"]
+    assert request.rank == made.request.rank, "asked for as the first was"
+    assert [merge.labels for merge in start.merges] == [{"fox", "mono"}, {"cat"}]
+    assert_refused(
+        run("merge", "--add-to", str(path), "--add-to", str(path), "--lora-dir", "inputs", "-o", "twice"),
+        "is in both",
+        "leave one of them out",
     )
 
 

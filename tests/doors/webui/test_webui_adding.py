@@ -15,7 +15,7 @@ from webui_doors import SMALL, Doors, doors  # noqa: F401  (a fixture)
 from webui_tab import shown, tab
 
 from lib_loraclr.files.tensor_files import read_header
-from lib_loraclr.merge.start import Start
+from lib_loraclr.merge.start import Finished
 from lib_loraclr.output.saving import read_recipe
 
 SHORT = {"method": "contrastive", "effort": "Fast", "option.contrastive.steps": 4, "rank": "4", "precision": "fp32"}
@@ -95,7 +95,7 @@ def test_check_says_how_many_steps_are_left_and_a_merge_what_it_went_on_from(doo
     assert {item.stage for item in job.progress.planned} == set(job.progress.seconds), "planned as it was done"
     merge = job.result.merge
     assert set(merge.begun.concepts) == {"fox", "penguin", "cat"}
-    assert merge.begun.hash == Start(trio.factors, frozenset()).hash, "of the file's own numbers"
+    assert merge.begun.hash == Finished(trio.factors, frozenset()).hash, "of the file's own numbers"
     assert merge.report.refinement["steps"] <= 3 and [told.name for told in merge.report.concepts] == [*ALL]
     bound.keep(seen["job"], "more", "")
     assert "loraclr.begun" in read_header(doors.folder / "more.safetensors").metadata
