@@ -2,6 +2,7 @@
 
     python dev.py bench quality
     python dev.py bench quality --sets n4 --rows "LoRACLR balanced" "average" --seeds 0 1 2
+    python dev.py bench quality --sets n4 --rows --file "one LoRA for all"=trained.safetensors
 
 The paper's Table 1 for all that people would use instead: identity, alignment, two and three concepts in one picture, by one
 prompt and by one for each half, and what a merge keeps by its own measure. Protocol: demo/README.md, "Judge".
@@ -10,8 +11,10 @@ prompt and by one for each half, and what a merge keeps by its own measure. Prot
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,7 +25,7 @@ from bench.clock import Span
 from bench.judge import Judge
 from bench.plots import Axis, line_plot
 from bench.protocol import BACKGROUNDS, Jury, Sizes, judged, single_figures
-from bench.rows import ALONE, BASE, ROWS, SCALES, SLOW
+from bench.rows import ALONE, BASE, ROWS, SCALES, SLOW, Given, Row
 from bench.tables import markdown, mean, share
 from bench.world import Sprite, demo_host, demo_names, demo_request
 from lib_loraclr.model import Host
@@ -45,6 +48,7 @@ class Table:
         request, self.sprites = demo_request(self._names, arguments.prompts)
         self._request, self._host, self._judge = replace(request, seed=seed), host, judge
         self.sizes, self._backgrounds, self._seed = arguments.sizes, arguments.backgrounds, seed
+        self._rows: dict[str, Row | Given] = {**ROWS, **arguments.files}
         self._bed: Bed | None = None
         self._alone: tuple[dict, list[Tensor]] | None = None
 
@@ -56,7 +60,7 @@ class Table:
 
     def asked(self, row: str) -> dict[str, object]:
         """What a cell's figures depend on."""
-        own = ROWS[row].asked() if row in ROWS else {}
+        own = self._rows[row].asked() if row in self._rows else {}
         pictures = {"sizes": self.sizes.asked(), "backgrounds": list(self._backgrounds)}
         return {"loras": list(self._names), "seed": self._seed, "prompts": self._prompts, **pictures, **own}
 
@@ -66,14 +70,15 @@ class Table:
             return self.alone()[0]
         if row == BASE:
             return judged(self._jury(self.sprites), self.alone()[1])
-        made, spans, chosen = ROWS[row].made(self.bed)
+        kind = self._rows[row]
+        made, spans, chosen = (kind.made(self._host), {}, {}) if isinstance(kind, Given) else kind.made(self.bed)
         took = sum(spans.values(), Span())
         retention = self.bed.retention(made.factors)
         with self._host.apply(made.factors):
             found = judged(self._jury(self.sprites), self.alone()[1])
         own = {"retention": retention.mean, "weakest retention": retention.weakest, "base drift": retention.base_drift}
         stages = {stage.value: span.processor for stage, span in spans.items()}
-        times = {"seconds": took.processor, "wall": took.wall, "stages": stages}
+        times = {"seconds": took.processor, "wall": took.wall, "stages": stages} if spans else {}
         return found | own | times | {"rank": made.rank, "notes": dict(made.notes), "chosen": chosen}
 
     def alone(self) -> tuple[dict, list[Tensor]]:
@@ -105,7 +110,7 @@ def run(arguments: argparse.Namespace, cells: Cells) -> None:
     for name in arguments.sets:
         for seed in arguments.seeds:
             table = Table(name, seed, arguments, host, judge)
-            for row in arguments.rows:
+            for row in (*arguments.rows, *arguments.files):
                 path = cell(name, seed, row)
                 new = cells.known(path, table.asked(row)) is None
                 figures = cells.measured(path, table.asked(row), lambda row=row, table=table: table.figures(row))
@@ -139,7 +144,7 @@ def publish(cells: Cells) -> None:
         f"# Quality\n\n{__doc__.splitlines()[0]} Made by `python dev.py bench quality`; shares with 95 % intervals.\n"
     ]
     for name, loras in SETS.items():
-        rows = [line for row in (ALONE, BASE, *ROWS) if (line := _line(cells, name, row))]
+        rows = [line for row in (ALONE, BASE, *ROWS, *_given(cells, name)) if (line := _line(cells, name, row))]
         if rows:
             parts.append(f"## {name}: {', '.join(loras)}\n\n{markdown(COLUMNS, rows)}\n")
         times = [line for row in ROWS if (line := _times(cells, name, row))]
@@ -160,6 +165,13 @@ def _cells_of(cells: Cells, name: str, row: str) -> list[dict]:
     """One per seed."""
     seeds = sorted({int(path.split("/")[1].removeprefix("seed")) for path in cells if path.startswith(f"{name}/")})
     return [found for seed in seeds if (found := cells.known(cell(name, seed, row))) is not None]
+
+
+def _given(cells: Cells, name: str) -> list[str]:
+    """The rows of files that were made elsewhere."""
+    known = {row.replace(" ", "-") for row in (ALONE, BASE, *ROWS)}
+    rows = {path.rpartition("/")[2] for path in cells if path.startswith(f"{name}/")} - known
+    return sorted(row.replace("-", " ") for row in rows)
 
 
 def _line(cells: Cells, name: str, row: str) -> list[str] | None:
@@ -234,7 +246,10 @@ def _legend() -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = [row for row in (ALONE, BASE, *ROWS) if row not in SLOW]
     parser.add_argument("--sets", nargs="+", choices=ALL_SETS, help=f"of LoRAs (default: {' '.join(DEFAULT_SETS)})")
-    parser.add_argument("--rows", nargs="+", default=None, choices=(ALONE, BASE, *ROWS), metavar="ROW")
+    parser.add_argument("--rows", nargs="*", default=None, choices=(ALONE, BASE, *ROWS), metavar="ROW")
+    parser.add_argument(
+        "--file", action="append", default=[], metavar="NAME=PATH", help="a row for a LoRA that holds them all"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="of merges and pictures (default: 0)")
     parser.add_argument("--prompts", choices=("demo", "default"), default="default", help="templates that are recorded")
     parser.add_argument("--backgrounds", nargs="+", default=list(BACKGROUNDS), metavar="COLOUR", help="judged on")
@@ -243,11 +258,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(default_rows=defaults)
 
 
+def _named_file(text: str) -> tuple[str, Given]:
+    """`NAME=PATH`, whose name becomes that of a cell."""
+    name, _, path = text.partition("=")
+    if not (re.fullmatch(r"[\w ,+.]+", name) and Path(path).is_file()):
+        raise SystemExit(
+            f"--file {text}: write NAME=PATH, with a name of letters, digits and spaces, and a file that is there."
+        )
+    return name, Given(Path(path))
+
+
 def main(arguments: argparse.Namespace) -> None:
     full = arguments.full
     arguments.sets = arguments.sets or (ALL_SETS if full else DEFAULT_SETS)
     arguments.seeds = arguments.seeds or ([0, 1, 2] if full else [0])
-    arguments.rows = arguments.rows or ([ALONE, BASE, *ROWS] if full else arguments.default_rows)
+    if arguments.rows is None:
+        arguments.rows = [ALONE, BASE, *ROWS] if full else arguments.default_rows
+    arguments.files = dict(_named_file(text) for text in arguments.file)
     sizes = (FULL if full else Sizes()).asked()
     asked = {name: getattr(arguments, name) for name in sizes if getattr(arguments, name) is not None}
     arguments.sizes = Sizes(**{**sizes, **asked})

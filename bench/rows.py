@@ -6,14 +6,19 @@ else is tuned, of ours neither.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bench.bed import Bed
 from bench.clock import Span
 from bench.iterated import IterIS, RegMeanPlusPlus
 from lib_loraclr.merge import Made, Stages
+from lib_loraclr.model import Host
 from lib_loraclr.progress import Stage
+from lib_loraclr.recording import load_input
+from lib_loraclr.request import Concept
 from lib_loraclr.solving import find_method
 
 #: scales that are tried where a source tunes one
@@ -61,6 +66,27 @@ class Row:
         retentions = {scale: bed.retention(made.factors).mean for scale, (made, _) in tried.items()}
         best = max(retentions, key=lambda scale: retentions[scale])
         return *tried[best], {"scale": best, "retention by scale": retentions}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A row whose model is a finished LoRA, made elsewhere: by another program, or trained on all pictures at once.
+
+    Attributes:
+        path: its file
+    """
+
+    path: Path
+
+    def asked(self) -> dict[str, object]:
+        """What a cell's figures depend on."""
+        return {"file": hashlib.sha256(self.path.read_bytes()).hexdigest()}
+
+    def made(self, host: Host) -> Made:
+        """As a merge, of no rank that anybody chose."""
+        factors = load_input(Concept(str(self.path)), host).deltas
+        ranks = [delta.rank for delta in factors.values()]
+        return Made("given", factors, sum(ranks) / len(ranks), {})
 
 
 #: models that are no merge

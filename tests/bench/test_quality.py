@@ -16,7 +16,7 @@ from bench.bed import Bed
 from bench.cells import Cells
 from bench.iterated import IterIS, RegMeanPlusPlus, blocks, iteris
 from bench.protocol import COLOURS, added, ground_colour, kind, told
-from bench.rows import ALONE, BASE, ROWS, SCALES
+from bench.rows import ALONE, BASE, ROWS, SCALES, Given
 from bench.world import Sprite, demo_entries, demo_names, demo_request
 from lib_loraclr.model.host import Host
 from lib_loraclr.progress import Stage
@@ -164,6 +164,29 @@ def test_tables_are_made_of_the_cells_that_there_are(tmp_path: Path) -> None:
     assert text.count("| average | 0.25 | 0.00 | 0.75 | 0.00 | 16 |") == 2, "where the time goes"
     assert text.count("| each LoRA alone") == 2 and "| base model" not in text
     assert "average" in (tmp_path / "quality-two.svg").read_text("utf-8")
+
+
+def test_a_file_made_elsewhere_is_a_row_of_its_own(bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A LoRA alone, given as one that holds both, is measured as that LoRA is, and judged as others are."""
+    path = Path(bed.inputs[0].file.path)
+    given = Given(path)
+    kept = bed.retention(given.made(bed.host).factors).concepts
+    assert kept[0] > 0.98 > 0.5 > kept[1], "its own concept whole, of the other nothing"
+    figures = {"identity": [1, 2], "background": [2, 2], "unseen": [0, 2], "retention": 0.5}
+    monkeypatch.setattr(quality.Table, "figures", lambda table, row: figures)
+    parser = argparse.ArgumentParser()
+    quality.add_arguments(parser)
+    asked = ["--sets", "n2", "--rows", "--file", f"one for all={path}"]
+    arguments = parser.parse_args(asked)
+    arguments.full, arguments.results = False, tmp_path
+    quality.main(arguments)
+    cells = Cells("quality", tmp_path)
+    assert list(cells) == ["n2/seed0/one-for-all"]
+    assert cells.known("n2/seed0/one-for-all") == figures
+    assert "| one for all |" in (tmp_path / "quality.md").read_text("utf-8")
+    for wrong in ("one for all", f"a/b={path}", f"there={tmp_path}"):
+        with pytest.raises(SystemExit, match="write NAME=PATH"):
+            quality._named_file(wrong)
 
 
 def test_defaults_are_small_and_full_is_everything() -> None:
