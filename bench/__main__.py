@@ -18,6 +18,7 @@ PARTS = {
     "memory": "memory of a whole merge at the real sizes, against what keeping all features would take",
     "ablation": "what each piece of the method is worth",
     "styles": "styles on subjects",
+    "many": "many concepts, at once and in groups",
     "processes": "a merge by one, two and four processes",
     "card": "a first day on a graphics card",
     "places": "two concepts in one picture in a running WebUI, with and without Regional Prompter",
