@@ -55,6 +55,7 @@ def _shared(model: nn.Module, folder: Path) -> SimpleNamespace:
         sd_model=model,
         state=_State(job="", interrupted=False, stopping_generation=False, textinfo=None, sampling_step=0),
         opts=SimpleNamespace(
+            temp_dir="",
             CLIP_stop_at_last_layers=1,
             sdxl_crop_top=0,
             sdxl_crop_left=0,

@@ -260,7 +260,13 @@ class ForgeStandIn(StandIn):
         patch.setitem(sys.modules, "backend", ModuleType("backend"))
         for name, part in self.backend.items():
             patch.setitem(sys.modules, f"backend.{name}", part)
+        patch.setitem(sys.modules, "modules_forge", ModuleType("modules_forge"))
+        patch.setitem(sys.modules, "modules_forge.utils", SimpleNamespace(apply_circular_forge=apply_circular_forge))
         return self
+
+
+def apply_circular_forge(model: Any, tiling_enabled: bool = False) -> None:
+    model.tiling_enabled = tiling_enabled
 
 
 def _embedding(data: dict[str, Tensor], name: str) -> SimpleNamespace:

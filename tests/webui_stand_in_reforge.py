@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from webui_stand_in import StandIn
-from webui_stand_in_forge import ALPHAS, Patcher, UNet, clip_keys, unet_keys
+from webui_stand_in_forge import ALPHAS, Patcher, UNet, apply_circular_forge, clip_keys, unet_keys
 from webui_stand_in_model import WIDTH, Clip, Model
 
 
@@ -109,7 +109,7 @@ class ReforgeStandIn(StandIn):
         def attention_sage3() -> None:
             """A kernel without a backward pass."""
 
-        self.forge_util = SimpleNamespace(apply_circular_forge=self._apply_circular_forge)
+        self.forge_util = SimpleNamespace(apply_circular_forge=apply_circular_forge)
         #: how often the text encoders were loaded for a prompt
         self.moves = 0
         self.forge_clip = SimpleNamespace(move_clip_to_gpu=self._move_clip_to_gpu)
@@ -130,9 +130,6 @@ class ReforgeStandIn(StandIn):
 
     def _move_clip_to_gpu(self) -> None:
         self.moves += 1
-
-    def _apply_circular_forge(self, model: ReforgeModel, tiling_enabled: bool = False) -> None:
-        model.tiling_enabled = tiling_enabled
 
     def _load_networks(self, names: Sequence[str], te: Sequence[float], unet: Sequence[float]) -> None:
         self.networks.loaded_networks[:] = names

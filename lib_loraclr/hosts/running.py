@@ -26,6 +26,7 @@ from .webui import (
     free_name,
     installed_loras,
     lora_dir,
+    make_temporary_folder,
     previews,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "installed_loras",
     "loaded_family",
     "lora_dir",
+    "make_temporary_folder",
     "peek",
     "previews",
     "session",

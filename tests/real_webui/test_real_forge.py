@@ -144,8 +144,10 @@ def test_retention_agrees_with_the_stand_alone_host(sd1: WebUI, host: DiffusersH
     changes = {"method": "contrastive", "options": {"effort": "layers"}}
     inside = sd1.ask("merge", names=NAMES, **changes)["concepts"]
     concepts = [{"lora": str(demo / "loras" / f"{name}.safetensors"), "trigger": trigger} for name, trigger in NAMES]
-    small = {"recording": {"paths": 2, "steps": 2, "height": 128, "width": 128}, "memory_mb": 200}
-    outside = merge_loras(MergeRequest.from_dict({"concepts": concepts, **small, **changes}), host).report.concepts
+    # Forge Neo's own setting is 2 from the start
+    recording = {"paths": 2, "steps": 2, "height": 128, "width": 128, "clip_skip": sd1.ask("describe")["clip_skip"]}
+    request = {"concepts": concepts, "recording": recording, "memory_mb": 200, **changes}
+    outside = merge_loras(MergeRequest.from_dict(request), host).report.concepts
     for here, there in zip(inside, outside, strict=True):
         assert here["merged"] == pytest.approx(there.merged, abs=0.005)
         assert here["all_tags"] == pytest.approx(there.all_tags, abs=0.005)

@@ -50,6 +50,7 @@ def describe() -> dict[str, Any]:
             "size": host.default_size,
             "latent": [host.latent_channels, host.pixels_per_latent],
             "prediction": host.prediction_type,
+            "clip_skip": host.clip_skip,
             "alphas": host.alphas_cumprod[[0, 500, 999]].tolist(),
             "layers": {key: list(layer.shape) for key, layer in layers.items()},
             "idle": _idle(host),

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ...hosts import running
 from . import history, jobs, naming, notes, trying, views
 from .notes import SHOWN
 from .trial_fields import ALL_TAGS, BASE, NOTHING
@@ -15,6 +16,8 @@ def result(job: jobs.Job) -> list[Any]:
     """A finished merge, to be kept or discarded, under a name of its own."""
     pictures, save_as = job.result.pictures, job.request.save_as
     what = "checkpoint" if save_as == "checkpoint" else "LoRA"
+    if pictures is not None:
+        running.make_temporary_folder()
     return _shown(
         view=views.result_view(job),
         picture=gr.update(value=pictures.sheet if pictures else None, visible=pictures is not None),

@@ -77,8 +77,7 @@ def load_chosen_model() -> Any:
     """
     if not is_forge():
         model = webui.load_chosen_model()
-        # a picture leaves it to the next one to end its tiling
-        importlib.import_module("modules_forge.forge_util").apply_circular_forge(model, False)
+        _end_tiling(model, "forge_util")
         return model
     models = webui.module("sd_models")
     try:
@@ -89,7 +88,13 @@ def load_chosen_model() -> Any:
         ) from error
     if getattr(model, "forge_objects_original", None) is None:
         raise LoraclrError("Forge has no checkpoint loaded: choose one at the top left.")
+    _end_tiling(model, "utils")
     return model
+
+
+def _end_tiling(model: Any, module: str) -> None:
+    """Switch off the last picture's tiling, as a picture leaves it to the next one to do; Forge itself no longer tiles."""
+    importlib.import_module(f"modules_forge.{module}").apply_circular_forge(model, False)
 
 
 def unet(model: Any) -> nn.Module:

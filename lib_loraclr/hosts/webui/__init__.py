@@ -7,7 +7,7 @@ from .checkpoints import InstalledCheckpoint, announce_checkpoint, checkpoint_di
 from .conditioning import all_masked, denoise, encode
 from .library import InstalledLora, announce, find_lora, free_name, installed_loras, lora_dir, lora_dirs, previews
 from .loaded import chosen_model, load_chosen_model
-from .modules import caption_font, forget_encoded_prompts, lora_extension, module
+from .modules import caption_font, forget_encoded_prompts, lora_extension, make_temporary_folder, module
 from .names import names_of
 from .progress import StateProgress
 from .reading import bundled_embeddings, infotext_untouched, read, size_vector
@@ -37,6 +37,7 @@ __all__ = [
     "lora_dir",
     "lora_dirs",
     "lora_extension",
+    "make_temporary_folder",
     "module",
     "names_of",
     "previews",

@@ -50,6 +50,13 @@ def caption_font() -> str | None:
     return file if Path(file).is_file() else None
 
 
+def make_temporary_folder() -> None:
+    """Make the folder that gradio's pictures go through on their way to the page, which Forge Neo names and does not make."""
+    folder = module("shared").opts.temp_dir
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
 def forget_encoded_prompts() -> None:
     """Drop the cached encodings of prompts, which compare a LoRA's name and not its content."""
     processing = module("processing")

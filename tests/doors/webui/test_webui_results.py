@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,13 @@ def test_a_result_has_a_name_of_its_own_whatever_is_chosen_next(doors: Doors) ->
     assert "fox-penguin" not in str(bound.select(json.dumps(TABLE), "{}", ["fox"]))
     assert "Kept as fox-penguin" in bound.keep(seen["job"], "", "")[0], "and so where the field is emptied"
     assert merged(doors, bound, values)["name"]["value"] == "fox-penguin-2"
+
+
+def test_the_folder_is_there_that_pictures_go_through(doors: Doors, tmp_path: Path) -> None:  # noqa: F811
+    """Forge Neo names one from the start, and makes none: gradio's picture ended in an error there."""
+    bound, values = tab(doors)
+    doors.webui.shared.opts.temp_dir = str(tmp_path / "data" / "tmp")
+    assert merged(doors, bound, values, draw=True)["picture"]["visible"] and (tmp_path / "data" / "tmp").is_dir()
 
 
 @pytest.mark.parametrize("name", ["../x", "a:b", "con", "x" * 300])

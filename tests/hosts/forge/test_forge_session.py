@@ -13,6 +13,7 @@ from forge_adapter import Q_SD1, UNET_SD1, delta, predict
 from torch import nn
 from webui_stand_in_forge import Engine, ForgeStandIn
 from webui_stand_in_model import WIDTH
+from webui_stand_in_reforge import ReforgeStandIn
 
 from lib_loraclr.errors import Interrupted, LoraclrError
 from lib_loraclr.hosts import forge, running
@@ -106,6 +107,14 @@ def test_a_checkpoint_that_is_chosen_and_not_loaded_is_loaded(forge_webui: Forge
     with forge.session() as host:
         assert host.model is forge_webui.engine
     assert forge.peek().family is SD1 and forge.loaded_family() is SD1
+
+
+@pytest.mark.parametrize("program", [ForgeStandIn, ReforgeStandIn])
+def test_the_last_pictures_tiling_does_not_count(program: type, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    webui = program(folder).install(monkeypatch)
+    webui.model.tiling_enabled = True
+    with forge.session():
+        assert not webui.model.tiling_enabled
 
 
 def test_a_peek_changes_nothing(forge_webui: ForgeStandIn):

@@ -77,12 +77,6 @@ def test_the_checkpoint_is_the_one_chosen_at_the_top_left(webui: ReforgeStandIn)
         pass
 
 
-def test_the_last_pictures_tiling_does_not_count(webui: ReforgeStandIn):
-    webui.model.tiling_enabled = True
-    with forge.session():
-        assert not webui.model.tiling_enabled
-
-
 def test_nothing_is_moved_while_prompts_are_read(webui: ReforgeStandIn):
     with forge.session() as host:
         host.encode(["a cat"])
