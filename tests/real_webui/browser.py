@@ -13,22 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from webui_process import A1111, ROOT, Program, WebUI, demo_models, webui_python
+from programs import A1111, Program
+from webui_process import DEMO, ROOT, WebUI, demo_models
 
 
 def missing() -> str:
-    """What is missing to run this, or nothing."""
-    if "LORACLR_WEBUI_DIR" not in os.environ:
-        return "LORACLR_WEBUI_DIR names no WebUI to test in"
-    if subprocess.run([webui_python(), "-c", "import playwright"], capture_output=True).returncode:
-        return f"playwright is not installed for {webui_python()}"
+    """What is missing to drive a browser, or nothing."""
+    if subprocess.run([A1111.python, "-c", "import playwright"], capture_output=True).returncode:
+        return f"playwright is not installed for {A1111.python}"
     if not (os.environ.get("LORACLR_CHROMIUM") or shutil.which("chromium")):
         return "there is no chromium on the path, and LORACLR_CHROMIUM names none"
     return ""
 
 
 #: what the WebUI prints into the browser's console without us: it asks a server outside for a script, in vain where there is none
-VANILLA = ("ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "iframe-resizer", "reading 'props'")
+VANILLA = (
+    *("ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "iframe-resizer", "reading 'props'"),
+    # gradio 4.40, at every call that has any arguments, txt2img's counting of words included
+    *("non-interactive or hidden tab", "Too many arguments provided for the endpoint"),
+)
 
 
 #: while the WebUI starts anew, the page asks for it until it is there, and then for its old theme; without us too
@@ -58,6 +61,8 @@ def started(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    if program.forge:  # its own files, which a data folder elsewhere would hide from the page, and ours
+        flags += tuple(part for path in (program.folder, DEMO.parent) for part in ("--gradio-allowed-path", str(path)))
     webui = WebUI(folder, "--port", str(port), *flags, settings=settings, api=api, program=program)
     try:
         webui.ask(ready)
@@ -75,17 +80,18 @@ def running(
     settings: dict[str, Any] | None = None,
     models: Callable[[Path], None] = demo_models,
     ready: str = "ready",
+    program: Program = A1111,
 ) -> Iterator[tuple[WebUI, str]]:
     """A WebUI with the demo checkpoint (or what `models` puts there) and this extension, and its address."""
     models(folder)
     install_link(folder)
-    with started(folder, *flags, settings=settings, ready=ready) as found:
+    with started(folder, *flags, settings=settings, ready=ready, program=program) as found:
         yield found
 
 
 def go(url: str, way: str, *, known: tuple[str, ...] = VANILLA, **environment: str) -> dict[str, Any]:
     """What the browser saw on this way; the console has no lines but those that the WebUI prints without us."""
-    command = [webui_python(), str(Path(__file__).with_name("browser_way.py")), url, way]
+    command = [A1111.python, str(Path(__file__).with_name("browser_way.py")), url, way]
     if "LORACLR_SHOTS" in os.environ:
         command.append(os.environ["LORACLR_SHOTS"])
     done = subprocess.run(command, env={**WebUI.environment(), **environment}, capture_output=True, text=True)

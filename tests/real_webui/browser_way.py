@@ -84,31 +84,31 @@ def _use(way: Way) -> dict[str, Any]:
     return seen
 
 
-def plain(way: Way) -> dict[str, Any]:
-    """From picking to sending, with nothing that only one WebUI has."""
-    page, seen = way.page, {}
+def efforts(way: Way) -> dict[str, Any]:
+    """The same two merged at each effort, each kept and drawn with."""
+    page, found = way.page, []
     way.open()
-    way.pick("fox-face", "penguin")
-    way.quick(width=128, height=128)
-    seen["check"] = way.check()
-    page.click("#loraclr_generate")
-    seen["bar"] = way.wait_for_the_bar()
-    seen["result"] = way.wait_for_the_result()
-    way.shot("16-plain")
-    seen["kept"] = way.keep()
-    page.click("#loraclr_send")
-    page.wait_for_selector("#txt2img_generate", state="visible", timeout=MINUTES)
-    return {**seen, "prompt": page.locator("#txt2img_prompt textarea").input_value()}
-
-
-def used(way: Way) -> dict[str, Any]:
-    """Pictures without and with what `plain` kept."""
-    seen = {name: way.generate(f"sks animal, ohwx bird{tag}", seed="7") for name, tag in _TAGS.items()}
-    way.shot("17-used")
-    return {**seen, "infotext": way.text("#html_info_txt2img")}
-
-
-_TAGS = {"without": "", "with": ", <lora:fox-face-penguin:1>"}
+    way.pick("penguin", "guitar")
+    for effort in os.environ["LORACLR_EFFORTS"].split(","):
+        page.click(f"#loraclr_effort label:has-text('{effort}')")
+        seen = {"check": way.check()}
+        page.click("#loraclr_generate")
+        way.wait_for_the_bar()
+        seen["result"] = way.wait_for_the_result()
+        way.shot(f"16-{effort}")
+        page.locator("#loraclr_name input").fill(f"penguin-guitar-{effort.lower()}")
+        page.locator("#loraclr_name input").blur()
+        seen["kept"] = way.keep()
+        page.click("#loraclr_send")
+        page.wait_for_selector("#txt2img_generate", state="visible", timeout=MINUTES)
+        seen["prompt"] = page.locator("#txt2img_prompt textarea").input_value()
+        seen["with"] = way.generate(seed="7", steps="12")
+        seen["infotext"] = way.text("#html_info_txt2img")
+        way.shot(f"17-{effort}")
+        seen["without"] = way.generate(seen["prompt"].rpartition(",")[0], seed="7", steps="12")
+        found.append(seen)
+        way.open()
+    return {"efforts": found}
 
 
 def overwrite(way: Way) -> dict[str, Any]:
@@ -315,8 +315,7 @@ WAYS = {
         way.__name__: way
         for way in (
             whole,
-            plain,
-            used,
+            efforts,
             overwrite,
             many,
             family,

@@ -1,12 +1,14 @@
-"""The tab in a real WebUI, driven by a real browser.
+"""The tab in each real WebUI, driven by a real browser.
 
-Needs `LORACLR_WEBUI_DIR` (see test_real_webui.py), and playwright and a Chromium for the WebUI's interpreter (`LORACLR_CHROMIUM`
-names one that is not on the path). With `LORACLR_SHOTS`, screenshots are put into that folder.
+Needs `LORACLR_WEBUI_DIR` (see test_real_webui.py) or those that test_real_forge.py names; and playwright for
+`LORACLR_WEBUI_PYTHON`, and a Chromium (`LORACLR_CHROMIUM` names one that is not on the path). With `LORACLR_SHOTS`, screenshots
+are put into that folder, one program's over another's.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +16,17 @@ from pathlib import Path
 import pytest
 from browser import RELOADING, go, missing, running
 from PIL import Image
+from programs import EVERY, Program
 from webui_process import DEMO, WebUI, random_lora, sdxl_loras, sdxl_models
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "-")
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WebUI, str]]:
+@pytest.fixture(scope="module", params=EVERY)
+def here(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WebUI, str]]:
     """A WebUI with the demo's LoRAs, one of which has a picture on its card."""
-    with running(tmp_path_factory.mktemp("browser")) as (webui, address):
+    with running(tmp_path_factory.mktemp("browser"), program=request.param) as (webui, address):
         Image.new("RGB", (40, 60), "orange").save(webui.folder / "models" / "Lora" / "fox-face.png")
         yield webui, address
 
@@ -59,6 +62,16 @@ def test_the_whole_way(here: tuple[WebUI, str]) -> None:
     assert seen["prompt"] == "sks animal, ohwx bird, <lora:fox-face-penguin-style-mono:1>"
     file = webui.folder / "models" / "Lora" / "fox-face-penguin-style-mono.safetensors"
     assert f'Lora hashes: "{file.stem}: {shorthash(file)}"' in seen["infotext"]
+
+
+def test_at_the_efforts_that_are_asked_for(here: tuple[WebUI, str]) -> None:
+    """With all that they record; `LORACLR_EFFORTS=Balanced,Thorough` looks at others than the fastest of them."""
+    efforts = os.environ.get("LORACLR_EFFORTS", "Fast").split(",")
+    for effort, seen in zip(efforts, go(here[1], "efforts", LORACLR_EFFORTS=",".join(efforts))["efforts"], strict=True):
+        name = f"penguin-guitar-{effort.lower()}"
+        assert "Ready to merge" in seen["check"] and "Recognised" in seen["result"]
+        assert f"Kept as {name}" in seen["kept"] and f"<lora:{name}:1>" in seen["prompt"]
+        assert seen["with"] != seen["without"] and f"<lora:{name}:1>" in seen["infotext"]
 
 
 def test_from_prompt_keyboard_interrupt_restore_discard(url: str) -> None:
@@ -137,8 +150,9 @@ def test_hundreds_of_loras(here: tuple[WebUI, str]) -> None:
     assert seen["one"] == ["shelf-3/number-123"] and seen["trigger"] == "number-123"
 
 
-def test_on_sdxl_where_a_lora_for_sd1_is_refused(tmp_path: Path) -> None:
-    with running(tmp_path / "sdxl", "--listen", models=sdxl_models) as (webui, url):
+@pytest.mark.parametrize("program", EVERY)
+def test_on_sdxl_where_a_lora_for_sd1_is_refused(program: Program, tmp_path: Path) -> None:
+    with running(tmp_path / "sdxl", "--listen", models=sdxl_models, program=program) as (webui, url):
         sdxl_loras(webui, ("one", "two"))
         shutil.copy(DEMO / "loras" / "penguin.safetensors", tmp_path / "sdxl" / "models" / "Lora" / "old.safetensors")
         seen = go(url, "family")

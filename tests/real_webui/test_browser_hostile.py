@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from browser import VANILLA, go, missing, running
+from programs import A1111
 from safetensors.torch import load_file, save_file
 from webui_process import demo_models
 
-REASON = missing()
+REASON = A1111.missing or missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "-")
 
 

@@ -1,4 +1,4 @@
-"""Installed as users install it, in a real WebUI; with the built-in Lora switched off; without the front end.
+"""Installed as users install it, in each real WebUI; with the built-in Lora switched off; without the front end.
 
 Needs what test_browser.py needs.
 """
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 from browser import RELOADING, ask, go, missing, running, started
-from webui_process import ROOT, demo_models, webui_python
+from programs import A1111, EVERY, Program
+from webui_process import ROOT, demo_models
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "-")
+A1111_ALONE = pytest.mark.skipif(bool(A1111.missing), reason=A1111.missing or "-")
 
 
 def repository(folder: Path) -> str:
@@ -38,10 +40,10 @@ def repository(folder: Path) -> str:
     return folder.as_uri()
 
 
-def packages() -> list[str]:
+def packages(program: Program) -> list[str]:
     """What is installed for the WebUI, with versions."""
     code = "import importlib.metadata as m\nfor d in m.distributions(): print(d.metadata['Name'], d.version)"
-    done = subprocess.run([webui_python(), "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([program.python, "-c", code], capture_output=True, text=True, check=True)
     return sorted(done.stdout.splitlines())
 
 
@@ -50,20 +52,21 @@ def lines(log: str) -> set[str]:
     return {re.sub(r"[\d.]+", "0", line).strip() for line in log.splitlines()}
 
 
-def test_install_from_url_restart_reload(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", EVERY)
+def test_install_from_url_restart_reload(program: Program, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     demo_models(folder)
-    before = packages()
-    with started(folder, api=False) as (webui, url):
+    before = packages(program)
+    with started(folder, api=False, program=program) as (webui, url):
         seen = go(url, "vanilla", known=RELOADING)
         assert seen["tab"] == 0, "control: it is not there before"
         without, alone = webui.log.read_text("utf-8"), [line for line in seen["console"] if "404" in line]
         told = go(url, "install", LORACLR_INSTALL_URL=repository(tmp_path / "loraclr"))["told"]
         assert "Installed into" in told and (folder / "extensions" / "loraclr" / "install.py").is_file()
     # as Python does by itself at the first start, where nobody has forbidden it
-    compiled = [webui_python(), "-m", "compileall", "-q", str(folder / "extensions" / "loraclr")]
+    compiled = [program.python, "-m", "compileall", "-q", str(folder / "extensions" / "loraclr")]
     subprocess.run(compiled, check=True)
-    with started(folder, api=False) as (webui, url):
+    with started(folder, api=False, program=program) as (webui, url):
         _, profile = ask(url, "internal/profile-startup")
         # what users see under "Startup profile"; 0.2 s of 8 s, as a share, which other programs do not change
         assert profile["records"]["load scripts/loraclr.py"] < 0.025 * profile["total"]
@@ -74,14 +77,17 @@ def test_install_from_url_restart_reload(tmp_path: Path) -> None:
         )
         new = lines(webui.log.read_text("utf-8")) - lines(without)
     assert not [line for line in new if re.search("error|warn|traceback|loraclr", line, re.IGNORECASE)]
-    assert packages() == before
+    assert packages(program) == before
 
 
-def test_without_the_lora_extension(tmp_path: Path) -> None:
-    with running(tmp_path / "off", settings={"disabled_extensions": ["Lora"]}) as (_, address):
+@pytest.mark.parametrize("program", EVERY)
+def test_without_the_lora_extension(program: Program, tmp_path: Path) -> None:
+    settings = {"disabled_extensions": [program.lora]}
+    with running(tmp_path / "off", settings=settings, program=program) as (_, address):
         assert "built-in extension Lora is switched off" in go(address, "off")["message"]
 
 
+@A1111_ALONE
 def test_without_a_checkpoint(tmp_path: Path) -> None:
     def only_loras(folder: Path) -> None:
         demo_models(folder)
@@ -91,6 +97,7 @@ def test_without_a_checkpoint(tmp_path: Path) -> None:
         assert "The WebUI has no checkpoint loaded: choose one" in go(url, "bare")["told"]
 
 
+@A1111_ALONE
 def test_routes_with_nowebui_and_api_auth(tmp_path: Path) -> None:
     with running(tmp_path / "api", "--nowebui", "--api-auth", "me:secret,you:other") as (_, url):
         assert ask(url, "loraclr/v1/loras")[0] == 401

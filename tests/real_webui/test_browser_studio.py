@@ -1,4 +1,4 @@
-"""What stands around a merge, in a real WebUI and a real browser.
+"""What stands around a merge, in each real WebUI and a real browser.
 
 Needs what `test_browser.py` needs; `LORACLR_REGIONAL_DIR` names a copy of Regional Prompter, which is tried where it is there.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import VANILLA, go, missing, running
+from programs import A1111, EVERY, Program
 from webui_process import KEEPING, demo_models
 
 REASON = missing()
@@ -25,22 +26,31 @@ def _models(folder: Path) -> None:
         (folder / "extensions" / "sd-webui-regional-prompter").symlink_to(REGIONAL, target_is_directory=True)
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(tmp_path_factory.mktemp("studio"), settings=KEEPING, models=_models) as (_, address):
-        yield address
+@pytest.fixture(scope="module", params=EVERY)
+def here(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, str]]:
+    program = request.param
+    models = _models if program is A1111 else demo_models
+    with running(tmp_path_factory.mktemp("studio"), settings=KEEPING, models=models, program=program) as (_, address):
+        yield program, address
+
+
+@pytest.fixture
+def url(here: tuple[Program, str]) -> str:
+    return here[1]
 
 
 @pytest.mark.parametrize(("way", "theme"), [("studio", "light"), ("narrow studio", "dark")])
-def test_from_a_card_to_an_arrangement_and_again(url: str, way: str, theme: str) -> None:
+def test_from_a_card_to_an_arrangement_and_again(here: tuple[Program, str], way: str, theme: str) -> None:
+    program, url = here
+    regional = REGIONAL and program is A1111
     # with any infotext that is pasted, Regional Prompter's own accordion is called by a name that it does not have
-    seen = go(url, way, LORACLR_THEME=theme, known=(*VANILLA, *(("onVisibleCheckboxChange",) if REGIONAL else ())))
+    seen = go(url, way, LORACLR_THEME=theme, known=(*VANILLA, *(("onVisibleCheckboxChange",) if regional else ())))
     assert seen["card"] == ["fox-face"]
     assert "In each other's way" in seen["check"] and "with both tags in one prompt" in seen["check"]
     assert seen["tried"]["pictures"] == 4 and seen["tried"]["at"] == "20%" and "seed 6" in seen["tried"]["text"]
     assert seen["overflow"] <= 0 and seen["tips"] == []
     assert (seen["negative"], seen["sampler"]) == ("ugly", "Euler"), "what stood in txt2img stays there"
-    if REGIONAL:
+    if regional:
         assert "Regional Prompter will be switched on" in seen["note"] and seen["regions"] is False
         assert "RP Active: True" in seen["infotext"] and "RP Ratios: " in seen["infotext"], "and a picture is drawn so"
         assert seen["prompt"].count("BREAK") == 1 == seen["prompt"].count("<lora:") and seen["prompt"].startswith(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from browser import ask, install_link, started
-from test_real_forge import PROGRAMS
-from webui_process import Program, demo_models
+from programs import FAMILY, Program
+from webui_process import demo_models
 
 REQUEST = {
     "concepts": [{"lora": "fox-face", "trigger": "sks animal"}, {"lora": "penguin", "trigger": "ohwx bird"}],
@@ -32,7 +32,7 @@ def _followed(url: str, job: str, *, seconds: float = 900) -> dict[str, Any]:
     raise AssertionError(told)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", FAMILY)
 def test_the_whole_way_by_http(program: Program, tmp_path: Path) -> None:
     demo_models(tmp_path)
     install_link(tmp_path)

@@ -13,22 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import FAMILY, REFORGE, Program
 from safetensors.torch import load_file, save_file
 from test_real_webui import OUTCOMES
-from webui_process import FORGE, NEO, REFORGE, Program, WebUI, demo_models, sdxl_loras, sdxl_models
+from webui_process import WebUI, demo_models, sdxl_loras, sdxl_models
 
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.merge.merging import merge_loras
 from lib_loraclr.request.merge_request import MergeRequest
 
-PROGRAMS = [
-    pytest.param(program, id=name, marks=pytest.mark.skipif(bool(program.missing), reason=program.missing))
-    for name, program in (("forge", FORGE), ("neo", NEO), ("reforge", REFORGE))
-]
 NAMES = [["penguin", "ohwx bird"], ["pizza", "vbk food"]]
 
 
-@pytest.fixture(scope="module", params=PROGRAMS)
+@pytest.fixture(scope="module", params=FAMILY)
 def program(request: pytest.FixtureRequest) -> Program:
     return request.param
 

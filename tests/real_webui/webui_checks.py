@@ -20,11 +20,11 @@ from lib_loraclr.request.merge_request import Concept
 
 
 def ready() -> str:
-    from modules import sd_models, shared
+    from modules import call_queue, sd_models, shared
 
     if hasattr(sd_models, "forge_model_reload"):  # Forge loads none before it is used
-        with running.session() as host:
-            return host.checkpoint
+        with call_queue.queue_lock:
+            sd_models.forge_model_reload()
     return shared.sd_model.sd_checkpoint_info.title
 
 

@@ -12,14 +12,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from programs import A1111, Program
 from safetensors.torch import save_file
 
 from tests import tiny_checkpoints as tiny
@@ -43,45 +42,6 @@ import webui_answers
 webui_answers.{prepare}
 script_callbacks.on_app_started(lambda demo, app: webui_answers.answer({mailbox!r}))
 """
-
-
-@dataclass(frozen=True)
-class Program:
-    """One of the WebUIs that are tested in.
-
-    Attributes:
-        variable: of the environment, with its folder; with `_PYTHON` in place of `_DIR`, its interpreter
-        flags: of the command line, for a run on the CPU
-        forge: whether it is of the Forge family
-    """
-
-    variable: str
-    flags: tuple[str, ...]
-    forge: bool = True
-
-    @property
-    def missing(self) -> str:
-        """Why it cannot be tested in, or nothing."""
-        return "" if self.variable in os.environ else f"{self.variable} names no WebUI to test in"
-
-    @property
-    def folder(self) -> Path:
-        """Where it is; never fetched."""
-        return Path(os.environ[self.variable])
-
-    @property
-    def python(self) -> str:
-        return os.environ.get(self.variable.replace("_DIR", "_PYTHON"), sys.executable)
-
-
-A1111 = Program(
-    "LORACLR_WEBUI_DIR",
-    ("--use-cpu", "all", "--no-half", "--precision", "full", "--no-download-sd-model"),
-    forge=False,
-)
-FORGE = Program("LORACLR_FORGE_DIR", ("--always-cpu", "--no-hashing"))
-NEO = Program("LORACLR_NEO_DIR", ("--cpu", "--no-hashing"))
-REFORGE = Program("LORACLR_REFORGE_DIR", ("--always-cpu", "--no-hashing"))
 
 
 class Failed(Exception):
@@ -184,10 +144,6 @@ class WebUI:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def webui_python() -> str:
-    return A1111.python
 
 
 def tiny_models(folder: Path, *kinds: Tiny) -> None:
