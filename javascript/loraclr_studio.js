@@ -104,9 +104,13 @@ function loraclrNow(...inputs) {
     return inputs;
 }
 
-// The WebUI pastes what was arranged, and shows txt2img.
+// The WebUI pastes what was arranged, and shows txt2img; but Forge Neo pastes no prompt.
 function loraclrPaste(infotext) {
-    if (infotext) gradioApp().getElementById("loraclr_paste").click();
+    if (!infotext) return;
+    const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
+    prompt.value = infotext.slice(0, infotext.lastIndexOf("\nNegative prompt:"));
+    updateInput(prompt);
+    gradioApp().getElementById("loraclr_paste").click();
 }
 
 // The card that was added last. First input: its LoRA's name.

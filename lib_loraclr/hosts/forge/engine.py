@@ -77,7 +77,7 @@ def load_chosen_model() -> Any:
     """
     if not is_forge():
         model = webui.load_chosen_model()
-        _end_tiling(model, "forge_util")
+        _end_tiling(model)
         return model
     models = webui.module("sd_models")
     try:
@@ -88,13 +88,16 @@ def load_chosen_model() -> Any:
         ) from error
     if getattr(model, "forge_objects_original", None) is None:
         raise LoraclrError("Forge has no checkpoint loaded: choose one at the top left.")
-    _end_tiling(model, "utils")
+    _end_tiling(model)
     return model
 
 
-def _end_tiling(model: Any, module: str) -> None:
+def _end_tiling(model: Any) -> None:
     """Switch off the last picture's tiling, as a picture leaves it to the next one to do; Forge itself no longer tiles."""
-    importlib.import_module(f"modules_forge.{module}").apply_circular_forge(model, False)
+    for name in ("utils", "forge_util"):
+        switch = getattr(sys.modules.get(f"modules_forge.{name}"), "apply_circular_forge", None)
+        if switch is not None:
+            switch(model, False)
 
 
 def unet(model: Any) -> nn.Module:
