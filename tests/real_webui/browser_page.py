@@ -26,6 +26,10 @@ _PIXELS = """async (image) => {
 }"""
 
 
+#: what an item of a list stands for, as gradio 3 and 4 name it
+OFFERED = "(item => item.dataset.value || item.getAttribute('aria-label'))"
+
+
 class Way:
     """A page of the WebUI, and the tab's parts."""
 
@@ -80,7 +84,7 @@ class Way:
         box.fill(typed)
         time.sleep(0.5)
         return self.page.eval_on_selector_all(
-            "#loraclr_loras li", "items => items.filter(i => i.offsetParent).map(i => i.dataset.value)"
+            "#loraclr_loras li", f"items => items.filter(i => i.offsetParent).map({OFFERED})"
         )
 
     def seen_first(self, typed: str) -> list[str]:
@@ -88,8 +92,8 @@ class Way:
         self.listed(typed)
         return self.page.eval_on_selector_all(
             "#loraclr_loras li",
-            """items => items.filter(i => i.offsetParent)
-                .sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top).map(i => i.dataset.value)""",
+            f"""items => items.filter(i => i.offsetParent)
+                .sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top).map({OFFERED})""",
         )
 
     def pick(self, *names: str) -> None:

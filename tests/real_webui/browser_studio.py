@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from browser_page import MINUTES, Way
+from browser_page import MINUTES, OFFERED, Way
 
 
 def studio(way: Way) -> dict[str, Any]:
@@ -292,5 +292,5 @@ def _axes(way: Way) -> list[str]:
     page.locator("#script_txt2img_xyz_plot_x_type input").click()
     page.locator("#script_txt2img_xyz_plot_x_type input").fill("LoRACLR")
     time.sleep(1)
-    shown = "items => items.filter(i => i.offsetParent).map(i => i.dataset.value || i.getAttribute('aria-label'))"
+    shown = f"items => items.filter(i => i.offsetParent).map({OFFERED})"
     return page.eval_on_selector_all("#script_txt2img_xyz_plot_x_type li", shown)

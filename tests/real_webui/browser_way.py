@@ -17,7 +17,7 @@ from typing import Any
 
 from browser_host import anew, bare, install, leave, off, reload, restart, settings, vanilla
 from browser_hostile import hostile
-from browser_page import MINUTES, Way
+from browser_page import MINUTES, OFFERED, Way
 from browser_studio import added, further, night, studio
 from playwright.sync_api import sync_playwright
 
@@ -245,10 +245,10 @@ def hasty(way: Way) -> dict[str, Any]:
     box.click()
     page.eval_on_selector_all(
         "#loraclr_loras li",
-        """(items, names) => names.forEach((name) => {
-            const item = items.find((i) => i.dataset.value === name);
-            item.dispatchEvent(new MouseEvent("mousedown", {bubbles: true, cancelable: true}));
-        })""",
+        "(items, names) => names.forEach((name) => {"
+        f"    const item = items.find((i) => {OFFERED}(i) === name);"
+        "    item.dispatchEvent(new MouseEvent('mousedown', {bubbles: true, cancelable: true}));"
+        "})",
         ["fox-face", "penguin", "pizza"],
     )
     tokens = page.locator("#loraclr_loras .token")

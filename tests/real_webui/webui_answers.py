@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def _find(name: str) -> Callable[..., Any]:
     return next(vars(module)[name] for module in MODULES if name in vars(module))
 
 
+@cache  # Reload UI asks again
 def answer(mailbox: str) -> None:
     """Answer questions as they come in, in a thread of its own."""
     threading.Thread(target=_serve, args=(Path(mailbox),), daemon=True).start()
@@ -41,6 +43,7 @@ def register_text_encoders(files: Sequence[str]) -> None:
         open_clip.add_model_config(file)
 
 
+@cache
 def recognise(clip: str, folder: str) -> None:
     """Tell a WebUI of the Forge family of sizes that the tests made up; before a checkpoint is loaded.
 
