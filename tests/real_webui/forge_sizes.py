@@ -44,6 +44,7 @@ def recognise(clip: str, folder: str) -> None:
     sd1, xl = model_list.SD15, model_list.SDXL
     sd1.unet_config = {**sd1.unet_config, **DEMO_UNET}
     sd1.unet_extra_config = {**sd1.unet_extra_config, "num_heads": 4}
+    sd1.latent_format = _scaled(sd1.latent_format)
     sizes = {"block_out_channels": [DEMO_VAE] * 4, "layers_per_block": 0, "scaling_factor": DEMO_SCALE}
     _describe(sd1, Path(clip), Path(folder) / "sd1", sizes)
     xl.unet_config = {**xl.unet_config, **XL_UNET}
@@ -51,6 +52,17 @@ def recognise(clip: str, folder: str) -> None:
         xl, Path(clip), Path(folder) / "sdxl", {"block_out_channels": [tiny.VAE_WIDTH] * 4, "layers_per_block": 1}
     )
     _narrow_size_embedding()
+
+
+def _scaled(latents: type) -> type:
+    """Latents of the demo checkpoint's scale, which Forge Neo takes from there and not from the configuration."""
+
+    class Scaled(latents):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale_factor = DEMO_SCALE
+
+    return Scaled
 
 
 def _describe(model: Any, clip: Path, folder: Path, vae: dict[str, Any]) -> None:
