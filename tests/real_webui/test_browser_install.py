@@ -74,8 +74,8 @@ def test_install_from_url_restart_reload(program: Program, tmp_path: Path) -> No
     subprocess.run(compiled, check=True)
     with started(folder, api=False, program=program) as (webui, url):
         _, profile = ask(url, "internal/profile-startup")
-        # what users see under "Startup profile"; 0.2 s of 8 s, as a share, which other programs do not change
-        assert profile["records"]["load scripts/loraclr.py"] < 0.025 * profile["total"]
+        # what users see under "Startup profile": a fortieth mostly; twice that on a busy machine, an import too many is far more
+        assert profile["records"]["load scripts/loraclr.py"] < 0.05 * profile["total"]
         seen = go(url, "reload", known=RELOADING)
         assert seen["listed"] == ["sks animal"] * 2
         assert absent(seen["console"]) <= alone, "no file is missing but those of the WebUI"
