@@ -25,7 +25,7 @@ from bench.clock import Clock, Span
 from bench.judge import DEMO, Judge
 from bench.plots import Axis, line_plot
 from bench.protocol import Jury, Sizes, single_figures
-from bench.tables import markdown, mean, share
+from bench.tables import markdown, mean, outcomes, share
 from bench.world import Sprite, demo_host
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.merge import Finished, Start, merge_loras
@@ -119,16 +119,13 @@ def publish(cells: Cells) -> None:
 
 
 def _row(name: str, found: Sequence[dict]) -> list[str]:
-    two = [own["two"] for own in found if own["two"]["right"][1]]
-    outcomes = [share([own["right"] for own in two])]
-    outcomes += [mean([own[kind][0] / own[kind][1] for own in two]) for kind in ("swapped", "twice", "neither")]
     kept = [sum(own["retention"]) / len(own["retention"]) for own in found]
     return [
         name,
         share([own["identity"] for own in found]),
         mean([own["weakest"] for own in found]),
         share([own["unseen"] for own in found]),
-        " / ".join(outcomes) if two else "",
+        outcomes([own["two"] for own in found]),
         f"{mean(kept, 3)} ({mean([min(own['retention']) for own in found], 3)})",
         f"{mean([own['rank'] for own in found], 0)} ({max(own['largest rank'] for own in found)})",
         mean([own["bytes"] / 2**20 for own in found], 1),

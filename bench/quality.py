@@ -26,7 +26,7 @@ from bench.judge import Judge
 from bench.plots import Axis, line_plot
 from bench.protocol import BACKGROUNDS, Jury, Sizes, judged, single_figures
 from bench.rows import ALONE, BASE, ROWS, SCALES, SLOW, Given, Row
-from bench.tables import markdown, mean, share
+from bench.tables import markdown, mean, outcomes, share
 from bench.world import Sprite, demo_host, demo_names, demo_request
 from lib_loraclr.model import Host
 from lib_loraclr.progress import Stage
@@ -182,9 +182,6 @@ def _line(cells: Cells, name: str, row: str) -> list[str] | None:
     def of(key: str, digits: int = 2) -> str:
         return mean([own.get(key) for own in found], digits)
 
-    two = [own["two"] for own in found if own.get("two") and own["two"]["right"][1]]
-    outcomes = [share([own["right"] for own in two])]
-    outcomes += [mean([own[k][0] / own[k][1] for own in two]) for k in ("swapped", "twice", "neither")]
     retention = f"{of('retention', 3)} ({of('weakest retention', 3)})" if of("retention") else ""
     return [
         row,
@@ -192,7 +189,7 @@ def _line(cells: Cells, name: str, row: str) -> list[str] | None:
         *(of(key) for key in ("weakest", "cosine", "alignment")),
         share([own["background"] for own in found]),
         share([own["unseen"] for own in found]),
-        " / ".join(outcomes) if two else "",
+        outcomes([own.get("two") for own in found]),
         share([own["regions"]["right"] for own in found if own.get("regions")]),
         share([own["three"]["parts"] for own in found if own.get("three")]),
         retention,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 #: two-sided 95 % points of Student's t for 1, 2, … degrees of freedom
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -43,6 +43,16 @@ def share(counts: Sequence[Sequence[int]]) -> str:
         return f"{successes / count:.2f} ({lower:.2f}–{upper:.2f})"
     mean, lower, upper = mean_interval([successes / count for successes, count in counts])
     return f"{mean:.2f} ({max(0.0, lower):.2f}–{min(1.0, upper):.2f})"
+
+
+def outcomes(found: Sequence[Mapping[str, Sequence[int]] | None]) -> str:
+    """Right, swapped, one twice, neither: of pictures with two concepts, as `protocol.told` counts them, for each seed; nothing
+    where there are none."""
+    told = [own for own in found if own and own["right"][1]]
+    if not told:
+        return ""
+    others = [mean([own[kind][0] / own[kind][1] for own in told]) for kind in ("swapped", "twice", "neither")]
+    return " / ".join([share([own["right"] for own in told]), *others])
 
 
 def mean(values: Sequence[float | None], digits: int = 2) -> str:
