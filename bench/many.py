@@ -2,9 +2,11 @@
 
     python dev.py bench many --numbers 4 8 12 --ways flat groups
     python dev.py bench many --numbers 24 --more more.json --efforts balanced
+    python dev.py bench many --numbers 12 --ways flat added --efforts balanced
 
-*Flat*: all at once. *Groups*: so many at a time, and what came out joined; the teachers are each LoRA itself there too. The demo
-has twelve concepts; `--more` names others of its checkpoint, in a list like `demo/concepts.json`, with files relative to it.
+*Flat*: all at once. *Groups*: so many at a time, and what came out joined; the teachers are each LoRA itself there too. *Added*:
+the last one to a finished merge of all others, which was there and is not counted in what it takes. The demo has twelve concepts;
+`--more` names others of its checkpoint, in a list like `demo/concepts.json`, with files relative to it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from lib_loraclr.model import Host
 from lib_loraclr.output import Merge, file_size
 from lib_loraclr.request import Concept, MergeRequest
 
-WAYS = ("flat", "groups")
+WAYS = ("flat", "groups", "added")
 EFFORTS = ("fast", "balanced", "thorough")
 COLUMNS = (
     *("", "identity", "weakest", "unseen words", "two: right / swapped / one twice / neither", "retention (weakest)"),
@@ -59,37 +61,53 @@ def subjects(paths: Sequence[Path]) -> list[tuple[Concept, Sprite]]:
     return found
 
 
-def merged(request: MergeRequest, host: Host, group: int) -> tuple[Merge, Span]:
+def parts_of(way: str, number: int, group: int) -> list[int]:
+    """How many concepts are merged by themselves before all are: of each part; none where all are merged at once.
+
+    Args:
+        way: of `WAYS`
+        group: how many are merged at a time, in groups
+    """
+    if way == "groups":
+        return [min(group, number - first) for first in range(0, number, group)]
+    return [number - 1] if way == "added" else []
+
+
+def merged(request: MergeRequest, host: Host, parts: Sequence[int], *, counted: bool = True) -> tuple[Merge, Span]:
     """A merge of all the request's concepts, and what it took.
 
     Args:
-        group: how many are merged at a time before they are joined; 0: all at once
+        parts: as of `parts_of`
+        counted: whether what the parts took is counted
     """
-    took, parts = Span(), []
+    took, finished, first = Span(), [], 0
 
-    def merge(own: MergeRequest, start: Start | None = None) -> Merge:
-        nonlocal took
+    def merge(own: MergeRequest, start: Start | None = None) -> tuple[Merge, Span]:
         clock = Clock()
         made = merge_loras(own, host, clock, start=start)
         clock.finish()
-        took += sum(clock.spans.values(), Span())
-        return made
+        return made, sum(clock.spans.values(), Span())
 
-    for first in range(0, len(request.concepts), group) if group else ():
-        own = merge(replace(request, concepts=request.concepts[first : first + group]))
-        parts.append(Finished(own.factors, frozenset(concept.label for concept in own.request.concepts)))
-    return merge(request, Start(tuple(parts)) if parts else None), took
+    for number in parts:
+        own, span = merge(replace(request, concepts=request.concepts[first : first + number]))
+        finished.append(Finished(own.factors, frozenset(concept.label for concept in own.request.concepts)))
+        first += number
+        took += span if counted else Span()
+    made, span = merge(request, Start(tuple(finished)) if finished else None)
+    return made, took + span
 
 
 def figures(
-    request: MergeRequest, host: Host, judge: Judge, sprites: Sequence[Sprite], sizes: Sizes, group: int
+    request: MergeRequest, host: Host, judge: Judge, sprites: Sequence[Sprite], sizes: Sizes, way: str, group: int
 ) -> dict:
     """One cell."""
-    merge, took = merged(request, host, group)
+    parts = parts_of(way, len(request.concepts), group)
+    merge, took = merged(request, host, parts, counted=way != "added")
     with host.apply(merge.factors), torch.no_grad():
         jury = Jury(host, judge, sprites, sizes, seed=request.seed)
-        found = single_figures([jury.one(own)[0] for own in sprites], [jury.unseen(own) for own in sprites])
-        found["two"] = jury.together(2)
+        singles = [jury.one(own)[0] for own in sprites]
+        found = single_figures(singles, [jury.unseen(own) for own in sprites])
+        found |= {"each": [own["identity"] for own in singles], "two": jury.together(2)}
     kept = [told.merged for told in merge.report.concepts]
     _, rank, largest = merge.report.rank
     size = {"rank": rank, "largest rank": largest, "bytes": file_size(merge)}
@@ -161,6 +179,6 @@ def main(arguments: argparse.Namespace) -> None:
             group = arguments.group if way == "groups" else 0
             request = replace(whole, concepts=concepts, seed=seed, options={**whole.options, "effort": effort})
             name, asked = cell(number, way, effort, seed), {"loras": files, "group": group, "sizes": sizes.asked()}
-            found = cells.measured(name, asked, partial(figures, request, host, judge, sprites, sizes, group))
+            found = cells.measured(name, asked, partial(figures, request, host, judge, sprites, sizes, way, group))
             print(f"{name}: identity {found['identity'][0]}/{found['identity'][1]}", flush=True)
         publish(cells)

@@ -51,20 +51,26 @@ def test_groups_are_merged_by_themselves_and_then_joined(
 
     kept = many.merge_loras
     monkeypatch.setattr(many, "merge_loras", merge)
-    grouped, took = many.merged(request, host, 2)
+    grouped, took = many.merged(request, host, many.parts_of("groups", 3, 2))
     a, b, c = (concept.label for concept in concepts)
     assert asked == [([a, b], []), ([c], []), ([a, b, c], [{a, b}, {c}])]
     assert [told.name for told in grouped.report.concepts] == [a, b, c] and took.processor > 0
     asked.clear()
-    many.merged(request, host, 0)
+    many.merged(request, host, many.parts_of("flat", 3, 2))
     assert asked == [([a, b, c], [])]
+    asked.clear()
+    _, alone = many.merged(request, host, many.parts_of("added", 3, 2), counted=False)
+    assert asked == [([a, b], []), ([a, b, c], [{a, b}])]
+    assert 0 < alone.processor < took.processor, "what was there is not counted"
 
 
 def test_a_row_for_each_number_and_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def figures(request: MergeRequest, host: object, judge: object, sprites: list, sizes: object, group: int) -> dict:
-        asked.append((len(request.concepts), group, request.options["effort"]))
+    def figures(
+        request: MergeRequest, host: object, judge: object, sprites: list, sizes: object, way: str, group: int
+    ) -> dict:
+        asked.append((len(request.concepts), way, group, request.options["effort"]))
         two = {"parts": [3, 4], "right": [1, 2], "swapped": [0, 2], "twice": [1, 2], "neither": [0, 2]}
         own = {"identity": [6, 8], "weakest": 0.5, "unseen": [1, 2], "two": two, "retention": [0.25, 0.75]}
         return {**own, "rank": 12.2, "largest rank": 30, "bytes": 3 << 20, "seconds": 99.6}
@@ -72,7 +78,7 @@ def test_a_row_for_each_number_and_way(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(many, "figures", figures)
     monkeypatch.setattr(many, "demo_host", lambda: None)
     main(["--results", str(tmp_path), "many", "--numbers", "2", "4", "--ways", "flat", "groups", "--group", "3"])
-    assert asked == [(2, 0, "fast"), (2, 3, "fast"), (4, 0, "fast"), (4, 3, "fast")]
+    assert asked == [(number, way, group, "fast") for number in (2, 4) for way, group in (("flat", 0), ("groups", 3))]
     text = (tmp_path / "many.md").read_text("utf-8")
     assert "| 2, flat, fast | 0.75 (0.41–0.93) | 0.50 |" in text and "0.500 (0.250) | 12 (30) | 3.0 | 100 |" in text
     assert text.index("| 2, groups, fast") < text.index("| 4, flat, fast")
