@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from ..progress import PlannedStage, Stage, Work
 from ..recording import PathPlan, Teacher, count_pairs
-from ..refining import CHECKS, questions
+from ..refining import CHECKS, own_evaluations, questions
 from ..request import MergeRequest, Part
 from ..solving import Method, RefinementOptions
 
@@ -114,14 +114,15 @@ def plan_stages(
     stages.append(merged(Stage.UNET_LAYERS, layers[1]))
     if refinement:
         stages.append(followed(Stage.HOLDING_BACK, stop))
-        looks = (CHECKS + 1) * taught * stop.points / _BACKWARD
+        beside = len(subjects_beside(teachers))
+        looked = (CHECKS + 1) * taught * stop.points + own_evaluations(beside, refinement.rollouts)
         # scenes are wider than single concepts
-        wide = refinement.scene_rows * _SCENE_WIDTH if sum(teacher.in_scenes for teacher in teachers) > 1 else 0
-        samples = refinement.steps * (refinement.batch_size + wide) + looks
+        wide = refinement.scene_rows * _SCENE_WIDTH if beside > 1 else 0
+        samples = refinement.steps * (refinement.batch_size + wide) + looked / _BACKWARD
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
-        beside = min(count_pairs(learn.points - len(learn.negative()), len(subjects_beside(teachers))), RECORDED_POINTS)
+        scenes = min(count_pairs(learn.points - len(learn.negative()), beside), RECORDED_POINTS)
         if cuts(request):
-            stages.append(_evaluations(Stage.CUTTING, recorded + beside))
+            stages.append(_evaluations(Stage.CUTTING, recorded + scenes))
     asked = measuring_evaluations(teachers, test, number, all_tags=Stage.TESTING not in known)
     stages += [followed(Stage.TESTING, test), _evaluations(Stage.MEASURING, asked)]
     return [item for item in stages if item.stage not in known]

@@ -7,6 +7,7 @@ teachers           which LoRAs are active on which prompts
 predictor          the model with any of the LoRAs active; shelf where what it predicts is kept
 sampling           denoising paths
 examples           what teachers predict in the slots that they share; scenes what they do side by side
+rollouts           what they say where the merge comes by as it draws scenes itself
 input_rows         a bounded sample of what enters a layer; layer_inputs of what enters each of them
 """
 
@@ -18,6 +19,7 @@ from .layer_inputs import Attempt, Run, record_run, served_layers
 from .picture_size import with_size
 from .predictor import Predictor
 from .reading import recorded_clip_skip, unweighted_prompts
+from .rollouts import Rollout, ask_along, draw_paths, plan_rollouts, rollout_evaluations
 from .sampling import BATCH, asked_in_parts, evaluated, sample
 from .scenes import Scene, count_pairs, make_scenes
 from .shelf import Shelf
@@ -30,16 +32,19 @@ __all__ = [
     "InputLora",
     "PathPlan",
     "Predictor",
+    "Rollout",
     "Run",
     "Scene",
     "Shelf",
     "Slot",
     "Teacher",
+    "ask_along",
     "asked_in_parts",
     "base_model_warnings",
     "bundled_embeddings",
     "count_pairs",
     "example_prompts",
+    "draw_paths",
     "draw_slots",
     "evaluated",
     "load_input",
@@ -48,9 +53,11 @@ __all__ = [
     "make_scenes",
     "make_teachers",
     "phrases_of",
+    "plan_rollouts",
     "record_examples",
     "record_run",
     "recorded_clip_skip",
+    "rollout_evaluations",
     "sample",
     "served_layers",
     "spread",

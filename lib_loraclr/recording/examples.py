@@ -8,7 +8,7 @@ what two of them predict in one slot can stand side by side, and is then a scene
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -217,25 +217,97 @@ def record_examples(
     mine = [slots[place] for place in plan.places(teacher)]
     seed = own.seed + number * _SEEDS
     x, t, target = _points(predictor, teacher, own, [slots[path] for path in range(own.paths)], seed)
-    prompts = [predictor.negative_prompt if slot.negative else teacher.prompt(slot) for slot in mine]
-
-    def ask(active: Sequence[int], at: Sequence[int]) -> Tensor:
-        return predictor.record(active, x[at], t[at], [prompts[k] for k in at], teacher.name)
-
     known = plan.known(teacher)
-    negative = [k for k, slot in enumerate(mine) if slot.negative]
-    called = [k for k, slot in enumerate(mine) if not slot.negative]
-    new = [k for k in called if mine[k].number not in known]
-    for active, at in ((predictor.background, negative), (teacher.active, new)):
-        if at:
-            target[at] = ask(active, at)
+    new = [k for k, slot in enumerate(mine) if slot.negative or slot.number not in known]
+    asked = _Asked(predictor.record, predictor, teacher, mine, x, t)
+    target[new] = asked.target(new)
     effect = torch.full((len(t),), torch.nan)
     if teacher.concept is not None:
+        called = asked.called
         at = [called[k] for k in spread(len(called), len(called) if own.effects is None else own.effects).tolist()]
-        effect[at] = (target[at].float() - ask(teacher.absent, at).float()).square().mean((1, 2, 3))
-    other, has_other = _partners(predictor, teachers, teacher, mine, x, t) if own.partners else (None, None)
-    has_other = torch.zeros(len(t), dtype=torch.bool) if has_other is None else has_other
-    return Examples(teacher, tuple(mine), tuple(prompts), x, t, target, effect, other, has_other)
+        effect[at] = (target[at].float() - asked.by(teacher.absent, at).float()).square().mean((1, 2, 3))
+    other, has_other = asked.partners(teachers) if own.partners else (None, torch.zeros(len(t), dtype=torch.bool))
+    return Examples(teacher, tuple(mine), asked.prompts, x, t, target, effect, other, has_other)
+
+
+def ask_examples(
+    predictor: Predictor, teachers: Sequence[Teacher], teacher: Teacher, slots: Sequence[Slot], x: Tensor, t: Tensor
+) -> Examples:
+    """What a teacher predicts at points that something else has come by, and what its partners would; kept nowhere, and part of
+    another stage.
+
+    Args:
+        slots: in whose words it is asked, `n`
+        x: noisy latents `[n, c, h, w]` fp16
+        t: timesteps `[n]`
+    """
+
+    def predict(active: Sequence[int], x: Tensor, t: Tensor, prompts: Sequence[str], note: str) -> Tensor:
+        return predictor.predict(active, x, t, prompts, note, units=0)
+
+    asked = _Asked(predict, predictor, teacher, slots, x, t)
+    target, effect = asked.target(range(len(t))), torch.full((len(t),), torch.nan)
+    return Examples(teacher, tuple(slots), asked.prompts, x, t, target, effect, *asked.partners(teachers))
+
+
+class _Asked:
+    """A teacher that is asked at points `[n, c, h, w]`, each in the words of its slot.
+
+    Attributes:
+        prompts: what is asked at each point
+        called: the numbers of the points at which the teacher is called, and not the negative prompt asked
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[Sequence[int], Tensor, Tensor, Sequence[str], str], Tensor],
+        predictor: Predictor,
+        teacher: Teacher,
+        slots: Sequence[Slot],
+        x: Tensor,
+        t: Tensor,
+    ) -> None:
+        """
+        Args:
+            predict: as `Predictor.predict`
+        """
+        self._predict, self._background, self._teacher, self._slots = predict, predictor.background, teacher, slots
+        self._x, self._t = x, t
+        self.prompts = tuple(predictor.negative_prompt if slot.negative else teacher.prompt(slot) for slot in slots)
+        self.called = [k for k, slot in enumerate(slots) if not slot.negative]
+
+    def by(self, active: Sequence[int], at: Sequence[int], prompts: Sequence[str] | None = None) -> Tensor:
+        """What some concepts predict at some of the points, `[m, c, h, w]` fp16.
+
+        Args:
+            prompts: `m`; None: the points' own
+        """
+        prompts = [self.prompts[k] for k in at] if prompts is None else prompts
+        return self._predict(active, self._x[at], self._t[at], prompts, self._teacher.name)
+
+    def target(self, at: Sequence[int]) -> Tensor:
+        """What the teacher predicts at some of the points, and where the negative prompt is asked the model without subjects,
+        `[m, c, h, w]` fp16."""
+        target = torch.zeros_like(self._x)
+        for active, negative in ((self._background, True), (self._teacher.active, False)):
+            places = [k for k in at if self._slots[k].negative is negative]
+            if places:
+                target[places] = self.by(active, places)
+        return target[list(at)]
+
+    def partners(self, teachers: Sequence[Teacher]) -> tuple[Tensor | None, Tensor]:
+        """What each slot's partner predicts there in its own words, `[n, c, h, w]` fp16 or None, and where there is one `[n]`."""
+        concept, beside = self._teacher.concept, {own.concept: own for own in teachers if own.in_scenes}
+        scenes = self._teacher.in_scenes
+        partners = [slot.partner.get(concept) if scenes and not slot.negative else None for slot in self._slots]
+        has = torch.tensor([partner is not None for partner in partners])
+        if not has.any():
+            return None, has
+        other = torch.zeros_like(self._x)
+        for partner in sorted({partner for partner in partners if partner is not None}):
+            at = [k for k, mine in enumerate(partners) if mine == partner]
+            other[at] = self.by(beside[partner].active, at, [beside[partner].prompt(self._slots[k]) for k in at])
+        return other, has
 
 
 def _points(
@@ -305,22 +377,3 @@ def _renoised(predictor: Predictor, clean: Tensor, plan: PathPlan, seed: int) ->
     signal = alphas[t][:, None, None, None]
     pictures = clean[torch.arange(plan.renoised) % len(clean)]
     return (signal.sqrt() * pictures + (1 - signal).sqrt() * noise).half(), t
-
-
-def _partners(
-    predictor: Predictor, teachers: Sequence[Teacher], teacher: Teacher, slots: Sequence[Slot], x: Tensor, t: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """What each slot's partner predicts there in its own words, and where there is one."""
-    if not teacher.in_scenes:
-        return None, None
-    beside = {own.concept: own for own in teachers if own.in_scenes}
-    partners = [None if slot.negative else slot.partner.get(teacher.concept) for slot in slots]
-    has = torch.tensor([partner is not None for partner in partners])
-    if not has.any():
-        return None, None
-    other = torch.zeros_like(x)
-    for partner in sorted({partner for partner in partners if partner is not None}):
-        at = [k for k, mine in enumerate(partners) if mine == partner]
-        asked = [beside[partner].prompt(slots[k]) for k in at]
-        other[at] = predictor.record(beside[partner].active, x[at], t[at], asked, teacher.name)
-    return other, has

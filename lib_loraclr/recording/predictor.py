@@ -103,7 +103,9 @@ class Predictor:
         return self.kept("prediction", active, (x, t, prompts), compute, units=len(t), note=note)["prediction"]
 
     @torch.no_grad()
-    def predict(self, active: Sequence[int], x: Tensor, t: Tensor, prompts: Sequence[str], note: str = "") -> Tensor:
+    def predict(
+        self, active: Sequence[int], x: Tensor, t: Tensor, prompts: Sequence[str], note: str = "", *, units: int = 1
+    ) -> Tensor:
         """Predictions with these concepts active, `[n, c, h, w]` fp16 on the CPU.
 
         Args:
@@ -111,6 +113,7 @@ class Predictor:
             t: timesteps `[n]`
             prompts: `n`
             note: for progress
+            units: of progress per sample; 0 where asking is part of another stage
         """
         results = []
         with self.host.apply(self.together(active)):
@@ -120,5 +123,5 @@ class Predictor:
                 noisy = x[part].to(self.host.device).float()
                 output = evaluated(self.host, noisy, t[part].to(self.host.device), conditioning)
                 results.append(output.half().cpu())
-                self.progress.advance(len(output), note)
+                self.progress.advance(units * len(output), note)
         return torch.cat(results)

@@ -31,9 +31,15 @@ class Scene:
     def prompt(self) -> str:
         """What the merge is asked."""
         (first, k), *others = self.points
-        if first.slots[k].negative:
+        if self.negative:
             return first.prompts[k]
         return first.teacher.prompt_beside([own.teacher for own, _ in others], first.slots[k])
+
+    @property
+    def negative(self) -> bool:
+        """Whether the negative prompt is asked."""
+        own, k = self.points[0]
+        return own.slots[k].negative
 
     @property
     def t(self) -> Tensor:

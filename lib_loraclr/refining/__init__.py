@@ -1,11 +1,13 @@
 """The whole model at once: the contrastive objective at its output, and how much of each concept is left.
 
 refinement         gradient steps on all factors together: batches, optimizers, and fitting what the memory holds
+on_policy          the scenes that the merge draws itself, in the middle of it
 retention          what survived, measured on the model's own predictions
 recognition        whom the merged model draws
 state              the refinement's state, kept while it runs
 """
 
+from .on_policy import evaluations as own_evaluations
 from .recognition import Recognition, gather_candidates, questions, recognise
 from .refinement import CHECKS, Refined, refine
 from .retention import Retention, drift_of_singles, measure, squared_errors
@@ -22,6 +24,7 @@ __all__ = [
     "factors_of",
     "gather_candidates",
     "measure",
+    "own_evaluations",
     "questions",
     "recognise",
     "refine",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ from .scales import NoiseLevels, scales
 SCENE_WEIGHT = 0.5
 #: every so many steps the scenes have three windows instead of two; more often, pictures with two suffer (docs/method.md)
 TRIPLE_EVERY = 8
+#: once there are scenes that the merge drew itself, their share of what is drawn
+OWN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,25 @@ class Sampler:
         self._options, self._singles = options, _Turns(examples, generator)
         widths = (2, 3) if options.scene_rows else ()
         self._scenes = {n: _Shuffled(scenes, generator) for n in widths if (scenes := make_scenes(examples, windows=n))}
+        self._own: dict[int, _Shuffled] = {}
+        self._own_after, self._own_generator = 0, torch.Generator().manual_seed(seed + 1)
         self._scales, self._level = scales(examples), NoiseLevels.fit(examples)
         self._step = 0
+
+    @property
+    def scenes(self) -> dict[int, Sequence[Scene]]:
+        """Those that were recorded, by the number of their windows."""
+        return {windows: shuffled.scenes for windows, shuffled in self._scenes.items()}
+
+    def add(self, scenes: Mapping[int, Sequence[Scene]], *, after: int) -> None:
+        """Later on `OWN_SHARE` of the scenes of a width are such ones.
+
+        Args:
+            scenes: on paths of the merge itself, by the number of their windows
+            after: the number of the last step without them
+        """
+        self._own = {windows: _Shuffled(own, self._own_generator) for windows, own in scenes.items()}
+        self._own_after = after
 
     def draw(self) -> list[Batch]:
         """The batches of the next step: single concepts, and scenes where there are some."""
@@ -135,8 +154,11 @@ class Sampler:
         batches = [self.singles(self._options.batch_size)]
         if self._scenes:
             wide = 3 if 3 in self._scenes and self._step % TRIPLE_EVERY == 0 else min(self._scenes)
-            scenes = self._scenes[wide]
-            batches.append(_stacked([self._scene(scenes.next()) for _ in range(self._options.scene_rows)]))
+            recorded, rows = self._scenes[wide], self._options.scene_rows
+            drawn = self._own.get(wide) if self._step > self._own_after else None
+            own = round(OWN_SHARE * rows) if drawn else 0
+            scenes = [*(drawn.next() for _ in range(own)), *(recorded.next() for _ in range(rows - own))]
+            batches.append(_stacked([self._scene(scene) for scene in scenes]))
         return batches
 
     def singles(self, size: int) -> Batch:

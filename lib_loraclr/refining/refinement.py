@@ -8,6 +8,7 @@ the output"). The base weights stay frozen in whatever precision they are; facto
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from ..solving import RefinementOptions, Terms, output_terms
 from .batches import Batch, Sampler
 from .fitting import Fit, TooLittleMemory, ended_early, find_fit, went_smaller
 from .loss_scale import LossScale
+from .on_policy import OwnScenes
 from .optimizers import Muon
 from .retention import Retention, measure
 from .scales import NoiseLevels
@@ -30,6 +32,8 @@ from .state import StateKeeper, factor_tensors, factors_of, restore_training, tr
 
 #: how often retention on the held-back examples is looked at
 CHECKS = 6
+#: the check after which the merge draws scenes itself: earlier it draws little but mixtures, later too few steps are left
+ROLLOUTS_AFTER = 3
 #: checks in a row after which the run stops that brought no better retention, and no rise that would bring it by the end; they
 #: count from half-way on, since long steps at the beginning mend more than the next look shows
 PATIENCE = 2
@@ -91,8 +95,12 @@ def refine(
     try:
         parameters = {key: _trainable(factors, predictor.host.device) for key, factors in start.items()}
         fit = Fit(**kept.said["fit"]) if kept else find_fit(predictor, parameters, run, most)
-        steps = _Steps(predictor, parameters, sampler, options, fit, kept)
+        after = ROLLOUTS_AFTER * _interval(options.steps)
+        own = OwnScenes(predictor, examples, sampler.scenes, options.rollouts, seed=seed, after=after)
         watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps, kept)
+        if kept and not watch.over:
+            sampler.add(own.restore(kept.tensors), after=own.after)
+        steps = _Steps(predictor, parameters, sampler, options, fit, kept)
     except (TooLittleMemory, RuntimeError) as error:
         if processes.count > 1 or not _no_room(error, processes):  # the others may have room
             raise
@@ -101,13 +109,15 @@ def refine(
 
     def keep(*, now: bool = False) -> None:
         if keeper and processes.rank == 0:
-            keeper.keep(lambda: _joined(steps.state(), watch.state()), now=now)
+            keeper.keep(lambda: _joined(steps.state(), watch.state(), (own.state(), {})), now=now)
 
     reason = "steps"
     try:
         while not watch.over:
             found = steps.make(watch.next - steps.made, keep)
             watch.look(steps.made, *found)
+            if steps.made == own.after and not watch.over:
+                sampler.add(own.draw(parameters), after=own.after)
             keep(now=True)
             reason = "stalled" if watch.stalled else "steps"
     except (TooLittleMemory, RuntimeError) as error:
@@ -131,8 +141,9 @@ def _no_room(error: Exception, processes: Processes) -> bool:
 _State = tuple[Mapping[str, Tensor], Mapping[str, object]]
 
 
-def _joined(one: _State, other: _State) -> _State:
-    return {**one[0], **other[0]}, {**one[1], **other[1]}
+def _joined(*states: _State) -> _State:
+    tensors, said = zip(*states, strict=True)
+    return dict(ChainMap(*tensors)), dict(ChainMap(*said))
 
 
 class _Steps:
@@ -287,11 +298,7 @@ class _Watch:
     @property
     def next(self) -> int:
         """The step after which to look."""
-        return min(self._steps, (len(self.history) + 1) * self._interval)
-
-    @property
-    def _interval(self) -> int:
-        return max(1, math.ceil(self._steps / CHECKS))
+        return min(self._steps, (len(self.history) + 1) * _interval(self._steps))
 
     @property
     def over(self) -> bool:
@@ -318,7 +325,7 @@ class _Watch:
         if retention.mean > self._retention.mean:
             self.best, self._retention, self._stale = _snapshot(self._parameters), retention, 0
         elif 2 * step > self._steps:
-            looks_left = (self._steps - step) / self._interval
+            looks_left = (self._steps - step) / _interval(self._steps)
             rises_enough = retention.mean + looks_left * (retention.mean - before) > self._retention.mean
             self._stale = 0 if rises_enough else self._stale + 1
 
@@ -329,6 +336,11 @@ class _Watch:
     @staticmethod
     def _shown(retention: Retention) -> str:
         return f"retention {retention.mean:.3f} (weakest {retention.weakest:.3f})"
+
+
+def _interval(steps: int) -> int:
+    """How many steps there are from one check to the next."""
+    return max(1, math.ceil(steps / CHECKS))
 
 
 def _trainable(factors: Factors, device: torch.device) -> Factors:

@@ -44,6 +44,7 @@ class RefinementOptions:
         batch_size: predictions of single concepts that are compared in each step
         scene_rows: predictions of scenes, likewise; 0 for none
         learning_rate: Muon's, at its highest
+        rollouts: pictures of two that the merge draws itself, for each concept; 0 for none
     """
 
     terms: Terms
@@ -51,6 +52,7 @@ class RefinementOptions:
     batch_size: int
     scene_rows: int
     learning_rate: float
+    rollouts: int = 0
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from lib_loraclr.request.merge_request import MergeRequest
 from tests import tiny_checkpoints as tiny
 from tests.tiny_hosts import random_merge
 
-OPTIONS = {"steps": 12, "batch_size": 2, "scenes": 2, "learning_rate": 0.002}
+OPTIONS = {"steps": 12, "batch_size": 2, "scenes": 2, "rollouts": 1, "learning_rate": 0.002}
 
 
 class Moments(Progress):

@@ -33,7 +33,7 @@ from lib_loraclr.refining import refinement
 from tests import tiny_checkpoints as tiny
 from tests.tiny_hosts import random_merge
 
-OPTIONS = {"steps": 4, "batch_size": 3, "scenes": 2, "learning_rate": 0.002}
+OPTIONS = {"steps": 4, "batch_size": 3, "scenes": 2, "rollouts": 5, "learning_rate": 0.002}
 LAYERS = {"effort": "layers"}
 
 

@@ -13,7 +13,16 @@ import torch
 from lib_loraclr.recording.examples import Examples
 from lib_loraclr.recording.scenes import make_scenes
 from lib_loraclr.recording.teachers import Slot, Teacher
-from lib_loraclr.refining.batches import SCENE_WEIGHT, TRIPLE_EVERY, Batch, Sampler, _Turns, scales, spread_levels
+from lib_loraclr.refining.batches import (
+    OWN_SHARE,
+    SCENE_WEIGHT,
+    TRIPLE_EVERY,
+    Batch,
+    Sampler,
+    _Turns,
+    scales,
+    spread_levels,
+)
 from lib_loraclr.request.phrases import Part, Phrase
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 
@@ -141,6 +150,26 @@ def test_scenes_are_two_wide_and_now_and_then_three(count: int) -> None:
         assert scenes.scale.shape == scenes.apart.shape == (4, scenes.windows)
     three = [2] * (TRIPLE_EVERY - 1) + [3 if count > 2 else 2]
     assert widths == three * 2
+
+
+def test_from_a_step_on_half_of_the_scenes_are_those_that_the_merge_drew() -> None:
+    """And a refinement that goes on from behind that step draws the same as one that came by."""
+    examples, own = [*subjects(4), numbered(6, "plain", None)], subjects(4)
+    drawn = {n: make_scenes([replace(one, x=one.x + 0.5) for one in own], windows=n) for n in (2, 3)}
+    came_by, goes_on, never = sampler(examples), sampler(examples), sampler(examples)
+    goes_on.add(drawn, after=5)
+    numbers, widths = [], []
+    for step in range(1, 5 + 2 * TRIPLE_EVERY):
+        (singles, scenes), other = came_by.draw(), goes_on.draw()
+        numbers.append(int((scenes.x % 1 == 0.5).all(dim=(1, 2, 3)).sum()))
+        widths.append(scenes.windows)
+        assert torch.equal(scenes.x, other[1].x) and torch.equal(singles.x, other[0].x)
+        plain = never.draw()
+        assert step > 5 or (torch.equal(plain[0].x, singles.x) and torch.equal(plain[1].x, scenes.x))
+        if step == 5:
+            came_by.add(drawn, after=5)
+    assert numbers == [0] * 5 + [round(4 * OWN_SHARE)] * (len(numbers) - 5)
+    assert 3 in widths[5:], "of either width"
 
 
 def test_the_rows_of_scenes_are_their_windows_side_by_side() -> None:

@@ -53,6 +53,12 @@ class ContrastiveOptions:
     contrast: float = option(
         0.5, "Weight of not drawing another concept in one's place, at the output.", minimum=0.0, maximum=100.0
     )
+    rollouts: int = option(
+        6,
+        "Pictures of two that the merge draws itself half-way, for each concept, to be put right where they go wrong; 0: none.",
+        minimum=0,
+        maximum=1024,
+    )
     learning_rate: float = option(0.007, "Of the steps at the output (Muon).", minimum=1e-6, maximum=1.0)
 
     @property
@@ -72,7 +78,14 @@ def refinement_options(options: ContrastiveOptions, concepts: int) -> Refinement
     steps = options.steps or STEPS[options.effort] * counted
     if options.effort == "layers" or steps == 0:
         return None
-    return RefinementOptions(options.terms, steps, options.batch_size, options.scenes, options.learning_rate)
+    return RefinementOptions(
+        options.terms,
+        steps,
+        options.batch_size,
+        options.scenes,
+        options.learning_rate,
+        rollouts=options.rollouts if options.scenes else 0,
+    )
 
 
 @merge_method(
