@@ -45,6 +45,7 @@ def _recording(**changes: int) -> Callable[[MergeRequest], MergeRequest]:
 CHANGES: dict[str, Callable[[MergeRequest], MergeRequest]] = {
     "as it is": lambda request: request,
     "no scenes": _options(scenes=0, batch_size=12),
+    "no scenes of its own": _options(rollouts=0),
     "no contrast": _options(contrast=0),
     "contrast 2": _options(contrast=2),
     "triplet loss": lambda request: request,

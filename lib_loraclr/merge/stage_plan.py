@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from ..progress import PlannedStage, Stage, Work
 from ..recording import PathPlan, Teacher, count_pairs
-from ..refining import CHECKS, own_evaluations, questions
+from ..refining import CHECKS, ROLLOUTS_AFTER, own_evaluations, questions
 from ..request import MergeRequest, Part
 from ..solving import Method, RefinementOptions
 
@@ -115,7 +115,8 @@ def plan_stages(
     if refinement:
         stages.append(followed(Stage.HOLDING_BACK, stop))
         beside = len(subjects_beside(teachers))
-        looked = (CHECKS + 1) * taught * stop.points + own_evaluations(beside, refinement.rollouts)
+        looked = (CHECKS + 1) * taught * stop.points
+        looked += len(ROLLOUTS_AFTER) * own_evaluations(beside, refinement.rollouts)
         # scenes are wider than single concepts
         wide = refinement.scene_rows * _SCENE_WIDTH if beside > 1 else 0
         samples = refinement.steps * (refinement.batch_size + wide) + looked / _BACKWARD

@@ -1,7 +1,7 @@
 """The whole model at once: the contrastive objective at its output, and how much of each concept is left.
 
 refinement         gradient steps on all factors together: batches, optimizers, and fitting what the memory holds
-on_policy          the scenes that the merge draws itself, in the middle of it
+on_policy          the scenes that the merge draws itself on the way
 retention          what survived, measured on the model's own predictions
 recognition        whom the merged model draws
 state              the refinement's state, kept while it runs
@@ -9,12 +9,13 @@ state              the refinement's state, kept while it runs
 
 from .on_policy import evaluations as own_evaluations
 from .recognition import Recognition, gather_candidates, questions, recognise
-from .refinement import CHECKS, Refined, refine
+from .refinement import CHECKS, ROLLOUTS_AFTER, Refined, refine
 from .retention import Retention, drift_of_singles, measure, squared_errors
 from .state import StateKeeper, factor_tensors, factors_of
 
 __all__ = [
     "CHECKS",
+    "ROLLOUTS_AFTER",
     "Recognition",
     "Refined",
     "Retention",

@@ -129,7 +129,8 @@ class Sampler:
         widths = (2, 3) if options.scene_rows else ()
         self._scenes = {n: _Shuffled(scenes, generator) for n in widths if (scenes := make_scenes(examples, windows=n))}
         self._own: dict[int, _Shuffled] = {}
-        self._own_after, self._own_generator = 0, torch.Generator().manual_seed(seed + 1)
+        self._coming: list[tuple[int, Mapping[int, Sequence[Scene]]]] = []
+        self._own_generator = torch.Generator().manual_seed(seed + 1)
         self._scales, self._level = scales(examples), NoiseLevels.fit(examples)
         self._step = 0
 
@@ -139,23 +140,25 @@ class Sampler:
         return {windows: shuffled.scenes for windows, shuffled in self._scenes.items()}
 
     def add(self, scenes: Mapping[int, Sequence[Scene]], *, after: int) -> None:
-        """Later on `OWN_SHARE` of the scenes of a width are such ones.
+        """Later on `OWN_SHARE` of the scenes of a width are such ones, in place of those that were added before.
 
         Args:
             scenes: on paths of the merge itself, by the number of their windows
             after: the number of the last step without them
         """
-        self._own = {windows: _Shuffled(own, self._own_generator) for windows, own in scenes.items()}
-        self._own_after = after
+        self._coming.append((after, scenes))
 
     def draw(self) -> list[Batch]:
         """The batches of the next step: single concepts, and scenes where there are some."""
         self._step += 1
+        while self._coming and self._coming[0][0] < self._step:
+            _, scenes = self._coming.pop(0)
+            self._own = {windows: _Shuffled(own, self._own_generator) for windows, own in scenes.items()}
         batches = [self.singles(self._options.batch_size)]
         if self._scenes:
             wide = 3 if 3 in self._scenes and self._step % TRIPLE_EVERY == 0 else min(self._scenes)
             recorded, rows = self._scenes[wide], self._options.scene_rows
-            drawn = self._own.get(wide) if self._step > self._own_after else None
+            drawn = self._own.get(wide)
             own = round(OWN_SHARE * rows) if drawn else 0
             scenes = [*(drawn.next() for _ in range(own)), *(recorded.next() for _ in range(rows - own))]
             batches.append(_stacked([self._scene(scene) for scene in scenes]))

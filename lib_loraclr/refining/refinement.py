@@ -32,8 +32,9 @@ from .state import StateKeeper, factor_tensors, factors_of, restore_training, tr
 
 #: how often retention on the held-back examples is looked at
 CHECKS = 6
-#: the check after which the merge draws scenes itself: earlier it draws little but mixtures, later too few steps are left
-ROLLOUTS_AFTER = 3
+#: the checks after which the merge draws scenes itself: earlier it draws little but mixtures, and what it drew is not what it
+#: would draw some dozens of steps later
+ROLLOUTS_AFTER = (2, 4)
 #: checks in a row after which the run stops that brought no better retention, and no rise that would bring it by the end; they
 #: count from half-way on, since long steps at the beginning mend more than the next look shows
 PATIENCE = 2
@@ -95,11 +96,12 @@ def refine(
     try:
         parameters = {key: _trainable(factors, predictor.host.device) for key, factors in start.items()}
         fit = Fit(**kept.said["fit"]) if kept else find_fit(predictor, parameters, run, most)
-        after = ROLLOUTS_AFTER * _interval(options.steps)
+        after = [check * _interval(options.steps) for check in ROLLOUTS_AFTER]
         own = OwnScenes(predictor, examples, sampler.scenes, options.rollouts, seed=seed, after=after)
         watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps, kept)
         if kept and not watch.over:
-            sampler.add(own.restore(kept.tensors), after=own.after)
+            for step, scenes in own.restore(kept.tensors).items():
+                sampler.add(scenes, after=step)
         steps = _Steps(predictor, parameters, sampler, options, fit, kept)
     except (TooLittleMemory, RuntimeError) as error:
         if processes.count > 1 or not _no_room(error, processes):  # the others may have room
@@ -116,8 +118,8 @@ def refine(
         while not watch.over:
             found = steps.make(watch.next - steps.made, keep)
             watch.look(steps.made, *found)
-            if steps.made == own.after and not watch.over:
-                sampler.add(own.draw(parameters), after=own.after)
+            if not watch.over and (scenes := own.draw(parameters, steps.made)):
+                sampler.add(scenes, after=steps.made)
             keep(now=True)
             reason = "stalled" if watch.stalled else "steps"
     except (TooLittleMemory, RuntimeError) as error:

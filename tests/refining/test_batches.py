@@ -153,21 +153,27 @@ def test_scenes_are_two_wide_and_now_and_then_three(count: int) -> None:
 
 
 def test_from_a_step_on_half_of_the_scenes_are_those_that_the_merge_drew() -> None:
-    """And a refinement that goes on from behind that step draws the same as one that came by."""
+    """The latest of them; and a refinement that goes on from behind that step draws the same as one that came by."""
     examples, own = [*subjects(4), numbered(6, "plain", None)], subjects(4)
-    drawn = {n: make_scenes([replace(one, x=one.x + 0.5) for one in own], windows=n) for n in (2, 3)}
+    drawn = {
+        after: {n: make_scenes([replace(one, x=one.x + mark) for one in own], windows=n) for n in (2, 3)}
+        for after, mark in ((5, 0.5), (9, 0.25))
+    }
     came_by, goes_on, never = sampler(examples), sampler(examples), sampler(examples)
-    goes_on.add(drawn, after=5)
+    for after, scenes in drawn.items():
+        goes_on.add(scenes, after=after)
     numbers, widths = [], []
     for step in range(1, 5 + 2 * TRIPLE_EVERY):
         (singles, scenes), other = came_by.draw(), goes_on.draw()
-        numbers.append(int((scenes.x % 1 == 0.5).all(dim=(1, 2, 3)).sum()))
+        mark = 0.5 if step <= 9 else 0.25
+        numbers.append(int((scenes.x % 1 == mark).all(dim=(1, 2, 3)).sum()))
+        assert ((scenes.x % 1 == mark) | (scenes.x % 1 == 0)).all()
         widths.append(scenes.windows)
         assert torch.equal(scenes.x, other[1].x) and torch.equal(singles.x, other[0].x)
         plain = never.draw()
         assert step > 5 or (torch.equal(plain[0].x, singles.x) and torch.equal(plain[1].x, scenes.x))
-        if step == 5:
-            came_by.add(drawn, after=5)
+        if step in drawn:
+            came_by.add(drawn[step], after=step)
     assert numbers == [0] * 5 + [round(4 * OWN_SHARE)] * (len(numbers) - 5)
     assert 3 in widths[5:], "of either width"
 

@@ -1,4 +1,4 @@
-"""The scenes that the merge draws itself, in the middle of a refinement."""
+"""The scenes that the merge draws itself on a refinement's way."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.recording.examples import Examples, PathPlan
 from lib_loraclr.recording.predictor import Predictor
-from lib_loraclr.recording.rollouts import rollout_evaluations
+from lib_loraclr.recording.rollouts import Rollout, rollout_evaluations
 from lib_loraclr.recording.scenes import Scene, make_scenes
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining import on_policy
@@ -51,28 +52,41 @@ def scenes_of(examples: Sequence[Examples]) -> dict[int, list[Scene]]:
 
 
 @pytest.mark.usefixtures("short")
-def test_it_draws_once_after_the_check_before_the_middle_with_what_it_has_learnt_by_then(
+def test_it_draws_after_some_checks_with_what_it_has_learnt_by_then(
     lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor, examples = lesson
-    drawn, steps, draw, rows = [], [], OwnScenes.draw, Sampler.draw
+    drawn, steps, draw, rows = [], [], on_policy.draw_paths, Sampler.draw
 
-    def noted(own: OwnScenes, factors: Mapping[str, Factors]) -> dict[int, list[Scene]]:
-        drawn.append((len(steps), {key: f.up.detach().clone() for key, f in factors.items()}))
-        return draw(own, factors)
+    def noted(predictor: Predictor, factors: Mapping[str, Factors], rollouts: Sequence[Rollout]) -> Tensor:
+        drawn.append((len(steps), rollouts[0].windows, {key: f.up.detach().clone() for key, f in factors.items()}))
+        return draw(predictor, factors, rollouts)
 
     def counted(sampler: Sampler) -> list:
         steps.append(sampler)
         return rows(sampler)
 
-    monkeypatch.setattr(OwnScenes, "draw", noted)
+    monkeypatch.setattr(on_policy, "draw_paths", noted)
     monkeypatch.setattr(Sampler, "draw", counted)
     start = start_of(predictor)
     refine(predictor, start, examples, examples, OPTIONS, seed=0)
-    [(made, factors)] = drawn
-    assert made == 2 * ROLLOUTS_AFTER == 6
-    assert max(float((factors[key] - f.up).abs().max()) for key, f in start.items()) > 1e-4
-    assert len(set(steps)) == 1 and set(steps[0]._own) == {2, 3}
+    assert [(made, windows) for made, windows, _ in drawn] == [(2 * n, k) for n in ROLLOUTS_AFTER for k in (2, 3)]
+    learnt = [max(float((factors[key] - f.up).abs().max()) for key, f in start.items()) for _, _, factors in drawn]
+    assert 1e-4 < learnt[0] == learnt[1] != learnt[2] > 1e-4
+    [sampler] = set(steps)
+    assert set(sampler._own) == {2, 3} and not sampler._coming
+
+
+@pytest.mark.usefixtures("short")
+def test_the_last_step_is_followed_by_no_drawing(
+    lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, examples = lesson
+    drawn = []
+    monkeypatch.setattr(on_policy, "draw_paths", lambda *_: drawn.append(1))
+    steps = ROLLOUTS_AFTER[0]  # a check after each
+    refine(predictor, start_of(predictor), examples, examples, replace(OPTIONS, steps=steps), seed=0)
+    assert not drawn
 
 
 @pytest.mark.usefixtures("short")
@@ -85,8 +99,8 @@ def test_what_the_teachers_say_there_is_learnt_from(lesson: tuple[Predictor, lis
     )
     for found, same in ((again, True), (without, False)):
         assert all(torch.equal(one.factors[key].up, found.factors[key].up) for key in start) == same
-    assert [own["retention"] for own in one.history[:ROLLOUTS_AFTER]] == [
-        own["retention"] for own in without.history[:ROLLOUTS_AFTER]
+    assert [own["retention"] for own in one.history[: ROLLOUTS_AFTER[0]]] == [
+        own["retention"] for own in without.history[: ROLLOUTS_AFTER[0]]
     ]
 
 
@@ -94,24 +108,30 @@ def test_what_the_teachers_say_there_is_learnt_from(lesson: tuple[Predictor, lis
 def test_of_its_state_come_the_same_scenes_again(lesson: tuple[Predictor, list[Examples]]) -> None:
     predictor, examples = lesson
 
-    def own() -> OwnScenes:
-        return OwnScenes(predictor, examples, scenes_of(examples), 2, seed=3, after=1)
+    def own(seed: int = 3) -> OwnScenes:
+        return OwnScenes(predictor, examples, scenes_of(examples), 2, seed=seed, after=(5, 9))
 
     first, second = own(), own()
-    assert first.state() == {} and first.restore({}) == {}, "nothing before it is drawn"
-    drawn = first.draw(start_of(predictor))
-    assert {windows: len(scenes) for windows, scenes in drawn.items()} == {
-        windows: count * 2 for windows, count in pictures(3, 2).items()
-    }
+    assert first.draw({}, 4) == first.state() == first.restore({}) == {}, "nothing before it is drawn"
+    drawn = {5: first.draw(start_of(predictor), 5)}
+    half = first.state()
+    drawn[9] = first.draw({}, 9)
+    for scenes in drawn.values():
+        assert {windows: len(of) for windows, of in scenes.items()} == {
+            windows: 2 * count for windows, count in pictures(3, 2).items()
+        }
+    assert not torch.equal(drawn[5][2][0].beside("x"), drawn[9][2][0].beside("x")), "other noise each time"
+    assert list(own().restore(half)) == [5]
     restored = second.restore(first.state())
-    for windows, scenes in drawn.items():
-        for one, other in zip(scenes, restored[windows], strict=True):
-            assert one.prompt == other.prompt and one.subjects == other.subjects and torch.equal(one.t, other.t)
-            for column in ("x", "target"):
-                assert torch.equal(one.beside(column), other.beside(column))
-    assert second.state().keys() == first.state().keys()
-    elsewhere = OwnScenes(predictor, examples, scenes_of(examples), 2, seed=4, after=1).draw(start_of(predictor))
-    assert not torch.equal(elsewhere[2][0].beside("x"), drawn[2][0].beside("x")), "control: of another seed"
+    assert list(restored) == [5, 9] and second.state().keys() == first.state().keys()
+    for step, scenes in drawn.items():
+        for windows, of in scenes.items():
+            for one, other in zip(of, restored[step][windows], strict=True):
+                assert one.prompt == other.prompt and one.subjects == other.subjects and torch.equal(one.t, other.t)
+                for column in ("x", "target"):
+                    assert torch.equal(one.beside(column), other.beside(column))
+    elsewhere = own(4).draw(start_of(predictor), 5)
+    assert not torch.equal(elsewhere[2][0].beside("x"), drawn[5][2][0].beside("x")), "control: of another seed"
 
 
 def test_only_so_many_are_drawn_as_there_are_subjects_for_and_room() -> None:
@@ -124,7 +144,7 @@ def test_only_so_many_are_drawn_as_there_are_subjects_for_and_room() -> None:
 def test_the_memory_budget_bounds_what_is_drawn(lesson: tuple[Predictor, list[Examples]]) -> None:
     predictor, examples = lesson
     small = copy.copy(predictor)
-    scenes = OwnScenes(predictor, examples, scenes_of(examples), 4, seed=0, after=1).draw({})
+    scenes = OwnScenes(predictor, examples, scenes_of(examples), 4, seed=0, after=(1,)).draw({}, 1)
     taken = [
         tensor for own in scenes.values() for scene in own for tensor in (scene.beside("x"), scene.beside("target"))
     ]
@@ -135,4 +155,4 @@ def test_the_memory_budget_bounds_what_is_drawn(lesson: tuple[Predictor, list[Ex
     assert fitting(small, 3, 4) == 3
     small.memory = 1
     assert fitting(small, 3, 4) == 0
-    assert OwnScenes(small, examples, scenes_of(examples), 4, seed=0, after=1).draw({}) == {}
+    assert OwnScenes(small, examples, scenes_of(examples), 4, seed=0, after=(1,)).draw({}, 1) == {}

@@ -54,8 +54,8 @@ class ContrastiveOptions:
         0.5, "Weight of not drawing another concept in one's place, at the output.", minimum=0.0, maximum=100.0
     )
     rollouts: int = option(
-        6,
-        "Pictures of two that the merge draws itself half-way, for each concept, to be put right where they go wrong; 0: none.",
+        4,
+        "Pictures of two that the merge draws itself, twice on the way, for each concept, to be put right; 0: none.",
         minimum=0,
         maximum=1024,
     )
