@@ -8,9 +8,10 @@ stages             the stages; layer_merging one layer; runs what its inputs are
 keeping            what they keep in a work folder; followed: in memory, for another merge of the same LoRAs
 start              a finished merge that another one goes on from
 overlap            who will be in whose way, before a merge
-several            several methods on the same recording
+several            several methods on the same recording; comparison sets all of them side by side
 """
 
+from .comparison import DRAWN, Outcome, comparable, draw_best, outcome_of, placed, plan_comparison
 from .examination import examine
 from .followed import Followed
 from .forecasting import Forecast, forecast, seconds_per_sample
@@ -25,18 +26,22 @@ from .stages import Stages
 from .start import MERGED_ANEW, Finished, Start, merged_from, start_from
 
 __all__ = [
+    "DRAWN",
     "MERGED_ANEW",
     "Finished",
     "Followed",
     "Forecast",
     "Made",
     "MemoryNeeds",
+    "Outcome",
     "Overlap",
     "Pace",
     "Several",
     "Stages",
     "Start",
+    "comparable",
     "denoising",
+    "draw_best",
     "examine",
     "forecast",
     "keep_pace",
@@ -45,7 +50,10 @@ __all__ = [
     "memory_needs",
     "merge_loras",
     "merged_from",
+    "outcome_of",
     "overlap_evaluations",
+    "placed",
+    "plan_comparison",
     "plan_stages",
     "recorded_points",
     "refine_further",

@@ -19,7 +19,7 @@ from ..solving import Procedure
 from .examination import examine, merged_keys
 from .followed import Followed
 from .merging import completed, mean, notes_of, ranks_of
-from .stage_plan import measuring_paths
+from .stage_plan import measuring_paths, retention_evaluations
 from .stages import Stages
 
 
@@ -90,8 +90,12 @@ class Several:
         """Of every concept, in the order of `inputs`, on words and paths that nothing was learnt from."""
         with self._as_recorded():
             stages = self._stages(self.request, Stages)
-            examples = stages._follow(Stage.TESTING, measuring_paths(self.request, stages.memory.points))
-            if self._drift is None:
+            plan = measuring_paths(self.request, stages.memory.points)
+            examples = stages._follow(Stage.TESTING, plan)
+            alone = self._drift is None
+            asked = retention_evaluations(stages.teachers, plan, len(self.inputs), alone=alone)
+            self.progress.start(Stage.MEASURING, asked)
+            if alone:
                 self._drift = drift_of_singles(stages.predictor, examples)
             return measure(stages.predictor, factors, examples, single_drift=self._drift)
 

@@ -95,7 +95,7 @@ def plan_stages(
     cost = 1.0 if method.records else _UNRECORDED
 
     def followed(stage: Stage, plan: PathPlan) -> PlannedStage:
-        return _evaluations(stage, following_evaluations(teachers, plan))
+        return evaluations(stage, following_evaluations(teachers, plan))
 
     def merged(stage: Stage, own: int) -> PlannedStage:
         return PlannedStage(stage, own, Work.LAYER, cost * own * number / 2)
@@ -110,7 +110,7 @@ def plan_stages(
         ]
     stages.append(merged(Stage.TEXT_LAYERS, layers[0]))
     if method.records:
-        stages.append(_evaluations(Stage.UNET_INPUTS, recorded))
+        stages.append(evaluations(Stage.UNET_INPUTS, recorded))
     stages.append(merged(Stage.UNET_LAYERS, layers[1]))
     if refinement:
         stages.append(followed(Stage.HOLDING_BACK, stop))
@@ -123,9 +123,9 @@ def plan_stages(
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
         scenes = min(count_pairs(learn.points - len(learn.negative()), beside), RECORDED_POINTS)
         if cuts(request):
-            stages.append(_evaluations(Stage.CUTTING, recorded + scenes))
+            stages.append(evaluations(Stage.CUTTING, recorded + scenes))
     asked = measuring_evaluations(teachers, test, number, all_tags=Stage.TESTING not in known)
-    stages += [followed(Stage.TESTING, test), _evaluations(Stage.MEASURING, asked)]
+    stages += [followed(Stage.TESTING, test), evaluations(Stage.MEASURING, asked)]
     return [item for item in stages if item.stage not in known]
 
 
@@ -148,10 +148,21 @@ def measuring_evaluations(
     teachers: Sequence[Teacher], test: PathPlan, number: int, *, merged: bool = True, all_tags: bool = True
 ) -> int:
     """All tags on every point, each LoRA alone without triggers; and of a merge every point, and who is taken for whom."""
+    everyone = retention_evaluations(teachers, test, number, alone=True) if all_tags else 0
+    own = retention_evaluations(teachers, test, number, alone=False) + questions(teachers, test) if merged else 0
+    return everyone + own
+
+
+def retention_evaluations(teachers: Sequence[Teacher], test: PathPlan, number: int, *, alone: bool) -> int:
+    """Every point once.
+
+    Args:
+        alone: and each LoRA alone without triggers, whose drift that of a merge is compared with
+    """
     points = sum(test.of(teacher).points for teacher in teachers)
     # what is active whatever the prompt is part of what is compared with
     plain = sum(test.of(own).points * (number - len(own.active)) for own in teachers if own.concept is None)
-    return (points + plain if all_tags else 0) + (points + questions(teachers, test) if merged else 0)
+    return points + plain if alone else points
 
 
 def cuts(request: MergeRequest) -> bool:
@@ -159,5 +170,6 @@ def cuts(request: MergeRequest) -> bool:
     return request.rank != "full" and not (request.whole and request.rank == "auto")
 
 
-def _evaluations(stage: Stage, samples: int) -> PlannedStage:
+def evaluations(stage: Stage, samples: int) -> PlannedStage:
+    """A stage of so many samples through the model."""
     return PlannedStage(stage, samples, Work.EVALUATION, samples)

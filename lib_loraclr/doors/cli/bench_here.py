@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import LoraclrError
 from ...files import write_files
-from ...merge import Made, Several
-from ...output import PreviewOptions, draw_pictures, figure
-from ...refining import Retention
-from ...solving import METHODS, all_baselines, find_method
+from ...merge import DRAWN, Outcome, Several, comparable, draw_best, outcome_of, placed
+from ...output import PreviewOptions, figure
+from ...solving import find_method
 from .arguments import add_lora_arguments, add_recording_arguments, build_request, require_files
 from .console import ConsoleProgress, add_model_arguments, load_host
 
@@ -27,24 +24,12 @@ Merge the same LoRAs by every method from one recording, and show what each keep
 Retention is 1 where the model predicts the same as with that LoRA alone, 0 where it is as if the LoRA were absent. No merge is
 kept; pictures of the best are drawn where --pictures says so."""
 
-#: of how many the pictures are drawn
-DRAWN = 3
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one method came to."""
-
-    made: Made
-    retention: Retention
-    seconds: float
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_lora_arguments(parser)
-    known = [*METHODS, *all_baselines()]
+    known = ", ".join(comparable())
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", help=f"which, each at its defaults (default: all): {', '.join(known)}"
+        "--methods", nargs="+", metavar="NAME", help=f"which, each at its defaults (default: all): {known}"
     )
     parser.add_argument(
         "--pictures",
@@ -61,13 +46,13 @@ def run(arguments: argparse.Namespace) -> None:
     require_files([concept.lora for concept in request.concepts])
     if arguments.pictures and arguments.pictures.exists():
         raise LoraclrError(f"{arguments.pictures} exists: name a new folder with --pictures.")
-    methods = [find_method(name).name for name in arguments.methods or [*METHODS, *all_baselines()]]
+    methods = [find_method(name).name for name in arguments.methods or comparable()]
     host, progress = load_host(arguments), ConsoleProgress()
     try:
         several = Several(request, host, progress)
-        outcomes = []
+        outcomes: list[Outcome] = []
         for method in methods:
-            outcomes.append(_outcome(several, method))
+            outcomes = placed(outcomes, outcome_of(several, method))
             progress.close()
         print(table([concept.label for concept in several.request.concepts], outcomes))
         if arguments.pictures:
@@ -76,17 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
         progress.close()
 
 
-def _outcome(several: Several, method: str) -> Outcome:
-    begun = time.perf_counter()
-    made = several.merge(method, {})
-    seconds = time.perf_counter() - begun
-    return Outcome(made, several.retention(made.factors), seconds)
-
-
 def table(labels: Sequence[str], outcomes: Sequence[Outcome]) -> str:
-    """The best first: by mean retention."""
+    """The outcomes as they are ranked: a row each."""
     rows = [("method", *labels, "mean", "weakest", "base drift", "rank", "seconds")]
-    for outcome in ranked(outcomes):
+    for outcome in outcomes:
         kept = outcome.retention
         figures = [figure(value) for value in (*kept.concepts, kept.mean, kept.weakest, kept.base_drift)]
         rows.append((outcome.made.method, *figures, f"{outcome.made.rank:.0f}", f"{outcome.seconds:.0f}"))
@@ -95,15 +73,9 @@ def table(labels: Sequence[str], outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "", "The first that looks at inputs has the seconds of recording in its own."])
 
 
-def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    return sorted(outcomes, key=lambda outcome: -outcome.retention.mean)
-
-
 def _draw(several: Several, outcomes: Sequence[Outcome], folder: Path) -> None:
     """A sheet for each of the best."""
-    for outcome in ranked(outcomes)[:DRAWN]:
-        merge = several.finished(outcome.made, outcome.retention)
-        sheet = draw_pictures(merge, several.host, PreviewOptions(), several.progress).sheet
+    for outcome, pictures in draw_best(several, outcomes, PreviewOptions()):
         path = folder / f"{outcome.made.method}.png"
-        write_files({path: lambda stream, sheet=sheet: sheet.save(stream, "PNG")}, overwrite=False)
+        write_files({path: lambda stream, sheet=pictures.sheet: sheet.save(stream, "PNG")}, overwrite=False)
         print(f"wrote {path}")

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from runs import Run
 
 import lib_loraclr.doors.cli.bench_here as command
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.merge import Made
+from lib_loraclr.merge import Made, comparison
+from lib_loraclr.model import Factors
 from lib_loraclr.refining import Retention
 from lib_loraclr.solving import METHODS, all_baselines
 
@@ -31,10 +33,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, loaded: DiffusersHost) -> list[str]:
 
         def merge(self, method: str, options: dict) -> Made:
             methods.append(method)
-            return Made(method, {"method": method}, 8.0, {})
+            return Made(method, {method: Factors(torch.zeros(1, 1), torch.zeros(1, 1))}, 8.0, {})
 
         def retention(self, factors: dict) -> Retention:
-            return Retention(RETENTIONS.get(factors["method"], (0.0, 0.0)), 0.25)
+            [method] = factors
+            return Retention(RETENTIONS.get(method, (0.0, 0.0)), 0.25)
 
         def finished(self, made: Made, retention: Retention) -> str:
             return made.method
@@ -43,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, loaded: DiffusersHost) -> list[str]:
         return SimpleNamespace(sheet=Image.new("RGB", (2, 2)))
 
     monkeypatch.setattr(command, "Several", Stand)
-    monkeypatch.setattr(command, "draw_pictures", drawn)
+    monkeypatch.setattr(comparison, "draw_pictures", drawn)
     return methods
 
 
