@@ -361,9 +361,9 @@ onUiLoaded(function() {
         if (merges) tab.dispatchEvent(new KeyboardEvent("keydown", event));
     }, true);
     gradioApp().getElementById("loraclr_interrupt").addEventListener("click", () => loraclrShow("interrupting"));
-    // Merging again would discard a result that nobody decided on. Before gradio hears of the click, hence "capture".
+    // Merging again, or comparing, would discard a result that nobody decided on. Before gradio hears of the click, hence "capture".
     tab.addEventListener("click", (event) => {
-        const button = event.target.closest("#loraclr_generate");
+        const button = event.target.closest("#loraclr_generate, #loraclr_compare");
         const decide = gradioApp().getElementById("loraclr_decide");
         const waiting = decide && decide.offsetParent !== null;
         if (button && waiting && !confirm("The last result has not been kept. Discard it?")) {

@@ -11,7 +11,7 @@ overlap            who will be in whose way, before a merge
 several            several methods on the same recording; comparison sets all of them side by side
 """
 
-from .comparison import DRAWN, Outcome, comparable, draw_best, outcome_of, placed, plan_comparison
+from .comparison import DRAWN, Outcome, comparable, drawn, outcome_of, placed, plan_comparison
 from .examination import examine
 from .followed import Followed
 from .forecasting import Forecast, forecast, seconds_per_sample
@@ -41,7 +41,7 @@ __all__ = [
     "Start",
     "comparable",
     "denoising",
-    "draw_best",
+    "drawn",
     "examine",
     "forecast",
     "keep_pace",

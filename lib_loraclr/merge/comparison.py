@@ -6,7 +6,7 @@ The command line and the WebUI's tab compare by this; each shows it in its own w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..model import Factors
@@ -101,21 +101,15 @@ def placed(outcomes: Sequence[Outcome], another: Outcome) -> list[Outcome]:
     return [*ranked[:DRAWN], *others]
 
 
-def draw_best(
-    several: Several, outcomes: Sequence[Outcome], options: PreviewOptions
-) -> Iterator[tuple[Outcome, Pictures]]:
-    """Draw the best, one after the other.
-
-    Args:
-        outcomes: the best first
+def drawn(several: Several, outcome: Outcome, options: PreviewOptions) -> Pictures:
+    """The pictures of one of the best.
 
     Raises:
         Interrupted: the user asked to stop
     """
-    for outcome in outcomes[:DRAWN]:
-        made = replace(outcome.made, factors=_moved(outcome.made.factors, several.host.device))
-        merge = several.finished(made, outcome.retention)
-        yield outcome, draw_pictures(merge, several.host, options, several.progress)
+    made = replace(outcome.made, factors=_moved(outcome.made.factors, several.host.device))
+    merge = several.finished(made, outcome.retention)
+    return draw_pictures(merge, several.host, options, several.progress)
 
 
 def _moved(factors: Mapping[str, Factors], device: object) -> dict[str, Factors]:

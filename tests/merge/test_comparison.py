@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.files import is_text_encoder
-from lib_loraclr.merge.comparison import DRAWN, Outcome, comparable, draw_best, outcome_of, placed, plan_comparison
+from lib_loraclr.merge.comparison import DRAWN, Outcome, comparable, drawn, outcome_of, placed, plan_comparison
 from lib_loraclr.merge.several import Made, Several
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors
-from lib_loraclr.output.preview import PreviewOptions
+from lib_loraclr.output.preview import PreviewOptions, draw_pictures
 from lib_loraclr.progress import Progress, Stage
 from lib_loraclr.refining.retention import Retention
 from lib_loraclr.solving import METHODS, all_baselines
@@ -119,17 +120,19 @@ def test_each_is_measured_as_by_itself(
     assert found.seconds > 0
 
 
-def test_the_best_are_drawn_from_the_cpu_one_after_the_other(
+def test_the_best_are_drawn_as_they_were_merged(
     compared: tuple[Several, list[Outcome], Counting],
 ) -> None:
     several, outcomes, progress = compared
     progress.rounds.append([])
-    drawn = list(draw_best(several, outcomes, PreviewOptions(steps=1, pairs=1)))
-    assert [own.made.method for own, _ in drawn] == [own.made.method for own in outcomes[:DRAWN]]
-    assert all(pictures.sheet.width > 0 for _, pictures in drawn)
-    assert all(own.made.factors == {} for own in outcomes[DRAWN:]), "control: the last has nothing to be drawn with"
-    assert [stage for stage, *_ in progress.rounds[-1]] == [Stage.DRAWING] * DRAWN
-    assert all(said == took for _, said, took in progress.rounds[-1])
+    options = PreviewOptions(steps=1, pairs=1)
+    cards = [np.asarray(drawn(several, own, options).card, dtype=float) for own in outcomes[:DRAWN]]
+    assert all((cards[0] != other).any() for other in cards[1:]), "each by its own merge"
+    [stage, said, took] = progress.rounds[-1][-1]
+    assert stage is Stage.DRAWING and said == took
+    again = several.merge(outcomes[0].made.method, ASKED[outcomes[0].made.method])
+    merge = several.finished(again, outcomes[0].retention)
+    assert (np.asarray(draw_pictures(merge, several.host, options).card) == cards[0]).all()
 
 
 def test_what_a_method_does_not_take_is_refused_before_anything_is_merged(demo: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import LoraclrError
 from ...files import write_files
-from ...merge import DRAWN, Outcome, Several, comparable, draw_best, outcome_of, placed
+from ...merge import DRAWN, Outcome, Several, comparable, drawn, outcome_of, placed
 from ...output import PreviewOptions, figure
 from ...solving import find_method
 from .arguments import add_lora_arguments, add_recording_arguments, build_request, require_files
@@ -75,7 +75,8 @@ def table(labels: Sequence[str], outcomes: Sequence[Outcome]) -> str:
 
 def _draw(several: Several, outcomes: Sequence[Outcome], folder: Path) -> None:
     """A sheet for each of the best."""
-    for outcome, pictures in draw_best(several, outcomes, PreviewOptions()):
+    for outcome in outcomes[:DRAWN]:
+        sheet = drawn(several, outcome, PreviewOptions()).sheet
         path = folder / f"{outcome.made.method}.png"
-        write_files({path: lambda stream, sheet=pictures.sheet: sheet.save(stream, "PNG")}, overwrite=False)
+        write_files({path: lambda stream, sheet=sheet: sheet.save(stream, "PNG")}, overwrite=False)
         print(f"wrote {path}")

@@ -14,6 +14,7 @@ from ...errors import Interrupted, LoraclrError
 from . import (
     adding,
     arranging,
+    at_once,
     catalogue,
     form,
     further,
@@ -31,11 +32,11 @@ from . import (
 )
 from .check import check as checked
 from .choosing import efforts_with_times
-from .queueing import Queueing
+from .comparing import Comparing
 from .rows import Table
 
 
-class Actions(Queueing):
+class Actions(Comparing):
     """The tab's actions; each takes and returns what gradio hands over, in the order of the tab's events."""
 
     # -- checking and merging
@@ -53,26 +54,15 @@ class Actions(Queueing):
         return [views.check_view(found), efforts_with_times(found.efforts)]
 
     def merge(self, task: str, table: str, chosen: list[str] | None, shown: str, draw: bool, *values: Any) -> list[Any]:
-        """Runs inside `wrap_gradio_gpu_call`, which holds the queue and shows the last output with the time taken."""
-        before = jobs.find(shown)
-        try:
-            if jobs.is_stopped(task):  # while it waited for the queue
-                raise Interrupted
+        """Runs inside `wrap_gradio_gpu_call`."""
+
+        def asked() -> jobs.Job:
             request, names = form.build(rows.completed(table, chosen), self._fields(values))
             base = adding.of(self._fields(values), request)
-            if before and before.result:  # the browser has asked
-                jobs.discard(before)
-            asked = (table, list(chosen or ()), draw, values)
-            job = jobs.Job(request, names, draw, task, form=asked, adds_to=base.lora if base else None)
-            jobs.run(job, lock_held=True)
-        except LoraclrError as error:
-            return panel.error(str(error))
-        except Interrupted:
-            return panel.message(views.interrupted_view())
-        except Exception as error:  # noqa: BLE001  (what was shown before is gone, and the tab must say so)
-            errors.report("LoRACLR: the merge failed", exc_info=True)
-            return panel.error(f"{type(error).__name__}: {error}. Nothing was kept; the WebUI's log has the details.")
-        return panel.result(job)
+            own = (table, list(chosen or ()), draw, values)
+            return jobs.Job(request, names, draw, task, form=own, adds_to=base.lora if base else None)
+
+        return at_once.run(task, shown, asked, "merge", views.interrupted_view)
 
     def interrupt(self, task: str) -> None:
         jobs.interrupt_task(task)
@@ -89,13 +79,13 @@ class Actions(Queueing):
         """
         waiting, shown = jobs.waiting(jobs.owner_of(task)), jobs.find(job_id)
         own, unloaded = jobs.of_task(task), None
-        undecided = shown is not None and shown.state == "finished"
+        undecided = shown is not None and shown.state in jobs.HOLDING
         if waiting and not undecided:
             seen = panel.result(waiting)
         elif own and own.state == "failed":
             seen = panel.error(own.error)
         elif own and own.state == "interrupted":
-            seen = panel.message(views.interrupted_view())
+            seen = panel.message(views.interrupted_view(goes_on=not own.compares))
         elif not undecided and (unloaded := jobs.take_unloaded()):
             seen = panel.message(views.unloaded_view(unloaded))
         else:

@@ -39,11 +39,24 @@ class Clock:
         self.taken: dict[Stage, float] = {}
         self._stage: Stage | None = None
         self._since = self._share = self._moved = 0.0
+        self._before: dict[Work, tuple[float, float]] = {}
+        self._later: tuple[PlannedStage, ...] = ()
         self.plan(planned)
 
     def plan(self, planned: Iterable[PlannedStage]) -> None:
         """What is to be done, as it is known now; what was done stays done."""
         self._planned = {item.stage: item for item in planned}
+
+    def begin(self, planned: Iterable[PlannedStage], later: Iterable[PlannedStage], now: float) -> None:
+        """Another merge begins, and what was seen of those before it is believed of it too.
+
+        Args:
+            planned: its stages
+            later: those of the merges after it
+        """
+        self._before = self._seen(now)
+        self.taken, self._stage, self._later = {}, None, tuple(later)
+        self.plan(planned)
 
     def start(self, stage: Stage, now: float) -> None:
         self.finish(now)
@@ -70,7 +83,7 @@ class Clock:
     def remaining(self, now: float) -> float:
         """Seconds that are left."""
         seen = self._seen(now)
-        left = 0.0
+        left = sum(self._expected(item) * _correction(item.work, seen) for item in self._later)
         for stage, item in self._planned.items():
             if stage not in self.taken:
                 expected, pace = self._expected(item), _correction(item.work, seen)
@@ -90,7 +103,7 @@ class Clock:
 
     def _seen(self, now: float) -> dict[Work, tuple[float, float]]:
         """Kind of work -> seconds taken, and seconds that were expected for as much."""
-        seen: dict[Work, tuple[float, float]] = {}
+        seen = dict(self._before)
         for stage, item in self._planned.items():
             if stage in self.taken:
                 _add(seen, item.work, self.taken[stage], self._expected(item))

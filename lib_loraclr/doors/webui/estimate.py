@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...files import is_text_encoder
-from ...merge import MERGED_ANEW, Start, plan_stages
+from ...merge import DRAWN, MERGED_ANEW, Start, plan_comparison, plan_stages
 from ...model import Host
 from ...output import PreviewOptions, plan_preview
 from ...progress import PlannedStage, Stage
@@ -57,6 +58,18 @@ def _layers(host: Host) -> tuple[int, int]:
 def drawing(request: MergeRequest, *, draw: bool) -> list[PlannedStage]:
     """What drawing the picture takes, if it is to be drawn."""
     return [plan_preview(request.concepts, PreviewOptions())] if draw else []
+
+
+def comparison(
+    request: MergeRequest, asked: Mapping[str, Mapping[str, Any]], host: Host, *, draw: bool
+) -> list[list[PlannedStage]]:
+    """What a comparison of methods will do: each method's stages, and then the pictures of each of the best.
+
+    Args:
+        asked: method -> its options
+    """
+    rounds = plan_comparison(request, asked, layers=_layers(host))
+    return [*rounds, *[drawing(request, draw=True)] * (min(DRAWN, len(asked)) if draw else 0)]
 
 
 def seconds(planned: Iterable[PlannedStage], key: pace.Key) -> dict[Stage, float]:

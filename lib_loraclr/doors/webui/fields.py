@@ -12,6 +12,7 @@ from modules.ui_components import DropdownEditable, FormRow
 from ...request import PRECISIONS, SAVE_AS, TEMPLATES, MergeRequest, Option, PromptOptions, schema
 from ...solving import EFFORT, METHODS, all_efforts
 from . import settings
+from .comparing_fields import ComparingFields
 from .form import option_field
 from .labels import BANKS, SAVED, WAYS, method_choices, option_label, with_code
 from .work_fields import WorkFields
@@ -32,6 +33,7 @@ class Fields:
         preset: the radio that fills the templates
         draw: whether a picture is drawn
         method_boxes: method -> the column with its options
+        compare: the methods side by side
         work: what merges keep on the disk
     """
 
@@ -100,6 +102,7 @@ class Fields:
                 tip = with_code("How much of the merge's effect rank auto keeps; 1 is all", "kept")
                 self._number("kept", "Share of the effect", _DEFAULTS.kept, tip=tip, step=0.001)
             self.method_boxes = {name: self._method_options(name) for name in METHODS}
+            self.compare = ComparingFields()
             self._recording_fields()
 
     def _method_options(self, name: str) -> gr.Column:

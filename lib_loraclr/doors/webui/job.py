@@ -12,10 +12,14 @@ from modules import shared
 from ...files import Written
 from ...hosts import running
 from ...request import MergeRequest
-from .making import JobProgress, Result
+from .clock import TimedProgress
+from .comparison import Asked, Comparison
+from .making import Result
 
-#: states in which nothing is going on any more; "finished" waits for keep or discard
-OVER = ("finished", "failed", "interrupted", "kept", "discarded", "put back")
+#: states in which a job holds what the page shows: a result until it is kept or discarded, a comparison until the next is begun
+HOLDING = ("finished", "compared")
+#: states in which nothing is going on any more
+OVER = (*HOLDING, "failed", "interrupted", "kept", "discarded", "put back")
 
 
 @dataclass
@@ -39,6 +43,8 @@ class Job:
         steps: of that; 0 for as many as are usual
         adds_to: a merged LoRA whose concepts are among those of the request, and which it goes on from
         keeps_as: the name that its result is kept under as soon as it is finished, or the next free one; empty: somebody decides
+        compares: methods to compare in place of merging by one, each with its options; none: it merges
+        comparison: what came of that, held while it is "compared"
         other: id of the job whose result it goes on from, or of the one that went on from its own
     """
 
@@ -54,12 +60,14 @@ class Job:
     kept: running.InstalledLora | running.InstalledCheckpoint | None = None
     written: Written | None = None
     stop: bool = False
-    progress: JobProgress | None = None
+    progress: TimedProgress | None = None
     form: Any = None
     former: Result | None = None
     steps: int = 0
     adds_to: running.InstalledLora | None = None
     keeps_as: str = ""
+    compares: Asked = field(default_factory=dict)
+    comparison: Comparison | None = None
     other: str = ""
 
     def __post_init__(self) -> None:
@@ -71,13 +79,18 @@ class Job:
         return {concept.lora: name for concept, name in zip(self.request.concepts, self.names, strict=True)}
 
     @property
+    def shows(self) -> bool:
+        """Whether it holds something that the page shows."""
+        return self.result is not None or self.comparison is not None
+
+    @property
     def went_on_from(self) -> str:
         """Name of the merged LoRA that it goes on from; empty for none."""
         return self.adds_to.name if self.adds_to else ""
 
     def fraction(self) -> float:
         """How much of it is done, 0..1."""
-        if self.state in ("finished", "saving", "kept", "discarded", "put back"):
+        if self.state in ("finished", "compared", "saving", "kept", "discarded", "put back"):
             return 1.0
         return self.progress.fraction() if self.progress else 0.0
 

@@ -13,13 +13,25 @@ from modules import errors
 
 from ...errors import Interrupted, LoraclrError
 from ...hosts import running
-from . import history, keeping, naming, settings, wording
-from .job import OVER, Job, owner_of
+from . import comparison, history, keeping, naming, settings, wording
+from .job import HOLDING, OVER, Job, owner_of
 from .keeping import NameTaken
 from .making import Result, let_go_of_recordings, make
 from .start import is_closing
 
-__all__ = ["Job", "NameTaken", "OVER", "Result", "discard", "find", "interrupt", "interrupt_task", "is_stopped", "keep"]
+__all__ = [
+    "HOLDING",
+    "Job",
+    "NameTaken",
+    "OVER",
+    "Result",
+    "discard",
+    "find",
+    "interrupt",
+    "interrupt_task",
+    "is_stopped",
+    "keep",
+]
 __all__ += ["of_task", "owner_of", "put_back", "run", "shown", "start", "unload", "waiting"]
 
 #: jobs that are remembered
@@ -50,9 +62,9 @@ def find(job_id: str, owner: str | None = None) -> Job | None:
 
 
 def waiting(owner: str = "") -> Job | None:
-    """The latest job of an owner whose result is neither kept nor discarded."""
+    """The latest job of an owner whose result is neither kept nor discarded, or whose comparison was not followed by another."""
     with _guard:
-        return next((job for job in reversed(_jobs.values()) if job.state == "finished" and job.owner == owner), None)
+        return next((job for job in reversed(_jobs.values()) if job.state in HOLDING and job.owner == owner), None)
 
 
 def take_unloaded() -> Job | None:
@@ -78,7 +90,7 @@ def of_owner(owner: str) -> list[Job]:
 
 
 def run(job: Job, *, lock_held: bool) -> None:
-    """Merge, and hold the result.
+    """Merge or compare, and hold what came of it.
 
     Raises:
         LoraclrError: a person can mend it; `job.error` has the text
@@ -91,9 +103,12 @@ def run(job: Job, *, lock_held: bool) -> None:
                 if job.stop:  # while it waited for the queue
                     raise Interrupted
                 job.state = "running"
-            result = make(job, host, lambda: _is_to_stop(job))
+            made = (comparison.compare if job.compares else make)(job, host, lambda: _is_to_stop(job))
         with _guard:
-            job.state, job.result = "finished", result
+            if job.compares:
+                job.state, job.comparison = "compared", made
+            else:
+                job.state, job.result = "finished", made
     except Interrupted:
         _end(job, "interrupted")
         raise
@@ -259,15 +274,19 @@ def _saving(job: Job, state: str, what: str) -> Iterator[None]:
 
 
 def discard(job: Job) -> None:
-    """Let go of the result; nothing was written.
+    """Let go of the result, or of a comparison; nothing was written.
 
     Raises:
         LoraclrError: there is no result
     """
     with _guard:
-        if job.state != "finished":
+        if job.state not in HOLDING:
             raise LoraclrError(f"There is nothing to discard: the merge is {job.state}.")
-        job.state, job.result, job.former = "discarded", None, None
+        _forget(job)
+
+
+def _forget(job: Job) -> None:
+    job.state, job.result, job.former, job.comparison = "discarded", None, None, None
 
 
 def unload() -> None:
@@ -275,7 +294,7 @@ def unload() -> None:
     go of."""
     with _guard:
         for job in list(_jobs.values()):
-            if job.state not in ("finished", "saving"):
+            if job.state not in (*HOLDING, "saving"):
                 if job.state not in OVER:
                     _unloaded[:] = [job]
                 job.stop = True
@@ -308,9 +327,14 @@ def _let_go() -> None:
             surplus |= {job.id for job in [job for job in held if job.owner == owner][:-_HELD]}
         for job_id in surplus:
             job = _jobs[job_id]
-            job.state, job.result, job.former = "discarded", None, None
+            _forget(job)
             job.error = "Newer results took its place: nobody had kept it."
+        compared = [job for job in _jobs.values() if job.state == "compared"]
+        latest = {job.owner: job.id for job in compared}
+        for job in compared:
+            if job.id != latest[job.owner]:
+                _forget(job)
         let_go_of_recordings([job.result for job in held if job.result is not None])
-        over = [job.id for job in _jobs.values() if job.state in OVER and job.state != "finished"]
+        over = [job.id for job in _jobs.values() if job.state in OVER and job.state not in HOLDING]
         for job_id in over[: max(0, len(_jobs) - _REMEMBERED)]:
             del _jobs[job_id]

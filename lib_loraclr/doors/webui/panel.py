@@ -7,13 +7,17 @@ from typing import Any
 import gradio as gr
 
 from ...hosts import running
-from . import history, jobs, naming, notes, trying, views
+from . import comparison_view, history, jobs, naming, notes, trying, views
 from .notes import SHOWN
 from .trial_fields import ALL_TAGS, BASE, NOTHING
 
 
 def result(job: jobs.Job) -> list[Any]:
-    """A finished merge, to be kept or discarded, under a name of its own."""
+    """A finished merge, to be kept or discarded, under a name of its own; or a comparison, of which there is nothing to keep."""
+    if job.comparison is not None:
+        shown = message(comparison_view.view(job.comparison))
+        shown[SHOWN.index("job")] = job.id
+        return shown
     pictures, save_as = job.result.pictures, job.request.save_as
     what = "checkpoint" if save_as == "checkpoint" else "LoRA"
     if pictures is not None:

@@ -306,7 +306,9 @@ class _Tab:
             show_progress=False,
         )
         self.left.work.connect(bound, self.opened.click, merged.then)
+        self.left.compare.connect(bound, whole, self.shown, self.opened.click)
         self._connect_times(bound, merged.then)
+        self.left.compare.follow(bound, self.left.compare.methods.change, [self.picker, *whole[4:]])
         for field in self.left.timed:
             # a slider tells when it is let go of; of a number gradio 3 tells when it is written, and 4 only that it changes
             ended = {gr.Slider: "release", gr.Number: "blur"}.get(type(field), "change")
@@ -356,6 +358,7 @@ class _Tab:
             show_progress=False,
         )
         timed.success(None, [self.picker, self.timed], **by_script("loraclrSettle", [self.picker, self.timed]))
+        self.left.compare.follow(bound, timed.then, [self.picker, self.left.draw, *fields.values()])
 
     def _connect_result(self, bound: _Actions) -> None:
         self.trial.connect(bound.attempt, self.task, self.job)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +14,11 @@ from ...output import Drawing, Merge, Trial, draw_trial
 from ...progress import Stage
 from ...recording import bundled_embeddings, load_input, load_inputs, recorded_clip_skip
 from ...request import LARGEST_SEED, Concept, concept_prompts, drawn_seed, parse_number
-from . import jobs, wording
+from . import inline, jobs, wording
 from .catalogue import require_fitting
 from .notes import note, safe
 from .start import is_closing
 from .trial_fields import ALL_TAGS, BASE, FIELDS, NOTHING
-
-#: of the pictures in the page: nobody sees a difference, and they are a tenth of the size
-_QUALITY = 92
 
 
 @dataclass(frozen=True)
@@ -147,10 +142,7 @@ def _slider(merged: Image, other: Image, against: str) -> str:
 
 
 def _picture(picture: Image, alt: str) -> str:
-    stream = io.BytesIO()
-    picture.convert("RGB").save(stream, format="JPEG", quality=_QUALITY, subsampling=0)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f"<img src='data:image/jpeg;base64,{data}' alt='{safe(alt)}'>"
+    return inline.image(inline.jpeg(picture), alt)
 
 
 def named(values: list[Any]) -> dict[str, Any]:

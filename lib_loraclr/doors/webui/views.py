@@ -215,11 +215,14 @@ def _together(report: MergeReport) -> str:
     )
 
 
-def interrupted_view() -> str:
-    """After a merge was interrupted."""
-    later = (
-        " What was recorded is still there: the same merge, begun again, goes on from it." if working.is_on() else ""
-    )
+def interrupted_view(*, goes_on: bool = True) -> str:
+    """After a merge or a comparison was interrupted.
+
+    Args:
+        goes_on: whether what it recorded is kept on the disk, where that is switched on
+    """
+    kept = goes_on and working.is_on()
+    later = " What was recorded is still there: the same merge, begun again, goes on from it." if kept else ""
     return note(f"Interrupted. Nothing was kept, and everything is as it was.{later}")
 
 
@@ -235,11 +238,12 @@ def work_view(size: int, limit_mb: int) -> str:
 
 
 def unloaded_view(job: Job) -> str:
-    """After Reload UI stopped a merge."""
+    """After Reload UI stopped a merge or a comparison."""
     names = ", ".join(job.names)
-    begun = "and it goes on from what was recorded" if working.is_on() else "to begin anew"
-    again = f" What it was asked for is filled in again: press Merge {begun}." if job.form else ""
-    return note(f"The merge of {names} was stopped by Reload UI, and nothing was kept.{again}")
+    what, button = ("comparison", "Compare methods, under Advanced,") if job.compares else ("merge", "Merge")
+    begun = "and it goes on from what was recorded" if working.is_on() and not job.compares else "to begin anew"
+    again = f" What it was asked for is filled in again: press {button} {begun}." if job.form else ""
+    return note(f"The {what} of {names} was stopped by Reload UI, and nothing was kept.{again}")
 
 
 def kept_view(job: Job) -> str:
