@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from browser_compare import comparison
 from browser_host import anew, bare, install, leave, off, reload, restart, settings, vanilla
 from browser_hostile import hostile
 from browser_page import MINUTES, OFFERED, Way
@@ -336,6 +337,7 @@ WAYS = {
             hostile,
             night,
             added,
+            comparison,
         )
     },
     "narrow": looks,
@@ -343,6 +345,7 @@ WAYS = {
     "narrow further": further,
     "narrow night": night,
     "narrow added": added,
+    "narrow comparison": comparison,
 }
 
 
