@@ -7,7 +7,7 @@ from typing import Any
 from browser_page import MINUTES, Way
 from browser_studio import choose
 
-_ROWS = "#loraclr_view .loraclr-methods tbody tr"
+_ROWS = "#loraclr_view .loraclr-compared:not([data-old]) .loraclr-methods tbody tr"
 #: chosen in another order than that in which they are tried
 CHOSEN = ("TIES", "Average", "Closed form", "Weighted sum (all tags)")
 
@@ -58,7 +58,7 @@ def _stopped(way: Way) -> dict[str, Any]:
     page = way.page
     way.pick("fox-face", "penguin")
     way.quick(picture=True)
-    page.evaluate("document.querySelector('#loraclr_view').innerHTML = ''")
+    page.eval_on_selector_all("#loraclr_view .loraclr-compared", "views => views.forEach(view => view.dataset.old = 1)")
     page.locator("#loraclr_advanced > .label-wrap").first.click()
     page.click("#loraclr_compare")
     _wait_for_doing(way, "(3 of ")

@@ -35,5 +35,5 @@ def test_methods_side_by_side(url: str, way: str, theme: str) -> None:
     assert seen["again"] == seen["methods"] and not seen["kept"]
     stopped = seen["stopped"]
     assert len(stopped["methods"]) == 2 and stopped["drawn"] == [] and "It was interrupted at " in stopped["text"]
-    assert "of the methods 2 were tried" in stopped["text"] and stopped["picture"]
+    assert "2 of 15 methods were tried" in stopped["text"] and stopped["picture"]
     assert seen["overflow"] <= 0 and stopped["overflow"] <= 0 and seen["tips"] == []

@@ -145,7 +145,8 @@ def _outcomes(job: Job, several: Several, progress: _Progress) -> tuple[list[Out
         except Interrupted:
             if not outcomes or is_closing():
                 raise
-            return outcomes, failed, (f"It was interrupted at {label}: of the methods {number - 1} were tried.",)
+            tried = f"{number - 1} of {len(job.compares)} methods were tried"
+            return outcomes, failed, (f"It was interrupted at {label}: {tried}.",)
         except Exception as error:  # noqa: BLE001  (told in its place in the table; where there is none, raised)
             if not outcomes and number == len(job.compares):
                 raise

@@ -157,7 +157,7 @@ def test_interrupt_shows_what_was_tried_and_leaves_the_model_as_it_was(doors: Do
     seen = press("task(page-late)", "Closed form (2 of 4)")
     # in the order of the methods themselves, whatever the order of the choice
     assert [row[0] for row in rows(seen["view"])] == ["Average"]
-    assert "It was interrupted at Closed form: of the methods 1 were tried." in seen["view"]
+    assert "It was interrupted at Closed form: 1 of 4 methods were tried." in seen["view"]
     assert "<figure" not in seen["view"], "whoever stops it does not wait for pictures"
     after = doors.webui.model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
