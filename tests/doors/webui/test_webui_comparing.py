@@ -90,6 +90,14 @@ def test_without_a_choice_all_methods_are_tried_each_at_its_defaults_with_the_ef
     assert asked["contrastive"] == {"effort": "fast"}
 
 
+def test_every_method_merges_what_is_there(doors: Doors) -> None:  # noqa: F811
+    bound, values = tab(doors, method="contrastive", effort="Layers")
+    found = rows(compared(doors, bound, values, [])["view"])
+    assert {row[0] for row in found} == {*bound.comparable()["choices"]}
+    assert all(len(row) == 8 for row in found), "each has its figures, and none a reason why not"
+    assert doors.module("jobs").waiting("page").comparison.failed == {} and not doors.reported
+
+
 def test_the_best_three_are_drawn_where_pictures_are_drawn(doors: Doors) -> None:  # noqa: F811
     bound, values = tab(doors)
     view = compared(doors, bound, values, draw=True)["view"]
