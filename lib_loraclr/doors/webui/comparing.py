@@ -66,4 +66,4 @@ class Comparing(Queueing):
             return ""
         total = sum(sum(estimate.seconds(own, key).values()) for own in rounds)
         number = "one method" if len(asked) == 1 else f"{len(asked)} methods"
-        return f"{number}: {notes.span(*estimate.span(total, key))}".capitalize() + ", from one recording."
+        return f"{number}: {notes.span(*estimate.span(total, key))}".capitalize() + " or more, from one recording."
