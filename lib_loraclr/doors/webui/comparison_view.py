@@ -29,10 +29,10 @@ def view(found: Comparison) -> str:
     """The table, and the pictures of the best below it."""
     best = find_method(found.outcomes[0].made.method)
     # what others do is compared with, and not offered
-    how = "choose it under Method" if best.name in METHODS else "on the command line it can be chosen with --method"
+    how = "choose it under Method" if best.name in METHODS else f"on the command line it is --method {best.name}"
     said = (
-        f"{best.label} keeps most here. Nothing of this is held: to have it as a file, {how} and merge. Retention says how near "
-        "the model's predictions are; look at the pictures too."
+        f"{best.label} keeps most here. Nothing of this is held: to have it as a file, merge by it: {how}. Retention says how "
+        "near the model's predictions are; look at the pictures too."
     )
     warnings = "".join(f"<li>{safe(warning)}</li>" for warning in found.warnings)
     return (
