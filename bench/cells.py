@@ -5,8 +5,10 @@ Every part of the benchmark writes its figures here, and its tables and plots ar
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -76,6 +78,7 @@ class Cells:
         """What it ran on."""
         return {
             "version": __version__,
+            "commit": commit_of(RESULTS.parents[1], apart_from=RESULTS),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
@@ -88,3 +91,32 @@ def write(path: Path, text: str) -> None:
     half = path.with_name(f"{path.name}.tmp")
     half.write_text(text, "utf-8")
     half.replace(path)
+
+
+@functools.lru_cache
+def commit_of(checkout: Path, *, apart_from: Path) -> str | None:
+    """Short hash of the commit that a folder's code is of, with "+" where something in it is not in that commit.
+
+    Asked once for a process, as its modules are read once: what is committed while it runs is not what it runs.
+
+    Args:
+        checkout: its top folder
+        apart_from: a folder in it whose content does not count: that of the results, which a run itself writes
+
+    Returns:
+        None where the folder is no checkout's top folder, or there is no git
+    """
+    if not (checkout / ".git").exists():  # a copy of the code inside another project's checkout is not of its commits
+        return None
+    others = f":(exclude){apart_from.relative_to(checkout).as_posix()}"
+    try:
+        commit = _git(checkout, "rev-parse", "--short", "HEAD")
+        changed = _git(checkout, "status", "--porcelain", "--", ".", others)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(checkout), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

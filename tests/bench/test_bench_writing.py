@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from bench.cells import Cells
+from bench.cells import RESULTS, Cells, commit_of
 from bench.clock import Clock, Span, timed
 from bench.plots import Axis, line_plot
 from bench.tables import markdown, mean_interval, share, wilson
@@ -49,6 +51,50 @@ def test_a_cell_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         cells.measured("row", {}, lambda: {"figure": object()})
     assert list(cells) == [], "what cannot be written is not written by half"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says, with an author of its own, in a folder that may be anybody's."""
+    settings = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(folder), *settings, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_cell_knows_the_commit_and_whether_the_code_was_of_it(tmp_path: Path) -> None:
+    results = tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+
+    def told() -> str | None:
+        commit_of.cache_clear()
+        return commit_of(tmp_path, apart_from=results)
+
+    assert told() is None, "no checkout"
+    git(tmp_path, "init", "-q")
+    assert told() is None, "a checkout without a commit"
+    code = tmp_path / "code.py"
+    code.write_text("one")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "one")
+    commit = git(tmp_path, "rev-parse", "--short", "HEAD")
+    (results / "cell.json").write_text("{}")
+    assert told() == commit, "what a run writes is no change of the code"
+    code.write_text("two")
+    assert told() == f"{commit}+"
+    git(tmp_path, "checkout", "-q", "code.py")
+    (tmp_path / "new.py").write_text("new")
+    assert told() == f"{commit}+", "new code is not of the commit either"
+    commit_of.cache_clear()
+    inside = tmp_path / "bench"
+    assert commit_of(inside, apart_from=results) is None, "code inside another project's checkout is not of its commits"
+
+
+def test_a_cell_says_what_it_was_measured_with(tmp_path: Path) -> None:
+    cells = Cells("part", tmp_path)
+    cells.measured("row", {}, dict)
+    kept = json.loads(cells.path("row").read_text("utf-8"))["with"]
+    assert set(kept) == {"version", "commit", "torch", "threads", "cores"}
+    assert kept["commit"] == commit_of(RESULTS.parents[1], apart_from=RESULTS)
 
 
 def test_the_interval_of_a_share_holds_what_would_not_be_rejected() -> None:
