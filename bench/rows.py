@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.attended import AttendedRows
 from bench.bed import Bed
 from bench.clock import Span
 from bench.iterated import IterIS, RegMeanPlusPlus
@@ -110,6 +111,10 @@ ROWS: dict[str, Row] = {
     "gradient fusion": Row("gradient_fusion"),
     "LoRACLR as published": Row("paper"),
     "closed form": Row("ridge", ours=True),
+    "closed form, rows by attention": Row(
+        "ridge", ours=True, kind=AttendedRows, source="the outlook of LoRACLR, arXiv 2412.09622"
+    ),
+    "closed form, shared space": Row("shared_space", ours=True),
     "LoRACLR layers": Row("contrastive", {"effort": "layers"}, ours=True),
     "LoRACLR fast": Row("contrastive", {"effort": "fast"}, ours=True),
     "LoRACLR balanced": Row("contrastive", {"effort": "balanced"}, ours=True),

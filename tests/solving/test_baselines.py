@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor
 
 from lib_loraclr.model.low_rank import Factors
+from lib_loraclr.solving.error_units import units as error_units
 from lib_loraclr.solving.layer_problem import LayerProblem
 from lib_loraclr.solving.methods.baselines.dare import dropped
 from lib_loraclr.solving.methods.baselines.gradient_fusion import fused
 from lib_loraclr.solving.methods.baselines.regmean import shrunk_gram
+from lib_loraclr.solving.methods.baselines.shared_space import shared_bases
 from lib_loraclr.solving.methods.baselines.spectra import isotropic, singular_vector_merge
 from tests.solving.test_layer_problem import dense_target, random_problem
-from tests.solving.test_methods import PROBLEMS, dense, distance
+from tests.solving.test_methods import PROBLEMS, dense, distance, merge
 
 CLOSE = 1e-9
 each = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -200,3 +203,57 @@ def test_gradient_fusion_comes_to_the_least_squares_solution_and_stays_in_the_co
     few, _ = fused(inputs, wanted, 4)
     assert distance(few, least) > 1e-2, "control: four steps are not enough"
     assert distance(dense("gradient_fusion", problem, unet_iterations=4), few) < 1e-6
+
+
+@each
+def test_a_shared_space_holds_as_much_of_all_deltas_as_its_rank_can(problem: LayerProblem) -> None:
+    """Beside dense SVDs of the deltas at the norm 1, side by side for the outputs, one above the other for the inputs."""
+    deltas = [delta / delta.norm() for delta in deltas_of(problem) if delta.norm() > 0]
+    rank = sum(int(torch.linalg.matrix_rank(delta)) for delta in deltas)
+    left, right = shared_bases(problem, 0.5)
+    outputs = torch.linalg.svd(torch.cat(deltas, dim=1), full_matrices=False)[0]
+    inputs = torch.linalg.svd(torch.cat(deltas, dim=0), full_matrices=False)[2].mT
+    for found, expected in ((left, outputs), (right, inputs)):
+        # of a basis only what it spans is certain
+        size = min(math.ceil(0.5 * rank), *problem.present[0].shape)
+        assert found.shape[1] == size
+        assert distance(found @ found.mT, expected[:, :size] @ expected[:, :size].mT) < 1e-6
+
+
+@each
+def test_the_merge_in_a_shared_space_by_one_large_least_squares_problem(problem: LayerProblem) -> None:
+    """The unknown `M` as one vector: `vec(X V M^T U^T)` on every recording, and the pull to the average beside it."""
+    left, right = shared_bases(problem, 0.5)
+    inside = [left.mT @ delta @ right for delta in deltas_of(problem)]
+    unit = [left @ core @ right.mT for core in inside]
+    effects = []
+    for recording in problem.recordings:
+        delta = sum((unit[i] for i in recording.own), torch.zeros_like(unit[0]))
+        effects.append(float((recording.inputs @ delta.mT).square().sum(1).mean()))
+    units = error_units(effects)
+    rows, wanted, energy = [], [], 0.0
+    for recording, own in zip(problem.recordings, units, strict=True):
+        x = recording.inputs @ right * (recording.importance / len(recording.inputs) / own) ** 0.5
+        energy = energy + float(x.square().sum())
+        target = sum((inside[i] for i in recording.active), torch.zeros_like(inside[0]))
+        rows.append(torch.kron(torch.eye(len(left.mT), dtype=x.dtype), x))
+        wanted.append((x @ target.mT).mT.flatten())
+    pull = (0.01 * energy / right.shape[1]) ** 0.5
+    rows.append(pull * torch.eye(rows[0].shape[1], dtype=left.dtype))
+    wanted.append(pull * (sum(inside) / len(inside)).flatten())
+    core = torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)).solution.view(len(left.mT), -1)
+    found = dense("shared_space", problem)
+    assert distance(found, left @ core @ right.mT) < 1e-6
+    if len(problem.present) > 1:
+        assert distance(dense("ridge", problem), found) > 1e-3, "control: the whole space has another solution"
+
+
+def test_a_shared_space_of_all_ranks_loses_nothing_of_a_lora_alone_and_half_of_them_half() -> None:
+    problem = random_problem(ranks=(4,), background=False)
+    whole = dense_target(problem, (0,))
+    assert distance(dense("shared_space", problem, share=1.0), whole) < CLOSE
+    half = merge("shared_space", problem, share=0.5)
+    singular = torch.linalg.svdvals(whole)
+    assert distance(half.factors.dense(), whole) == pytest.approx(float(singular[2:].norm() / singular.norm()))
+    assert half.notes["space"] == 2
+    assert half.notes["outside"] == pytest.approx(float(singular[2:].square().sum() / singular.square().sum()))

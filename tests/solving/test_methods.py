@@ -64,6 +64,8 @@ EXCEPTIONS = {
     ("iso_c", "alone"): "the singular values are made the same; that is the published method",
     ("core_space", "alone"): "the singular values are made the same; that is the published method",
     ("knots", "alone"): "a fifth of the coordinates is kept; that is the published method",
+    ("shared_space", "alone"): "of a LoRA alone half of the rank is kept",
+    ("shared_space", "directions"): "the space has half of the rank of all LoRAs together",
     ("ace", "alone"): "it pulls to zero with an absolute ridge, and adds the column means; that is the authors' code",
     ("ace", "rank"): "it adds a vector of column means to what it divides by, and centres rows",
     ("ace", "scale"): "its ridge is absolute; that is the authors' code",

@@ -13,6 +13,7 @@ from . import (  # noqa: F401  (each registers itself)
     knots,
     kohya_svd,
     regmean,
+    shared_space,
     supermerger,
     ties,
 )
