@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -61,6 +62,33 @@ class Sizes:
         return asdict(self)
 
 
+class Drawer(Protocol):
+    """Draws up to eight pictures at once."""
+
+    def __call__(
+        self, prompts: Sequence[str], named: Sequence[Sequence[Sprite]], seeds: Sequence[int], size: tuple[int, int]
+    ) -> Tensor:
+        """Clean latents `[b, c, h, w]`.
+
+        Args:
+            prompts, seeds: of each picture
+            named: the concepts of each picture's prompt, left to right
+            size: height and width in pixels
+        """
+        ...
+
+
+def drawing(host: Host) -> Drawer:
+    """By the model as it is then."""
+
+    def draw(
+        prompts: Sequence[str], named: Sequence[Sequence[Sprite]], seeds: Sequence[int], size: tuple[int, int]
+    ) -> Tensor:
+        return sample(host, prompts, seeds, size=size, steps=STEPS, guidance=GUIDANCE)
+
+    return draw
+
+
 class Jury:
     """Draws pictures of a model and has them judged, always in the same words and on the same seeds."""
 
@@ -73,11 +101,14 @@ class Jury:
         *,
         backgrounds: Sequence[str] = BACKGROUNDS,
         seed: int = 0,
+        draw: Drawer | None = None,
     ) -> None:
         """
         Args:
             seed: of the run; other seeds draw other pictures
+            draw: how pictures are made; None: by the model as it is then
         """
+        self._draw = draw or drawing(host)
         self._host, self._judge, self.sprites, self._sizes = host, judge, sprites, sizes
         self._backgrounds, self._first = backgrounds, SEED + 1000 * seed
 
@@ -85,7 +116,7 @@ class Jury:
         """Pictures of one concept: figures, and the judge's embeddings `[n, 192]`."""
         count = self._sizes.one
         prompts = [f"a photo of a {sprite.words} on a {self._background(k)} background" for k in range(count)]
-        pictures = self._drawn(prompts, 1)
+        pictures = self._drawn(prompts, [(sprite,)] * count)
         right, cosine = self._judge.identity(pictures, sprite.name)
         grounds = [ground_colour(picture) == self._background(k) for k, picture in enumerate(pictures)]
         figures = {
@@ -98,14 +129,14 @@ class Jury:
     def unseen(self, sprite: Sprite) -> list[int]:
         """Pictures of one concept in words that were never recorded: how many are recognised, of how many."""
         prompts = [UNSEEN[k % len(UNSEEN)].format(sprite.words) for k in range(self._sizes.unseen)]
-        right, _ = self._judge.identity(self._drawn(prompts, 1), sprite.name)
+        right, _ = self._judge.identity(self._drawn(prompts, [(sprite,)] * len(prompts)), sprite.name)
         return [int(right.sum()), len(prompts)]
 
     def together(self, width: int) -> dict[str, list[int]]:
         """Pictures of two or three concepts side by side, asked for in one prompt; every order in turn."""
         chosen = self._orders(width, self._sizes.two if width == 2 else self._sizes.three)
         prompts = [f"{listed(row)} on a {self._background(k)} background" for k, row in enumerate(chosen)]
-        return told(chosen, [self._parts(picture, width) for picture in self._drawn(prompts, width)])
+        return told(chosen, [self._parts(picture, width) for picture in self._drawn(prompts, chosen)])
 
     def regions(self) -> dict[str, list[int]]:
         """Two concepts, each half of the picture with a prompt of its own: the collage that teaches scenes, by one model."""
@@ -113,7 +144,8 @@ class Jury:
         prompts = [
             f"a {sprite.words} on a {self._background(k)} background" for k, row in enumerate(chosen) for sprite in row
         ]
-        seen = self._judge.nearest(self._drawn(prompts, 1)) if prompts else []
+        alone = [(sprite,) for row in chosen for sprite in row]
+        seen = self._judge.nearest(self._drawn(prompts, alone)) if prompts else []
         return told(chosen, [tuple(seen[2 * k : 2 * k + 2]) for k in range(len(chosen))])
 
     def _orders(self, width: int, count: int) -> list[tuple[Sprite, ...]]:
@@ -125,13 +157,13 @@ class Jury:
     def _background(self, k: int) -> str:
         return self._backgrounds[k % len(self._backgrounds)]
 
-    def _drawn(self, prompts: Sequence[str], width: int) -> list[Image.Image]:
+    def _drawn(self, prompts: Sequence[str], named: Sequence[Sequence[Sprite]]) -> list[Image.Image]:
+        """One picture for each prompt, as wide as it names concepts; all name as many."""
         pictures = []
         for start in range(0, len(prompts), 8):
-            asked = prompts[start : start + 8]
+            asked, rows = prompts[start : start + 8], named[start : start + 8]
             seeds = range(self._first + start, self._first + start + len(asked))
-            latents = sample(self._host, asked, seeds, size=(SIDE, SIDE * width), steps=STEPS, guidance=GUIDANCE)
-            pictures += self._host.decode(latents)
+            pictures += self._host.decode(self._draw(asked, rows, seeds, (SIDE, SIDE * len(rows[0]))))
         return pictures
 
     def _parts(self, picture: Image.Image, width: int) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from torch import Tensor
 
 from bench.bed import Bed
 from bench.cells import Cells
-from bench.clock import Span
+from bench.clock import Span, timed
 from bench.judge import Judge
 from bench.plots import Axis, line_plot
-from bench.protocol import BACKGROUNDS, Jury, Sizes, judged, single_figures
-from bench.rows import ALONE, BASE, ROWS, SCALES, SLOW, Given, Row
+from bench.protocol import BACKGROUNDS, Drawer, Jury, Sizes, judged, single_figures
+from bench.rows import ALONE, BASE, DRAWN, LINES, ROWS, SCALES, SLOW, Drawn, Given, Row
 from bench.tables import markdown, mean, outcomes, share
 from bench.world import Sprite, demo_host, demo_names, demo_request
 from lib_loraclr.model import Host
@@ -48,7 +49,7 @@ class Table:
         request, self.sprites = demo_request(self._names, arguments.prompts)
         self._request, self._host, self._judge = replace(request, seed=seed), host, judge
         self.sizes, self._backgrounds, self._seed = arguments.sizes, arguments.backgrounds, seed
-        self._rows: dict[str, Row | Given] = {**ROWS, **arguments.files}
+        self._rows: dict[str, Row | Drawn | Given] = {**ROWS, **DRAWN, **arguments.files}
         self._bed: Bed | None = None
         self._alone: tuple[dict, list[Tensor]] | None = None
 
@@ -71,6 +72,9 @@ class Table:
         if row == BASE:
             return judged(self._jury(self.sprites), self.alone()[1])
         kind = self._rows[row]
+        return self._drawn(kind) if isinstance(kind, Drawn) else self._merged(kind)
+
+    def _merged(self, kind: Row | Given) -> dict:
         made, spans, chosen = (kind.made(self._host), {}, {}) if isinstance(kind, Given) else kind.made(self.bed)
         took = sum(spans.values(), Span())
         retention = self.bed.retention(made.factors)
@@ -80,6 +84,14 @@ class Table:
         stages = {stage.value: span.processor for stage, span in spans.items()}
         times = {"seconds": took.processor, "wall": took.wall, "stages": stages} if spans else {}
         return found | own | times | {"rank": made.rank, "notes": dict(made.notes), "chosen": chosen}
+
+    def _drawn(self, kind: Drawn) -> dict:
+        """Seconds are those before the first picture; there is no model of which retention could be told."""
+        references = self.alone()[1]  # first, as a way to draw may change what the host does
+        with ExitStack() as stack:
+            draw, span = timed(lambda: stack.enter_context(kind.drawer(self.bed, self.sprites, self._seed)))
+            found = judged(self._jury(self.sprites, draw), references)
+        return found | {"seconds": span.processor, "wall": span.wall}
 
     def alone(self) -> tuple[dict, list[Tensor]]:
         """Every LoRA by itself: its figures, and what its pictures are to the judge."""
@@ -100,8 +112,9 @@ class Table:
         by_words = {lora.concept.trigger: lora.deltas for lora in self.bed.inputs}
         return [by_words[sprite.words] for sprite in self.sprites]
 
-    def _jury(self, sprites: Sequence[Sprite]) -> Jury:
-        return Jury(self._host, self._judge, sprites, self.sizes, backgrounds=self._backgrounds, seed=self._seed)
+    def _jury(self, sprites: Sequence[Sprite], draw: Drawer | None = None) -> Jury:
+        options = {"backgrounds": self._backgrounds, "seed": self._seed, "draw": draw}
+        return Jury(self._host, self._judge, sprites, self.sizes, **options)
 
 
 def run(arguments: argparse.Namespace, cells: Cells) -> None:
@@ -144,7 +157,7 @@ def publish(cells: Cells) -> None:
         f"# Quality\n\n{__doc__.splitlines()[0]} Made by `python dev.py bench quality`; shares with 95 % intervals.\n"
     ]
     for name, loras in SETS.items():
-        rows = [line for row in (ALONE, BASE, *ROWS, *_given(cells, name)) if (line := _line(cells, name, row))]
+        rows = [line for row in (*LINES, *_given(cells, name)) if (line := _line(cells, name, row))]
         if rows:
             parts.append(f"## {name}: {', '.join(loras)}\n\n{markdown(COLUMNS, rows)}\n")
         times = [line for row in ROWS if (line := _times(cells, name, row))]
@@ -153,7 +166,7 @@ def publish(cells: Cells) -> None:
     parts.append(_legend())
     cells.publish("\n".join(parts))
     for figure, column in (("identity", "identity"), ("two", "two in one picture, both right")):
-        lines = {row: _curve(cells, row, figure) for row in (ALONE, *ROWS)}
+        lines = {row: _curve(cells, row, figure) for row in LINES if row != BASE}
         lines = {row: points for row, points in lines.items() if len(points) > 1}
         if lines:
             best = dict(sorted(lines.items(), key=lambda item: -item[1][-1][1])[:12])
@@ -169,7 +182,7 @@ def _cells_of(cells: Cells, name: str, row: str) -> list[dict]:
 
 def _given(cells: Cells, name: str) -> list[str]:
     """The rows of files that were made elsewhere."""
-    known = {row.replace(" ", "-") for row in (ALONE, BASE, *ROWS)}
+    known = {row.replace(" ", "-") for row in LINES}
     rows = {path.rpartition("/")[2] for path in cells if path.startswith(f"{name}/")} - known
     return sorted(row.replace("-", " ") for row in rows)
 
@@ -226,24 +239,25 @@ _LEGEND = """\
 recognised least. *Cosine*: with the concept's prototype. *Alignment*: cosine with what the concept's own LoRA draws in the
 same words on the same seed. *Background*: the colour asked for is drawn. *Unseen words*: identity in words that are neither in
 templates nor in the bank. *By regions*: each half has a prompt of its own. *Retention* and *base drift*: docs/method.md.
-*Seconds*: processor time of one merge on one core, the teachers' paths included where it needs them. Where a source tunes a
-scale on validation data, it is the one of {scales} with the highest retention; kohya's SVD has a rank of 64 instead of 4;
-nothing else is tuned.
+*Seconds*: processor time of one merge on one core, the teachers' paths included where it needs them; of a way to draw (P+, OMG),
+what comes before the first picture. Where a source tunes a scale on validation data, it is the one of {scales} with the highest
+retention; kohya's SVD has a rank of 64 instead of 4; nothing else is tuned.
 """
 
 
 def _legend() -> str:
     scales = ", ".join(str(scale) for scale in SCALES)
     lines = [
-        f"- **{row}**: {own.origin}" + (f"; {dict(own.options)}" if own.options else "") for row, own in ROWS.items()
+        f"- **{row}**: {own.origin}" + (f"; {dict(own.options)}" if own.options else "")
+        for row, own in {**ROWS, **DRAWN}.items()
     ]
     return "\n".join([_LEGEND.format(scales=scales), *lines])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    defaults = [row for row in (ALONE, BASE, *ROWS) if row not in SLOW]
+    defaults = [row for row in LINES if row not in SLOW]
     parser.add_argument("--sets", nargs="+", choices=ALL_SETS, help=f"of LoRAs (default: {' '.join(DEFAULT_SETS)})")
-    parser.add_argument("--rows", nargs="*", default=None, choices=(ALONE, BASE, *ROWS), metavar="ROW")
+    parser.add_argument("--rows", nargs="*", default=None, choices=LINES, metavar="ROW")
     parser.add_argument(
         "--file", action="append", default=[], metavar="NAME=PATH", help="a row for a LoRA that holds them all"
     )
@@ -270,7 +284,7 @@ def main(arguments: argparse.Namespace) -> None:
     arguments.sets = arguments.sets or (ALL_SETS if full else DEFAULT_SETS)
     arguments.seeds = arguments.seeds or ([0, 1, 2] if full else [0])
     if arguments.rows is None:
-        arguments.rows = [ALONE, BASE, *ROWS] if full else arguments.default_rows
+        arguments.rows = list(LINES) if full else arguments.default_rows
     arguments.files = dict(_named_file(text) for text in arguments.file)
     sizes = (FULL if full else Sizes()).asked()
     asked = {name: getattr(arguments, name) for name in sizes if getattr(arguments, name) is not None}

@@ -7,16 +7,21 @@ else is tuned, of ours neither.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.attended import AttendedRows
 from bench.bed import Bed
 from bench.clock import Span
+from bench.extended import BATCH, LEARNING_RATE, PICTURES, TRAINING_STEPS, extended_conditioning
 from bench.iterated import IterIS, RegMeanPlusPlus
+from bench.omg import SHARED, omg
+from bench.protocol import SIDE, Drawer
+from bench.world import Sprite
 from lib_loraclr.merge import Made, Stages
-from lib_loraclr.model import Host
+from lib_loraclr.model import Deltas, Host
 from lib_loraclr.progress import Stage
 from lib_loraclr.recording import load_input
 from lib_loraclr.request import Concept
@@ -90,6 +95,36 @@ class Given:
         return Made("given", factors, sum(ranks) / len(ranks), {})
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A row that is no merge but a way to draw with the LoRAs at hand.
+
+    Attributes:
+        drawer: what draws, of a test bed, the concepts and the seed of the run
+        origin: the paper that it is from
+        options: what it depends on
+    """
+
+    drawer: Callable[[Bed, Sequence[Sprite], int], AbstractContextManager[Drawer]]
+    origin: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def asked(self) -> dict[str, object]:
+        """What a cell's figures depend on."""
+        return {"drawn": self.origin, "options": dict(self.options)}
+
+
+def _deltas(bed: Bed) -> dict[str, Deltas]:
+    """What each LoRA changes, by its concept's words."""
+    return {lora.concept.trigger: lora.deltas for lora in bed.inputs}
+
+
+def _extended(bed: Bed, sprites: Sequence[Sprite], seed: int) -> AbstractContextManager[Drawer]:
+    return extended_conditioning(
+        bed.host, _deltas(bed), sprites, bed.request.prompts.templates, size=(SIDE, SIDE), seed=seed
+    )
+
+
 #: models that are no merge
 BASE, ALONE = "base model", "each LoRA alone"
 #: row -> how it is made; data-free first, then what looks at inputs, then ours
@@ -120,5 +155,20 @@ ROWS: dict[str, Row] = {
     "LoRACLR balanced": Row("contrastive", {"effort": "balanced"}, ours=True),
     "LoRACLR thorough": Row("contrastive", {"effort": "thorough"}, ours=True),
 }
+#: ways to draw
+DRAWN: dict[str, Drawn] = {
+    "P+": Drawn(
+        _extended,
+        "P+, arXiv 2303.09522",
+        {"pictures": PICTURES, "steps": TRAINING_STEPS, "batch": BATCH, "learning rate": LEARNING_RATE},
+    ),
+    "OMG": Drawn(
+        lambda bed, sprites, seed: omg(bed.host, _deltas(bed)),
+        "OMG, arXiv 2403.10983, and github.com/kongzhecn/OMG",
+        {"shared": SHARED},
+    ),
+}
+#: all of the table
+LINES = (ALONE, BASE, *ROWS, *DRAWN)
 #: those that take minutes, and are not among the default's rows for every number of concepts
-SLOW = ("LoRACLR thorough",)
+SLOW = ("LoRACLR thorough", *DRAWN)

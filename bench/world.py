@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from lib_loraclr.request import Concept, MergeRequest
 
 @dataclass(frozen=True)
 class Sprite:
-    """A concept of the demo world: the judge's name for it, and the words that call it."""
+    """A concept of the demo world: the judge's name for it, the words that call it, and the class word among them."""
 
     name: str
     words: str
+    noun: str = ""
 
 
 def demo_host() -> Host:
@@ -36,6 +37,11 @@ def demo_names(concepts: int) -> list[str]:
     return [name for name, entry in demo_entries().items() if entry["kind"] == "subject"][:concepts]
 
 
+def sprite_of(entry: Mapping[str, str]) -> Sprite:
+    """A concept by what `concepts.json` says of it."""
+    return Sprite(entry["name"], f"{entry['trigger']} {entry['class']}", entry["class"])
+
+
 def demo_request(
     names: Sequence[str], prompts: str, weights: Sequence[float] = ()
 ) -> tuple[MergeRequest, list[Sprite]]:
@@ -47,7 +53,7 @@ def demo_request(
         weights: of each, as in a prompt; 1 where there are none
     """
     entries = demo_entries()
-    sprites = [Sprite(entries[name]["name"], f"{entries[name]['trigger']} {entries[name]['class']}") for name in names]
+    sprites = [sprite_of(entries[name]) for name in names]
     whole = MergeRequest.from_json((DEMO / "all-twelve.json").read_text("utf-8"))
     if prompts == "default":
         whole = replace(whole, prompts=MergeRequest(()).prompts)
