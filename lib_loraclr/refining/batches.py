@@ -143,10 +143,11 @@ class Sampler:
         """Later on `OWN_SHARE` of the scenes of a width are such ones, in place of those that were added before.
 
         Args:
-            scenes: on paths of the merge itself, by the number of their windows
+            scenes: on paths of the merge itself, by the number of their windows; none: nothing changes
             after: the number of the last step without them
         """
-        self._coming.append((after, scenes))
+        if scenes:
+            self._coming.append((after, scenes))
 
     def draw(self) -> list[Batch]:
         """The batches of the next step: single concepts, and scenes where there are some."""

@@ -21,6 +21,7 @@ from ..files import Kept
 from ..model import Factors, Processes, balanced, free_cached, is_out_of_memory
 from ..recording import Examples, Predictor
 from ..solving import RefinementOptions, Terms, output_terms
+from .anchor import Anchor
 from .batches import Batch, Sampler
 from .fitting import Fit, TooLittleMemory, ended_early, find_fit, went_smaller
 from .loss_scale import LossScale
@@ -85,9 +86,8 @@ def refine(
     """
     processes = predictor.processes
     kept = processes.from_one(keeper.find() if processes.rank == 0 else None) if keeper else None
-    sampler = Sampler(examples, options, seed)
-    # of its own, so that what is learnt from does not depend on how much memory there is
-    tried = Sampler(examples, options, seed)
+    # two, so that what is learnt from does not depend on how much memory there is
+    sampler, tried = Sampler(examples, options, seed), Sampler(examples, options, seed)
 
     def run(samples: int) -> object:
         return _loss(predictor, tried.singles(samples), options.terms)
@@ -96,18 +96,13 @@ def refine(
     try:
         parameters = {key: _trainable(factors, predictor.host.device) for key, factors in start.items()}
         fit = Fit(**kept.said["fit"]) if kept else find_fit(predictor, parameters, run, most)
-        after = [check * _interval(options.steps) for check in ROLLOUTS_AFTER]
-        own = OwnScenes(predictor, examples, sampler.scenes, options.rollouts, seed=seed, after=after)
         watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps, kept)
-        if kept and not watch.over:
-            for step, scenes in own.restore(kept.tensors).items():
-                sampler.add(scenes, after=step)
+        own = _own_scenes(predictor, examples, sampler, options, seed, None if watch.over else kept)
         steps = _Steps(predictor, parameters, sampler, options, fit, kept)
     except (TooLittleMemory, RuntimeError) as error:
         if processes.count > 1 or not _no_room(error, processes):  # the others may have room
             raise
-        begun = _snapshot({key: _trainable(factors, torch.device("cpu")) for key, factors in start.items()})
-        return Refined(begun, "memory", 0, trouble=(ended_early(0, options.steps),))
+        return _not_begun(start, options)
 
     def keep(*, now: bool = False) -> None:
         if keeper and processes.rank == 0:
@@ -118,8 +113,7 @@ def refine(
         while not watch.over:
             found = steps.make(watch.next - steps.made, keep)
             watch.look(steps.made, *found)
-            if not watch.over and (scenes := own.draw(parameters, steps.made)):
-                sampler.add(scenes, after=steps.made)
+            sampler.add(own.draw(parameters, steps.made), after=steps.made)
             keep(now=True)
             reason = "stalled" if watch.stalled else "steps"
     except (TooLittleMemory, RuntimeError) as error:
@@ -129,6 +123,27 @@ def refine(
     smaller = (went_smaller(steps.fit),) if steps.fit != fit else ()
     trouble = (ended_early(steps.made, options.steps),) if reason == "memory" else smaller
     return Refined(watch.best, reason, steps.made, tuple(watch.history), steps.fit, trouble)
+
+
+def _not_begun(start: Mapping[str, Factors], options: RefinementOptions) -> Refined:
+    begun = _snapshot({key: _trainable(factors, torch.device("cpu")) for key, factors in start.items()})
+    return Refined(begun, "memory", 0, trouble=(ended_early(0, options.steps),))
+
+
+def _own_scenes(
+    predictor: Predictor,
+    examples: Sequence[Examples],
+    sampler: Sampler,
+    options: RefinementOptions,
+    seed: int,
+    kept: Kept | None,
+) -> OwnScenes:
+    """Where the merge will draw scenes itself; what was drawn in a refinement that goes on is drawn from at its time."""
+    after = [step for check in ROLLOUTS_AFTER if (step := check * _interval(options.steps)) < options.steps]
+    own = OwnScenes(predictor, examples, sampler.scenes, options.rollouts, seed=seed, after=after)
+    for step, scenes in (own.restore(kept.tensors) if kept else {}).items():
+        sampler.add(scenes, after=step)
+    return own
 
 
 def _no_room(error: Exception, processes: Processes) -> bool:
@@ -169,7 +184,7 @@ class _Steps:
         self._options, self.fit, self.made = options, fit, 0
         self._tensors = [tensor for f in parameters.values() for tensor in (f.up, f.down)]
         self._optimizer = Muon(self._tensors, lr=options.learning_rate)
-        self._anchor = _Anchor(parameters, options.terms.delta)
+        self._anchor = Anchor(parameters, options.terms.delta)
         self._scale = LossScale(enabled=_in_half_precision(predictor))
         self._found: list[tuple[float, float]] = []
         if kept:
@@ -378,35 +393,3 @@ def _loss(predictor: Predictor, batch: Batch, terms: Terms) -> tuple[Tensor, Ten
     positive, negative = output_terms(prediction, target, scale, other, apart)
     loss = (batch.importance.to(device) * (terms.positive * positive + terms.contrast * negative)).sum()
     return loss, negative.detach().sum()
-
-
-class _Anchor:
-    """`λ_delta Σ ||ΔW - ΔW_start||² / Σ ||ΔW_start||²`, from `[r, r]` products of the factors; no delta is made dense."""
-
-    def __init__(self, parameters: Mapping[str, Factors], strength: float) -> None:
-        self._start = {key: Factors(f.up.detach().clone(), f.down.detach().clone()) for key, f in parameters.items()}
-        self._energies = {key: ((f.up.mT @ f.up) * (f.down @ f.down.mT)).sum() for key, f in self._start.items()}
-        size = float(torch.stack(list(self._energies.values())).sum())
-        self._weight = strength / max(size, torch.finfo(torch.float32).tiny)
-
-    @torch.no_grad()
-    def pull(self, parameters: Mapping[str, Factors]) -> Tensor:
-        """Adds the penalty's gradient to the factors', in closed form, and returns its value, `[]`."""
-        total = torch.zeros((), device=next(iter(parameters.values())).up.device)
-        if not self._weight:
-            return total
-        for key, now in parameters.items():
-            start = self._start[key]
-            # of D = up down - up' down': D down^T and up^T D, without D
-            by_up = now.up @ (now.down @ now.down.mT) - start.up @ (start.down @ now.down.mT)
-            by_down = (now.up.mT @ now.up) @ now.down - (now.up.mT @ start.up) @ start.down
-            _add_gradient(now.up, 2 * self._weight * by_up)
-            _add_gradient(now.down, 2 * self._weight * by_down)
-            # ||D||² = <D down^T, up> - <D, up' down'>
-            cross = (start.up.mT @ now.up) @ (now.down @ start.down.mT)
-            total += (by_up * now.up).sum() - cross.diagonal().sum() + self._energies[key]
-        return self._weight * total.clamp_min(0)
-
-
-def _add_gradient(tensor: Tensor, gradient: Tensor) -> None:
-    tensor.grad = gradient if tensor.grad is None else tensor.grad.add_(gradient)

@@ -20,6 +20,7 @@ from lib_loraclr.recording.examples import Examples, PathPlan
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining import refinement
+from lib_loraclr.refining.anchor import Anchor
 from lib_loraclr.refining.batches import Batch, Sampler
 from lib_loraclr.refining.fitting import Fit, find_fit
 from lib_loraclr.refining.refinement import Refined, refine
@@ -48,7 +49,7 @@ def test_the_penalty_and_its_gradient_are_those_of_the_dense_matrices() -> None:
 
     anchor = {"a": factors(), "b": factors()}
     moved = {key: Factors(f.up.clone().requires_grad_(), (f.down + 0.1).requires_grad_()) for key, f in anchor.items()}
-    pull = refinement._Anchor(anchor, 0.3).pull
+    pull = Anchor(anchor, 0.3).pull
     value = pull(moved)
     twins = {key: Factors(f.up.detach().requires_grad_(), f.down.detach().requires_grad_()) for key, f in moved.items()}
     distance = sum((twins[key].dense() - anchor[key].dense()).square().sum() for key in anchor)
@@ -68,7 +69,7 @@ def test_the_penalty_adds_to_the_gradient_that_is_there() -> None:
         return {"a": Factors(*(tensor.requires_grad_() for tensor in draw))}
 
     start = {"a": Factors(torch.randn(5, 2, generator=generator), torch.randn(2, 7, generator=generator))}
-    anchor, plain, added = refinement._Anchor(start, 0.3), moved(), moved()
+    anchor, plain, added = Anchor(start, 0.3), moved(), moved()
     anchor.pull(plain)
     added["a"].up.grad = torch.ones(5, 2)
     anchor.pull(added)
@@ -78,9 +79,9 @@ def test_the_penalty_adds_to_the_gradient_that_is_there() -> None:
 
 def test_there_is_no_pull_at_the_start_or_without_a_weight() -> None:
     start = {"a": Factors(torch.randn(5, 2).requires_grad_(), torch.randn(2, 7).requires_grad_())}
-    assert refinement._Anchor(start, 0.0).pull(start).item() == 0.0
+    assert Anchor(start, 0.0).pull(start).item() == 0.0
     assert start["a"].up.grad is None
-    assert refinement._Anchor(start, 0.3).pull(start).item() == pytest.approx(0, abs=1e-6)
+    assert Anchor(start, 0.3).pull(start).item() == pytest.approx(0, abs=1e-6)
     assert float(start["a"].up.grad.abs().max()) < 1e-6
 
 
