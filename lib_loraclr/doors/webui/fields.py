@@ -22,7 +22,7 @@ _EFFORT = next(item.default for item in schema(METHODS[_DEFAULTS.method].options
 #: what belongs to a person rather than to one merge: the WebUI's Settings > Defaults holds these, and no others
 KEPT_AS_DEFAULTS = (EFFORT, "precision", "templates", "plain", "bank", "quality", "negative")
 #: options of methods that a merge takes longer or shorter by
-_TIMED_OPTIONS = (".steps", ".batch_size", ".scenes", ".layer_steps")
+_TIMED_OPTIONS = (".steps", ".batch_size", ".scenes", ".rollouts", ".layer_steps")
 
 
 class Fields:

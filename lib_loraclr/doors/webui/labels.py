@@ -18,6 +18,7 @@ _OPTIONS = {
     "steps": "Refining steps",
     "batch_size": "Single concepts per step",
     "scenes": "Several in one, per step",
+    "rollouts": "Drawn by the merge itself",
     "contrast": "Do not mix up",
     "learning_rate": "Length of a step",
     "weight_decay": "Pull towards zero in each step",
