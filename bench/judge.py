@@ -68,6 +68,8 @@ class Judge(nn.Module):
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures as `[b, 3, h, w]` in -1…1."""
+    """Pictures of one size as `[b, 3, h, w]` in -1…1; of none at all that of the judge's own size, `[0, 3, 128, 128]`."""
+    if not pictures:
+        return torch.empty(0, 3, 128, 128)
     arrays = np.stack([np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1

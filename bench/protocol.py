@@ -218,7 +218,8 @@ def judged(jury: Jury, references: Sequence[Tensor] | None) -> dict:
     figures = single_figures([own for own, _ in singles], [jury.unseen(sprite) for sprite in jury.sprites])
     if references:
         pairs = zip(singles, references, strict=True)
-        figures["alignment"] = float(torch.cat([(own * ref).sum(1) for (_, own), ref in pairs]).mean())
+        cosines = torch.cat([(own * ref).sum(1) for (_, own), ref in pairs])
+        figures |= {"alignment": float(cosines.mean())} if len(cosines) else {}
     return figures | {"two": jury.together(2), "regions": jury.regions(), "three": jury.together(3)}
 
 

@@ -15,7 +15,8 @@ from bench import quality
 from bench.bed import Bed
 from bench.cells import Cells
 from bench.iterated import IterIS, RegMeanPlusPlus, blocks, iteris
-from bench.protocol import COLOURS, added, ground_colour, kind, told
+from bench.judge import Judge
+from bench.protocol import COLOURS, Jury, Sizes, added, ground_colour, judged, kind, told
 from bench.rows import ALONE, BASE, ROWS, SCALES, Given
 from bench.world import Sprite, demo_entries, demo_names, demo_request
 from lib_loraclr.model.host import Host
@@ -27,6 +28,14 @@ from tests.solving.test_layer_problem import dense_target, random_problem
 from tests.solving.test_methods import distance
 
 FOX, PENGUIN, PIZZA = (Sprite(name, name) for name in ("fox face", "penguin", "pizza"))
+
+
+def test_no_pictures_are_none_of_how_many(host: Host) -> None:
+    sizes = Sizes(one=0, unseen=0, two=0, regions=0, three=0)
+    figures = judged(Jury(host, Judge(), [FOX, PENGUIN], sizes), [torch.empty(0, 192)] * 2)
+    assert figures["identity"] == figures["unseen"] == figures["background"] == [0, 0]
+    assert figures["weakest"] is None and figures["cosine"] is None and "alignment" not in figures
+    assert all(count == [0, 0] for name in ("two", "three", "regions") for count in figures[name].values())
 
 
 @pytest.mark.parametrize(
