@@ -246,7 +246,7 @@ def test_every_option_has_help_a_default_within_its_range_and_is_checked(method:
 
 
 #: options of the refinement at the model's output, which are seen in `refinement_options` and not in a layer
-AT_THE_OUTPUT = {"effort", "steps", "batch_size", "scenes", "contrast", "learning_rate"}
+AT_THE_OUTPUT = {"effort", "steps", "batch_size", "scenes", "rollouts", "contrast", "learning_rate"}
 OPTIONS = [(method, item) for method in ALL.values() for item in schema(method.options)]
 
 
@@ -256,6 +256,8 @@ def another(item: Option) -> object:
         return next(choice for choice in reversed(item.choices) if choice != item.default)
     if item.type is bool:
         return not item.default
+    if item.default < 0:  # it stands for what something else says
+        return item.type(0)
     larger = min(item.type(item.default * 2 or 7), item.maximum)
     return larger if larger != item.default and item.maximum > 1 else item.default / 2
 

@@ -144,6 +144,11 @@ def test_efforts_say_what_is_done_at_the_output() -> None:
         assert few.terms == ContrastiveOptions().terms
     assert STEPS["thorough"] > STEPS["balanced"] > STEPS["fast"] > STEPS["layers"] == 0
     assert refinement_options(ContrastiveOptions(steps=7), 12).steps == 7
+    drawn = {effort: refinement_options(ContrastiveOptions(effort=effort), 4).rollouts for effort in list(STEPS)[1:]}
+    assert drawn == {"fast": 0, "balanced": 4, "thorough": 4}
+    assert refinement_options(ContrastiveOptions(effort="fast", rollouts=2), 4).rollouts == 2
+    assert refinement_options(ContrastiveOptions(rollouts=0), 4).rollouts == 0
+    assert refinement_options(ContrastiveOptions(scenes=0), 4).rollouts == 0, "of what is not learnt from none is drawn"
     assert all(
         METHODS[name].refinement(METHODS[name].options(), 4) is None for name in METHODS if name != "contrastive"
     )

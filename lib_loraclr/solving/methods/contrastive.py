@@ -54,9 +54,9 @@ class ContrastiveOptions:
         0.5, "Weight of not drawing another concept in one's place, at the output.", minimum=0.0, maximum=100.0
     )
     rollouts: int = option(
-        4,
-        "Pictures of two that the merge draws itself, twice on the way, for each concept, to be put right; 0: none.",
-        minimum=0,
+        -1,
+        "Pictures of two that the merge draws itself, twice on the way, for each concept; 0: none, -1: by effort.",
+        minimum=-1,
         maximum=1024,
     )
     learning_rate: float = option(0.007, "Of the steps at the output (Muon).", minimum=1e-6, maximum=1.0)
@@ -70,6 +70,8 @@ class ContrastiveOptions:
 #: has to be learnt of two as of more
 LEAST_CONCEPTS = 3
 STEPS = {"layers": 0, "fast": 20, "balanced": 64, "thorough": 190}
+#: pictures that the merge draws itself, likewise: of few steps it has learnt too little for them to help (docs/method.md)
+ROLLOUTS = {"layers": 0, "fast": 0, "balanced": 4, "thorough": 4}
 
 
 def refinement_options(options: ContrastiveOptions, concepts: int) -> RefinementOptions | None:
@@ -78,13 +80,14 @@ def refinement_options(options: ContrastiveOptions, concepts: int) -> Refinement
     steps = options.steps or STEPS[options.effort] * counted
     if options.effort == "layers" or steps == 0:
         return None
+    rollouts = ROLLOUTS[options.effort] if options.rollouts < 0 else options.rollouts
     return RefinementOptions(
         options.terms,
         steps,
         options.batch_size,
         options.scenes,
         options.learning_rate,
-        rollouts=options.rollouts if options.scenes else 0,
+        rollouts=rollouts if options.scenes else 0,
     )
 
 
