@@ -128,6 +128,11 @@ def probabilities(query: Tensor, key: Tensor, heads: int, scale: float) -> Tenso
     return (query @ key.mT * scale).softmax(3)
 
 
+def cross_attentions(host: DiffusersHost) -> list[nn.Module]:
+    """Of the UNet, in one order."""
+    return [module for name, module in host.unet.named_modules() if name.endswith("attn2")]
+
+
 @contextmanager
 def _queries_and_keys(host: DiffusersHost) -> Iterator[dict[nn.Module, list[Tensor]]]:
     """Inside, what each cross-attention asks and is asked with is put there: module -> Q and K, which it makes in this order."""
@@ -136,10 +141,9 @@ def _queries_and_keys(host: DiffusersHost) -> Iterator[dict[nn.Module, list[Tens
     def keeping(attention: nn.Module) -> Callable[[nn.Module, object, Tensor], None]:
         return lambda _, __, output: seen.setdefault(attention, []).append(output)
 
-    attentions = [module for name, module in host.unet.named_modules() if name.endswith("attn2")]
     handles = [
         projection.register_forward_hook(keeping(attention))
-        for attention in attentions
+        for attention in cross_attentions(host)
         for projection in (attention.to_q, attention.to_k)
     ]
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.attended import cross_attentions
 from bench.protocol import GUIDANCE, STEPS, Drawer
 from bench.world import Sprite
 from lib_loraclr.hosts.diffusers import DiffusersHost
@@ -30,11 +31,6 @@ _TOKENS = 77
 
 #: concept's words -> its vectors, `[layers, d]`
 Vectors = Mapping[str, Tensor]
-
-
-def cross_attentions(host: DiffusersHost) -> list[nn.Module]:
-    """Of the UNet, in one order."""
-    return [module for name, module in host.unet.named_modules() if name.endswith("attn2")]
 
 
 class Extended:

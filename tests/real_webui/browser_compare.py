@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from browser_page import MINUTES, Way
-from browser_studio import choose
+from browser_studio import choose, wait_for_doing
 
 _ROWS = "#loraclr_view .loraclr-compared:not([data-old]) .loraclr-methods tbody tr"
 #: chosen in another order than that in which they are tried
@@ -27,7 +27,7 @@ def comparison(way: Way) -> dict[str, Any]:
     seen["some"] = way.text("#loraclr_compare_note")
     way.shot("36-compare")
     page.click("#loraclr_compare")
-    seen["bar"] = _wait_for_doing(way, " of 4)")
+    seen["bar"] = wait_for_doing(way, " of 4)")
     way.shot("37-comparing")
     seen |= _found(way)
     way.shot("38-compared")
@@ -61,20 +61,9 @@ def _stopped(way: Way) -> dict[str, Any]:
     page.eval_on_selector_all("#loraclr_view .loraclr-compared", "views => views.forEach(view => view.dataset.old = 1)")
     page.locator("#loraclr_advanced > .label-wrap").first.click()
     page.click("#loraclr_compare")
-    _wait_for_doing(way, "(3 of ")
+    wait_for_doing(way, "(3 of ")
     page.evaluate("document.getElementById('loraclr_interrupt').click()")  # out of sight where the page is narrow
     seen = _found(way)
     way.shot("39-compare-stopped")
     seen["overflow"] = way.overflow()
     return {**seen, "picture": way.generate("sks animal", seed="7")}
-
-
-def _wait_for_doing(way: Way, text: str) -> str:
-    """Until the line beside the bar says so; what it says."""
-    way.page.wait_for_function(
-        "text => document.querySelector('#tab_loraclr .loraclr-doing')?.innerText.includes(text)",
-        arg=text,
-        timeout=10 * MINUTES,
-        polling=50,
-    )
-    return way.text("#tab_loraclr .loraclr-doing")

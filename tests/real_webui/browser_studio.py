@@ -131,12 +131,12 @@ def _interrupted_and_gone_on(way: Way) -> dict[str, Any]:
     page.click("#loraclr_effort label:has-text('Fast')")
     way.set_advanced(picture=False, paths=2, steps=2, contrastive_steps=12)
     page.click("#loraclr_generate")
-    _wait_for_doing(way, "step 6 of 12")
+    wait_for_doing(way, "step 6 of 12")
     page.evaluate("document.getElementById('loraclr_interrupt').click()")  # out of sight where the page is narrow
     page.wait_for_function("document.querySelector('#loraclr_view').innerText.includes('Interrupted')", timeout=MINUTES)
     seen: dict[str, Any] = {"interrupted": way.text("#loraclr_view")}
     page.click("#loraclr_generate")
-    _wait_for_doing(way, "goes on from before")
+    wait_for_doing(way, "goes on from before")
     seen["doing"] = way.text("#tab_loraclr .loraclr-doing")
     way.wait_for_the_result(picture=False)
     seen["kept"] = way.keep()
@@ -156,14 +156,15 @@ def _emptied(way: Way) -> dict[str, str]:
     return {"held": held, "emptied": way.text("#loraclr_work_told")}
 
 
-def _wait_for_doing(way: Way, text: str) -> None:
-    """Until the line beside the bar says so."""
+def wait_for_doing(way: Way, text: str) -> str:
+    """Until the line beside the bar says so; what it says."""
     way.page.wait_for_function(
         "text => document.querySelector('#tab_loraclr .loraclr-doing')?.innerText.includes(text)",
         arg=text,
         timeout=10 * MINUTES,
         polling=50,
     )
+    return way.text("#tab_loraclr .loraclr-doing")
 
 
 _QUEUED = "#loraclr_queue_view .loraclr-queued"

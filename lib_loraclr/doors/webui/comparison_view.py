@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...output import figure
 from ...solving import METHODS, find_method
 from . import inline
-from .notes import safe
+from .notes import safe, warned
 
 if TYPE_CHECKING:
     from ...merge import Outcome
@@ -34,13 +34,12 @@ def view(found: Comparison) -> str:
         f"{best.label} keeps most here. Nothing of this is held: to have it as a file, merge by it: {how}. Retention says how "
         "near the model's predictions are; look at the pictures too."
     )
-    warnings = "".join(f"<li>{safe(warning)}</li>" for warning in found.warnings)
     return (
         "<div class='loraclr-result loraclr-compared'>"
         f"<div class='loraclr-heading'>What each method keeps <span class='loraclr-small'>retention of each LoRA: {_RETENTION}"
         f"</span></div>{_table(found)}"
         f"<p class='loraclr-small'>{safe(said)}</p>"
-        f"{f'<ul class=loraclr-warnings>{warnings}</ul>' if warnings else ''}{_sheets(found)}</div>"
+        f"{warned(found.warnings)}{_sheets(found)}</div>"
     )
 
 

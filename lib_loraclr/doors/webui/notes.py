@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 
 #: the components of the result column, in the order of the events' outputs; to the last the WebUI adds the time taken
 SHOWN = (
@@ -24,6 +25,12 @@ def error(text: str) -> str:
 
 def note(text: str) -> str:
     return f"<div class='loraclr-note'>{safe(text)}</div>"
+
+
+def warned(warnings: Iterable[str]) -> str:
+    """Warnings as a list; nothing where there are none."""
+    items = "".join(f"<li>{safe(warning)}</li>" for warning in warnings)
+    return f"<ul class='loraclr-warnings'>{items}</ul>" if items else ""
 
 
 def passing(text: str, kind: str = "") -> str:

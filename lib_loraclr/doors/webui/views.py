@@ -9,7 +9,7 @@ from ...hosts.running import InstalledCheckpoint
 from ...output import ConceptReport, MergeReport, advice, drift_in_words, figure, percent
 from ...solving import METHODS
 from . import overlaps, working
-from .notes import error, note, safe, span
+from .notes import error, note, safe, span, warned
 
 if TYPE_CHECKING:
     from .check import Check, Finding
@@ -31,8 +31,7 @@ def check_view(check: Check) -> str:
         steps = f"{own} steps in place of {whole}" if own < whole else f"as many steps as from nothing, {whole}"
         parts.append(note(f"Goes on from {check.added_to}: {steps}."))
     parts += [error(problem) for problem in check.problems]
-    if warnings:
-        parts.append(f"<ul class='loraclr-warnings'>{''.join(f'<li>{safe(w)}</li>' for w in warnings)}</ul>")
+    parts.append(warned(warnings))
     rows = "".join(_finding(finding) for finding in check.findings)
     head = "<tr><th>Concept</th><th>Trigger words</th><th>Kind</th><th>Rank</th><th>Layers</th></tr>"
     parts.append(f"<table class='loraclr-table'><thead>{head}</thead><tbody>{rows}</tbody></table>")
@@ -125,12 +124,11 @@ def result_view(job: Job) -> str:
         ("Seed", str(job.request.seed), "Of all that was drawn: with it the same merge gives the same file"),
         ("Method", METHODS[report.method].label if report.method in METHODS else report.method, report.source),
     ]
-    warnings = "".join(f"<li>{safe(warning)}</li>" for warning in report.warnings)
     return (
         "<div class='loraclr-result'>"
         f"<div class='loraclr-heading'>What is left of each concept</div>{_table(report.concepts, before)}"
         f"{_together(report)}{_facts(facts)}"
-        f"{f'<ul class=loraclr-warnings>{warnings}</ul>' if warnings else ''}</div>"
+        f"{warned(report.warnings)}</div>"
     )
 
 
