@@ -39,16 +39,39 @@ def _rows(module: nn.Linear | nn.Conv2d, x: Tensor) -> int:
     return x.numel() // x.shape[-3] // math.prod(module.stride)
 
 
-def branch(module: nn.Linear | nn.Conv2d, x: Tensor, delta: Factors, dtype: torch.dtype) -> Tensor:
-    """What the change adds to the layer's output.
+def with_branch(module: nn.Linear | nn.Conv2d, x: Tensor, output: Tensor, delta: Factors) -> Tensor:
+    """The layer's output with what the change adds to it, in the precision of the output.
+
+    The sum is made by the multiplication itself, which reads and writes the output once instead of twice.
 
     Args:
         x: the layer's input
-        dtype: of the layer's output, in which the branch is computed
+        output: what the layer makes of it
     """
-    x, up, down = x.to(dtype), delta.up.to(dtype), delta.down.to(dtype)
+    x, up, down = (tensor.to(output.dtype) for tensor in (x, delta.up, delta.down))
     if isinstance(module, nn.Linear):
-        return (x @ down.mT) @ up.mT
-    # the module's own, which knows its stride, its padding, and how a host that makes tiles pads
-    inside = module._conv_forward(x, down.view(-1, *module.weight.shape[1:]), None)
-    return nn.functional.conv2d(inside, up[:, :, None, None])
+        rows, outputs = x.reshape(-1, x.shape[-1]), output.reshape(-1, output.shape[-1])
+        return torch.addmm(outputs, rows @ down.mT, up.mT).view_as(output)
+    if not _is_plain(x) or not _is_plain(output):
+        return output + nn.functional.conv2d(_inside(module, x, down), up[:, :, None, None])
+    count = len(x)
+    if _keeps_positions(module):  # a convolution would turn pictures to channels last and back
+        inside = torch.bmm(down.expand(count, -1, -1), x.flatten(2))
+    else:
+        inside = _inside(module, x, down).flatten(2)
+    return torch.baddbmm(output.flatten(2), up.expand(count, -1, -1), inside).view_as(output)
+
+
+def _inside(module: nn.Conv2d, x: Tensor, down: Tensor) -> Tensor:
+    """By the module's own convolution, which knows its stride, its padding, and how a host that makes tiles pads."""
+    return module._conv_forward(x, down.view(-1, *module.weight.shape[1:]), None)
+
+
+def _is_plain(pictures: Tensor) -> bool:
+    """Whether they are `[n, c, h, w]` and lie so in memory."""
+    return pictures.dim() == 4 and pictures.is_contiguous()
+
+
+def _keeps_positions(module: nn.Conv2d) -> bool:
+    """Whether it multiplies each position by itself."""
+    return module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding in ((0, 0), "same", "valid")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .low_rank import Deltas, Factors
-from .side_branch import branch, has_branches, is_cheaper
+from .side_branch import has_branches, is_cheaper, with_branch
 
 #: channels that a UNet reads: latents; and for inpainting also a mask, and the latents of what it leaves
 LATENT_CHANNELS, INPAINTING_CHANNELS = 4, 9
@@ -161,7 +161,7 @@ def _substituted_parameter(
         if x is None or output is None:  # no output: the call failed
             return None
         for delta in branches:
-            output = output + branch(module, x, delta, output.dtype)
+            output = with_branch(module, x, output, delta)
         return output
 
     # First in line, so that whoever observes the call sees the changed weight, whichever context was opened first;
@@ -196,10 +196,15 @@ def _branch_is_better(module: nn.Module, x: Tensor, weight: Tensor, deltas: list
 
 
 def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tensor:
-    """`weight` plus the deltas of its parts, added in fp32 and rounded once to the precision that it is used in."""
+    """`weight` plus the deltas of its parts, added in fp32 and rounded once to the precision that it is used in.
+
+    Factors in the weight's own precision that are trained are added in it: a matrix in fp32 of each weight, to be made, rounded
+    and kept, would be most of what a pass takes beside the model itself.
+    """
+    in_own = torch.is_grad_enabled() and all(f.up.requires_grad and f.up.dtype == weight.dtype for _, f in parts)
     with _without_autocast():
         # Forge keeps weights that a card has no room for in the computer's memory
-        changed = weight.to(parts[0][1].up.device, torch.float32)
+        changed = weight.to(parts[0][1].up.device, weight.dtype if in_own else torch.float32)
         for layer, factors in parts:
             if layer.channels is not None:
                 halves = (_added(changed[:, : layer.channels], factors), changed[:, layer.channels :])
@@ -213,12 +218,9 @@ def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tenso
 
 
 def _added(weight: Tensor, factors: Factors) -> Tensor:
-    """`weight + up @ down` in fp32, with no second matrix of its size.
-
-    Half-precision factors are multiplied in fp32 too, as whoever loads the file does.
-    """
-    flat = weight.reshape(len(weight), -1).float()
-    return torch.addmm(flat, factors.up.float(), factors.down.float()).view_as(weight)
+    """`weight + up @ down` in the weight's precision, with no second matrix of its size."""
+    flat = weight.reshape(len(weight), -1)
+    return torch.addmm(flat, factors.up.to(flat.dtype), factors.down.to(flat.dtype)).view_as(weight)
 
 
 def _without_autocast() -> AbstractContextManager[object]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import LoraclrError
-from ..model import Factors, is_out_of_memory
+from ..model import is_out_of_memory
 from ..recording import Predictor
+from .trained import TrainedFactors
 
 #: bytes, where not even the card knows how many it would have taken
 TOO_MANY = 1 << 62
-#: on a graphics card: copies of the factors that are made after the look at what fits (gradients, momentum, and two more while
+#: on a graphics card: copies of the factors that are made after the look at what fits (momentum, the start, and two more while
 #: it steps)
 _STATES = 4
 #: what the largest block of a UNet keeps, as a share of all that it keeps: a few blocks at full resolution have most of it
@@ -77,28 +78,27 @@ def went_smaller(fit: Fit) -> str:
     )
 
 
-def find_fit(predictor: Predictor, parameters: Mapping[str, Factors], run: Callable[[int], object], most: int) -> Fit:
+def find_fit(predictor: Predictor, trained: TrainedFactors, run: Callable[[int], object], most: int) -> Fit:
     """How many samples fit at a time, and whether activations must be recomputed for even one to fit.
 
     Measured: one sample, and two where one fits, are run with their saved tensors counted. Nothing is counted inside blocks whose
     activations are recomputed, one block at a time: what one keeps is estimated.
 
     Args:
-        run: evaluates the loss of so many samples with the parameters in place
+        run: evaluates the loss of so many samples with the factors in place
         most: samples that are wanted at a time
 
     Raises:
         TooLittleMemory: the graphics card runs out of memory with one
     """
-    states = _STATES * sum(f.up.nbytes + f.down.nbytes for f in parameters.values())
-    budget = predictor.activation_budget(states)
+    budget = predictor.activation_budget(_STATES * trained.values.nbytes)
 
     # what is there whether anything runs or not: the model's own weights, and the factors
     there = {_address(layer.weight) for layer in predictor.host.layers().values()}
-    there |= {_address(tensor) for factors in parameters.values() for tensor in (factors.up, factors.down)}
+    there |= {_address(tensor) for factors in trained.applied.values() for tensor in (factors.up, factors.down)}
 
     def saved(samples: int) -> int:
-        with predictor.host.apply(parameters):
+        with predictor.host.apply(trained.applied):
             return saved_bytes(lambda: run(samples), there)
 
     def even(fitting: int, recompute: bool) -> Fit:

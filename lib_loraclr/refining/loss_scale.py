@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 #: at first, and by how much less after an overflow; a refinement is too short to grow again
@@ -21,19 +18,16 @@ class LossScale:
     def __init__(self, *, enabled: bool) -> None:
         self.enabled, self.value = enabled, _FIRST if enabled else 1.0
 
-    def settle(self, parameters: Sequence[Tensor]) -> bool:
-        """Divide the gradients by the scale.
+    def settle(self, gradients: Tensor) -> bool:
+        """Divide gradients by the scale, in place.
 
         Returns:
             False where one of them is not finite: the step must be left out, and the next one is scaled by less
         """
         if not self.enabled:
             return True
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        sizes = torch.stack([gradient.abs().amax().float() for gradient in gradients])
-        if not bool(sizes.isfinite().all()):
+        if not bool(gradients.isfinite().all()):
             self.value *= _BACKOFF
             return False
-        for gradient in gradients:
-            gradient.div_(self.value)
+        gradients.div_(self.value)
         return True

@@ -25,7 +25,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        # a x + (b gram + c gram²) x, in as few calls as it takes
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
@@ -33,34 +34,29 @@ class Muon(torch.optim.Optimizer):
     """Momentum (Nesterov) whose direction is made orthogonal, for matrices only.
 
     A factor's gradient is dominated by a few directions, those that the strongest concepts need; made orthogonal, a step moves
-    in all of them alike. torch has it since 2.9, the hosts have older ones. Matrices of one shape are handled together.
+    in all of them alike. torch has it since 2.9, the hosts have older ones; and it takes matrices one by one.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], *, lr: float, momentum: float = 0.9) -> None:
+    def __init__(self, stacks: Iterable[Tensor], *, lr: float, momentum: float = 0.9) -> None:
         """
         Args:
-            matrices: `[m, n]` each
+            stacks: of matrices, `[k, m, n]` each
             lr: length of a step, in the unit of AdamW's
             momentum: of the gradients' running sum
         """
-        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+        super().__init__(stacks, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    by_shape.setdefault(matrix.shape, []).append(matrix)
-            for shape, matrices in by_shape.items():
-                directions = torch.stack([self._direction(matrix, group["momentum"]) for matrix in matrices])
-                length = group["lr"] * _MATCHED * max(shape) ** 0.5
-                for matrix, direction in zip(matrices, orthogonalized(directions), strict=True):
-                    matrix.add_(direction, alpha=-length)
+            for stack in group["params"]:
+                if stack.grad is not None:
+                    length = group["lr"] * _MATCHED * max(stack.shape[1:]) ** 0.5
+                    stack.add_(orthogonalized(self._direction(stack, group["momentum"])), alpha=-length)
 
-    def _direction(self, matrix: Tensor, momentum: float) -> Tensor:
-        state = self.state[matrix]
+    def _direction(self, stack: Tensor, momentum: float) -> Tensor:
+        state = self.state[stack]
         if not state:
-            state["momentum"] = torch.zeros_like(matrix)
-        state["momentum"].mul_(momentum).add_(matrix.grad)
-        return matrix.grad.add(state["momentum"], alpha=momentum)
+            state["momentum"] = torch.zeros_like(stack)
+        state["momentum"].mul_(momentum).add_(stack.grad)
+        return stack.grad.add(state["momentum"], alpha=momentum)

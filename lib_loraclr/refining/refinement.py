@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import LoraclrError
 from ..files import Kept
-from ..model import Factors, Processes, balanced, free_cached, is_out_of_memory
+from ..model import Factors, Processes, free_cached, is_out_of_memory
 from ..recording import Examples, Predictor
 from ..solving import RefinementOptions, Terms, output_terms
 from .anchor import Anchor
@@ -30,6 +30,7 @@ from .optimizers import Muon
 from .retention import Retention, measure
 from .scales import NoiseLevels
 from .state import StateKeeper, factor_tensors, factors_of, restore_training, training_tensors
+from .trained import TrainedFactors, balanced_in_fp32
 
 #: how often retention on the held-back examples is looked at
 CHECKS = 6
@@ -94,11 +95,11 @@ def refine(
 
     most = math.ceil(options.batch_size / processes.count)
     try:
-        parameters = {key: _trainable(factors, predictor.host.device) for key, factors in start.items()}
-        fit = Fit(**kept.said["fit"]) if kept else find_fit(predictor, parameters, run, most)
-        watch = _Watch(predictor, parameters, held_back, NoiseLevels.fit(examples), options.steps, kept)
+        trained = TrainedFactors(start, predictor.host)
+        fit = Fit(**kept.said["fit"]) if kept else find_fit(predictor, trained, run, most)
+        watch = _Watch(predictor, trained, held_back, NoiseLevels.fit(examples), options.steps, kept)
         own = _own_scenes(predictor, examples, sampler, options, seed, None if watch.over else kept)
-        steps = _Steps(predictor, parameters, sampler, options, fit, kept)
+        steps = _Steps(predictor, trained, sampler, options, fit, kept)
     except (TooLittleMemory, RuntimeError) as error:
         if processes.count > 1 or not _no_room(error, processes):  # the others may have room
             raise
@@ -113,7 +114,7 @@ def refine(
         while not watch.over:
             found = steps.make(watch.next - steps.made, keep)
             watch.look(steps.made, *found)
-            sampler.add(own.draw(parameters, steps.made), after=steps.made)
+            sampler.add(own.draw(trained.factors, steps.made), after=steps.made)
             keep(now=True)
             reason = "stalled" if watch.stalled else "steps"
     except (TooLittleMemory, RuntimeError) as error:
@@ -126,7 +127,7 @@ def refine(
 
 
 def _not_begun(start: Mapping[str, Factors], options: RefinementOptions) -> Refined:
-    begun = _snapshot({key: _trainable(factors, torch.device("cpu")) for key, factors in start.items()})
+    begun = {key: balanced_in_fp32(factors.to("cpu")) for key, factors in start.items()}
     return Refined(begun, "memory", 0, trouble=(ended_early(0, options.steps),))
 
 
@@ -174,17 +175,17 @@ class _Steps:
     def __init__(
         self,
         predictor: Predictor,
-        parameters: Mapping[str, Factors],
+        trained: TrainedFactors,
         sampler: Sampler,
         options: RefinementOptions,
         fit: Fit,
         kept: Kept | None,
     ) -> None:
-        self._predictor, self._parameters, self._sampler = predictor, parameters, sampler
+        self._predictor, self._trained, self._sampler = predictor, trained, sampler
         self._options, self.fit, self.made = options, fit, 0
-        self._tensors = [tensor for f in parameters.values() for tensor in (f.up, f.down)]
-        self._optimizer = Muon(self._tensors, lr=options.learning_rate)
-        self._anchor = Anchor(parameters, options.terms.delta)
+        stacks = [tensor for stack in trained.stacks for tensor in (stack.up, stack.down)]
+        self._optimizer = Muon(stacks, lr=options.learning_rate)
+        self._anchor = Anchor(trained, options.terms.delta)
         self._scale = LossScale(enabled=_in_half_precision(predictor))
         self._found: list[tuple[float, float]] = []
         if kept:
@@ -203,7 +204,7 @@ class _Steps:
             LoraclrError: the loss is not finite
             TooLittleMemory: the graphics card cannot hold even one sample
         """
-        with self._predictor.host.apply(self._parameters):
+        with self._predictor.host.apply(self._trained.applied):
             for _ in range(count):
                 self._found.append(self._step())
                 after()
@@ -214,10 +215,10 @@ class _Steps:
     def state(self) -> _State:
         """All that the next step depends on; what is drawn is not among it, and drawn again."""
         said = {"made": self.made, "scale": self._scale.value, "fit": asdict(self.fit), "found": self._found}
-        return training_tensors(self._parameters, self._optimizer), said
+        return training_tensors(self._trained, self._optimizer), said
 
     def _restore(self, kept: Kept) -> None:
-        restore_training(self._parameters, self._optimizer, kept.tensors)
+        restore_training(self._trained, self._optimizer, kept.tensors)
         self.made, self._scale.value = kept.said["made"], kept.said["scale"]
         self._found = [tuple(values) for values in kept.said["found"]]
         for _ in range(self.made):
@@ -227,13 +228,13 @@ class _Steps:
     def _step(self) -> tuple[float, float]:
         batches = self._sampler.draw()
         while (found := self._backward(batches)) is None:
-            self._optimizer.zero_grad(set_to_none=True)
+            self._trained.clear()
             free_cached(self._predictor.host.device)
             self.fit = self.fit.smaller()
         self.made += 1
-        usable = self._scale.settle(self._tensors)
+        usable = self._scale.settle(self._trained.gradients)
         # asked of the device once a step, as it waits for all that was asked before
-        loss, contrast = (found + torch.stack([self._anchor.pull(self._parameters), found.new_zeros(())])).tolist()
+        loss, contrast = (found + torch.stack([self._anchor.pull(), found.new_zeros(())])).tolist()
         if not math.isfinite(loss):
             raise LoraclrError(
                 f"The refinement's loss became {loss} at step {self.made}: lower learning_rate "
@@ -242,7 +243,8 @@ class _Steps:
         if usable:
             _set_learning_rate(self._optimizer, self._options.learning_rate, self.made, self._options.steps)
             self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+            self._trained.changed()
+        self._trained.clear()
         self._predictor.progress.advance(1, f"step {self.made}, loss {loss:.4f}")
         return loss, contrast
 
@@ -264,6 +266,7 @@ class _Steps:
                     for part in own.parts(self.fit.rows(batch.windows)):
                         loss, gone = _loss(self._predictor, part, self._options.terms)
                         (loss * (share * self._scale.value)).backward()
+                        self._trained.gather()
                         found += share * torch.stack([loss.detach(), gone])
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -276,10 +279,8 @@ class _Steps:
 
     def _summed(self, found: Tensor, failed: bool) -> bool:
         """Gradients and `found` summed over all processes; whether one of them has failed."""
-        for tensor in self._tensors:
-            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         flag = found.new_tensor([float(failed)])
-        self._predictor.processes.sum_([flag, found, *(tensor.grad for tensor in self._tensors)])
+        self._predictor.processes.sum_([flag, found, self._trained.gradients])
         return bool(flag)
 
 
@@ -293,23 +294,23 @@ class _Watch:
     def __init__(
         self,
         predictor: Predictor,
-        parameters: Mapping[str, Factors],
+        trained: TrainedFactors,
         held_back: Sequence[Examples],
         levels: NoiseLevels,
         steps: int,
         kept: Kept | None,
     ) -> None:
-        self._predictor, self._parameters, self._held_back = predictor, parameters, held_back
+        self._predictor, self._trained, self._held_back = predictor, trained, held_back
         self._levels, self._steps = levels, steps
         if kept:
             self.history, self._stale = kept.said["history"], kept.said["stale"]
             self._retention = Retention(tuple(kept.said["retention"]), None)
-            self.best = factors_of("best", kept.tensors, parameters)
+            self.best = factors_of("best", kept.tensors, trained.factors)
             predictor.progress.log(f"refinement: goes on from step {kept.said['made']}/{steps}")
             return
         self._stale, self.history = 0, []
         self._retention = self._measured()
-        self.best = _snapshot(parameters)
+        self.best = trained.snapshot()
         predictor.progress.log(f"refinement: start, {self._shown(self._retention)}")
 
     @property
@@ -340,7 +341,7 @@ class _Watch:
             f"refinement: step {step}/{self._steps}, loss {loss:.4f}, contrast {contrast:.3f}, {self._shown(retention)}"
         )
         if retention.mean > self._retention.mean:
-            self.best, self._retention, self._stale = _snapshot(self._parameters), retention, 0
+            self.best, self._retention, self._stale = self._trained.snapshot(), retention, 0
         elif 2 * step > self._steps:
             looks_left = (self._steps - step) / _interval(self._steps)
             rises_enough = retention.mean + looks_left * (retention.mean - before) > self._retention.mean
@@ -348,7 +349,7 @@ class _Watch:
 
     def _measured(self) -> Retention:
         """In the unit of the loss."""
-        return measure(self._predictor, self._parameters, self._held_back, levels=self._levels, units=0)
+        return measure(self._predictor, self._trained.factors, self._held_back, levels=self._levels, units=0)
 
     @staticmethod
     def _shown(retention: Retention) -> str:
@@ -358,15 +359,6 @@ class _Watch:
 def _interval(steps: int) -> int:
     """How many steps there are from one check to the next."""
     return max(1, math.ceil(steps / CHECKS))
-
-
-def _trainable(factors: Factors, device: torch.device) -> Factors:
-    even = balanced(factors.to(torch.float32)).to(device)
-    return Factors(even.up.contiguous().requires_grad_(), even.down.contiguous().requires_grad_())
-
-
-def _snapshot(parameters: Mapping[str, Factors]) -> dict[str, Factors]:
-    return {key: Factors(f.up.detach().cpu().clone(), f.down.detach().cpu().clone()) for key, f in parameters.items()}
 
 
 def _in_half_precision(predictor: Predictor) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..files import Kept, WorkFolder
 from ..model import Factors
+from .trained import TrainedFactors
 
 #: seconds between two states that are kept, and at least so many times what keeping one takes
 EVERY, SPARED = 120.0, 20.0
@@ -62,30 +63,32 @@ def factors_of(prefix: str, tensors: Mapping[str, Tensor], keys: Collection[str]
     return {key: Factors(tensors[f"{prefix}.{key}.up"], tensors[f"{prefix}.{key}.down"]) for key in keys}
 
 
-#: what an optimiser remembers of a parameter: the parameter's name, and the optimiser's
-_REMEMBERED = "optimizer {} {}"
+#: all factors, and what an optimiser remembers of its so-and-so-manieth parameter
+_VALUES, _REMEMBERED = "now", "optimizer {} {}"
 
 
-def training_tensors(parameters: Mapping[str, Factors], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The parameters, and what an optimiser remembers of each."""
-    tensors = factor_tensors("now", parameters)
+def training_tensors(trained: TrainedFactors, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The factors, and what an optimiser remembers of each stack."""
     remembered = {
-        _REMEMBERED.format(name, what): tensor
-        for name, parameter in tensors.items()
+        _REMEMBERED.format(number, what): tensor
+        for number, parameter in enumerate(_parameters(optimizer))
         for what, tensor in optimizer.state.get(parameter, {}).items()
     }
-    return {**tensors, **remembered}
+    return {_VALUES: trained.values, **remembered}
 
 
 @torch.no_grad()
-def restore_training(
-    parameters: Mapping[str, Factors], optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]
-) -> None:
+def restore_training(trained: TrainedFactors, optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None:
     """As they were when `training_tensors` looked."""
-    own = factor_tensors("now", parameters)
-    for name, parameter in own.items():
-        parameter.copy_(kept[name])
+    trained.values.copy_(kept[_VALUES])
+    trained.changed()
+    parameters = _parameters(optimizer)
     for name, tensor in kept.items():
         if name.startswith(_REMEMBERED.partition("{")[0]):
-            _, parameter, what = name.split(" ")
-            optimizer.state[own[parameter]][what] = tensor.to(own[parameter].device, copy=True)
+            _, number, what = name.split(" ")
+            parameter = parameters[int(number)]
+            optimizer.state[parameter][what] = tensor.to(parameter.device, copy=True)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -52,13 +52,13 @@ def choose(monkeypatch: pytest.MonkeyPatch, branches: bool) -> None:
 
 
 def calls_of_branch(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    called, real = [], side_branch.branch
+    called, real = [], side_branch.with_branch
 
     def note(module: nn.Module, *rest: object) -> Tensor:
         called.append(module)
         return real(module, *rest)
 
-    monkeypatch.setattr(substitution, "branch", note)
+    monkeypatch.setattr(substitution, "with_branch", note)
     return called
 
 

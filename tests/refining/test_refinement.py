@@ -20,12 +20,12 @@ from lib_loraclr.recording.examples import Examples, PathPlan
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining import refinement
-from lib_loraclr.refining.anchor import Anchor
 from lib_loraclr.refining.batches import Batch, Sampler
 from lib_loraclr.refining.fitting import Fit, find_fit
 from lib_loraclr.refining.refinement import Refined, refine
 from lib_loraclr.refining.retention import Retention
 from lib_loraclr.refining.scales import NoiseLevels
+from lib_loraclr.refining.trained import TrainedFactors
 from lib_loraclr.request.phrases import Part
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 from tests.small import PROMPTS, concept, examples_of, predictor_of
@@ -39,50 +39,6 @@ def lesson(host: Host, demo: Path) -> tuple[Predictor, list[Examples]]:
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
     plan = PathPlan(Part.LEARN, seed=0, paths=1, steps=3, partners=True)
     return predictor, examples_of(predictor, teachers, plan)
-
-
-def test_the_penalty_and_its_gradient_are_those_of_the_dense_matrices() -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def factors() -> Factors:
-        return Factors(torch.randn(5, 2, generator=generator), torch.randn(2, 7, generator=generator))
-
-    anchor = {"a": factors(), "b": factors()}
-    moved = {key: Factors(f.up.clone().requires_grad_(), (f.down + 0.1).requires_grad_()) for key, f in anchor.items()}
-    pull = Anchor(anchor, 0.3).pull
-    value = pull(moved)
-    twins = {key: Factors(f.up.detach().requires_grad_(), f.down.detach().requires_grad_()) for key, f in moved.items()}
-    distance = sum((twins[key].dense() - anchor[key].dense()).square().sum() for key in anchor)
-    dense = 0.3 * distance / sum(f.dense().square().sum() for f in anchor.values())
-    dense.backward()
-    assert value.item() == pytest.approx(dense.item(), rel=1e-4)
-    for key in moved:
-        torch.testing.assert_close(moved[key].up.grad, twins[key].up.grad, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(moved[key].down.grad, twins[key].down.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_the_penalty_adds_to_the_gradient_that_is_there() -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def moved() -> dict[str, Factors]:
-        draw = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((5, 2), (2, 7)))
-        return {"a": Factors(*(tensor.requires_grad_() for tensor in draw))}
-
-    start = {"a": Factors(torch.randn(5, 2, generator=generator), torch.randn(2, 7, generator=generator))}
-    anchor, plain, added = Anchor(start, 0.3), moved(), moved()
-    anchor.pull(plain)
-    added["a"].up.grad = torch.ones(5, 2)
-    anchor.pull(added)
-    torch.testing.assert_close(added["a"].up.grad, 1 + plain["a"].up.grad)
-    torch.testing.assert_close(added["a"].down.grad, plain["a"].down.grad)
-
-
-def test_there_is_no_pull_at_the_start_or_without_a_weight() -> None:
-    start = {"a": Factors(torch.randn(5, 2).requires_grad_(), torch.randn(2, 7).requires_grad_())}
-    assert Anchor(start, 0.0).pull(start).item() == 0.0
-    assert start["a"].up.grad is None
-    assert Anchor(start, 0.3).pull(start).item() == pytest.approx(0, abs=1e-6)
-    assert float(start["a"].up.grad.abs().max()) < 1e-6
 
 
 def loss_of(predictor: Predictor, deltas: Mapping[str, Factors], batches: Sequence[Batch], terms: Terms) -> float:
@@ -119,24 +75,22 @@ def test_a_steps_loss_is_that_of_its_rows_and_in_parts_has_the_same_gradient(
     terms = Terms(positive=0.7, contrast=2.0)
     options = replace(OPTIONS, terms=terms)
     for fit in (Fit(8, recompute=False), Fit(2, recompute=False)):
-        parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in start.items()}
-        steps = refinement._Steps(predictor, parameters, Sampler(examples, OPTIONS, seed=1), options, fit, None)
-        with predictor.host.apply(parameters):
+        trained = TrainedFactors(start, predictor.host)
+        steps = refinement._Steps(predictor, trained, Sampler(examples, OPTIONS, seed=1), options, fit, None)
+        with predictor.host.apply(trained.applied):
             loss, contrast = steps._backward(batches).tolist()
-        gradients.append((loss, contrast, {key: f.up.grad for key, f in parameters.items()}))
+        gradients.append((loss, contrast, trained.gradients))
     (whole, contrast, expected), (parts, contrast_of_parts, found) = gradients
     assert whole == pytest.approx(loss_of(predictor, start, batches, terms), rel=1e-3)
     assert parts == pytest.approx(whole, rel=1e-4)
     assert contrast_of_parts == pytest.approx(contrast, rel=1e-4) and contrast > 0
-    scale = max(float(g.abs().max()) for g in expected.values())
-    for key, gradient in expected.items():
-        torch.testing.assert_close(found[key], gradient, rtol=1e-3, atol=1e-4 * scale)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def fit_of(predictor: Predictor, parameters: Mapping[str, Factors], examples: Sequence[Examples]) -> Fit:
+def fit_of(predictor: Predictor, trained: TrainedFactors, examples: Sequence[Examples]) -> Fit:
     sampler = Sampler(examples, OPTIONS, seed=1)
     return find_fit(
-        predictor, parameters, lambda samples: refinement._loss(predictor, sampler.singles(samples), Terms()), 8
+        predictor, trained, lambda samples: refinement._loss(predictor, sampler.singles(samples), Terms()), 8
     )
 
 
@@ -144,11 +98,11 @@ def test_small_memory_makes_small_batches_and_then_recomputes(
     lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor, examples = lesson
-    parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in predictor.deltas[0].items()}
+    trained = TrainedFactors(predictor.deltas[0], predictor.host)
     plans = []
     for megabytes in (4096, 40, 1):
         monkeypatch.setattr(predictor, "memory", megabytes << 20)
-        plans.append(fit_of(predictor, parameters, examples))
+        plans.append(fit_of(predictor, trained, examples))
     assert plans[0] == Fit(8, recompute=False)
     assert plans[1].samples < 8
     assert plans[2] == Fit(1, recompute=True)
@@ -158,7 +112,7 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
     lesson: tuple[Predictor, list[Examples]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor, examples = lesson
-    parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in predictor.deltas[0].items()}
+    trained = TrainedFactors(predictor.deltas[0], predictor.host)
     predictor, small = copy.copy(predictor), copy.copy(predictor.host)
     predictor.host, predictor.memory, recomputing = small, 4096 << 20, []
 
@@ -169,7 +123,7 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
 
     monkeypatch.setattr(small, "denoise", denoise, raising=False)
     with pytest.raises(LoraclrError, match="graphics memory is too small to refine this merge.*effort layers"):
-        fit_of(predictor, parameters, examples)
+        fit_of(predictor, trained, examples)
 
     @contextmanager
     def recompute() -> Iterator[None]:
@@ -177,7 +131,7 @@ def test_a_card_that_runs_out_of_memory_makes_it_recompute_or_says_so(
         yield
 
     monkeypatch.setattr(small, "recomputing", recompute, raising=False)
-    assert fit_of(predictor, parameters, examples) == Fit(1, recompute=True)
+    assert fit_of(predictor, trained, examples) == Fit(1, recompute=True)
 
 
 def test_less_memory_means_half_as_many_then_recomputing_and_then_the_remedy() -> None:
@@ -253,7 +207,7 @@ def test_memory_for_not_even_one_sample_ends_it_with_the_best_there_was(
 
 @pytest.mark.parametrize(
     ("place", "moment", "steps"),
-    [("_trainable", 1, 0), ("measure", 1, 0), ("measure", 3, 2), ("Muon.step", 1, 0), ("Muon.step", 3, 2)],
+    [("TrainedFactors", 1, 0), ("measure", 1, 0), ("measure", 3, 2), ("Muon.step", 1, 0), ("Muon.step", 3, 2)],
     ids=str,
 )
 def test_memory_that_runs_out_beside_the_samples_ends_it_with_the_best_there_was(
@@ -329,8 +283,8 @@ def test_a_run_goes_on_as_long_as_its_rise_would_bring_more_than_the_best(
     predictor, examples = lesson
     found = iter([Retention((value,), None) for value in [0.5, *looks]])
     monkeypatch.setattr(refinement, "measure", lambda *_, **__: next(found))
-    parameters = {key: refinement._trainable(f, predictor.host.device) for key, f in predictor.deltas[0].items()}
-    watch = refinement._Watch(predictor, parameters, examples, NoiseLevels((0.0,), 1), 60, None)
+    trained = TrainedFactors(predictor.deltas[0], predictor.host)
+    watch = refinement._Watch(predictor, trained, examples, NoiseLevels((0.0,), 1), 60, None)
     for step in (10, 20, 31, 41):
         watch.look(step, 0.0, 0.0)
     assert watch.stalled == stops

@@ -17,7 +17,7 @@ from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.output.merged_tensors import lora_tensors
 from lib_loraclr.recording.inputs import load_inputs
 from lib_loraclr.recording.sampling import initial_noise
-from lib_loraclr.refining.refinement import _trainable
+from lib_loraclr.refining.trained import TrainedFactors
 from tests.small import concept, request
 
 
@@ -92,7 +92,7 @@ def test_the_model_is_restored_bit_for_bit(host: DiffusersHost, demo: Path, erro
 
 
 def gradients(host: DiffusersHost, deltas: dict[str, Factors], *, recompute: bool) -> dict[str, Factors]:
-    parameters = {key: _trainable(factors, host.device) for key, factors in deltas.items()}
+    parameters = TrainedFactors(deltas, host).applied
     x, t = initial_noise(host, [1, 2], 64, 64), torch.tensor([200, 800])
 
     def run() -> None:
