@@ -49,13 +49,15 @@ CLOSE = 0.01
 
 
 def demo_request(*, small: bool) -> MergeRequest:
-    """Two of the demo's concepts, with as much recording as the time allows."""
+    """Two of the demo's concepts, with as much of everything as the time allows: asking a card for what is small takes longer than
+    the work itself."""
     concepts = tuple(
         Concept(str(DEMO / "loras" / f"{name}.safetensors"), trigger=words) for name, words in DEMO_LORAS.items()
     )
     side, paths = (64, 1) if small else (128, 4)
     recording = RecordingOptions(paths=paths, steps=4, guidance=4.0, height=side, width=side)
     options = {"steps": 2 if small else 16, "batch_size": 2 if small else 4, "scenes": 2 if small else 4}
+    options |= {"layer_steps": 1, "rollouts": 1}
     return MergeRequest(concepts, options=options, recording=recording, precision="fp32")
 
 

@@ -19,6 +19,7 @@ import torch
 
 from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.model import Factors, substitution
+from lib_loraclr.refining.trained import TrainedFactors
 
 from .clock import resident_mb
 from .random_models import adapted, random_host
@@ -52,18 +53,18 @@ def compare_steps(device: str, small: bool) -> dict:
 def _measure(device: str, small: bool, rank: int, side: int, samples: int, branches: bool) -> dict:
     dtype = torch.float16 if device == "cuda" else torch.float32
     host = random_host(SD15.small() if small else SD15, device=device, dtype=dtype)
-    parameters = _factors(host, rank)
+    trained = TrainedFactors(_factors(host, rank), host)
     x = torch.randn(samples, host.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(100, 900, samples).long()
     x, t = x.to(host.device), t.to(host.device)
 
     def step() -> float:
-        with host.apply(parameters):
+        with host.apply(trained.applied):
             prediction = host.denoise(x, t, host.encode(["a photo of something"] * samples))
             loss = prediction.square().mean()
             (loss * 256).backward()
-        for factors in parameters.values():
-            factors.up.grad = factors.down.grad = None
+        trained.gather()
+        trained.clear()
         return float(loss.detach())
 
     with _ways(branches), _peak(device) as peak:
@@ -78,13 +79,13 @@ def _measure(device: str, small: bool, rank: int, side: int, samples: int, branc
 
 
 def _factors(host: DiffusersHost, rank: int) -> dict[str, Factors]:
-    """Small random factors to train, on the device."""
+    """Small random factors."""
     generator, made = torch.Generator().manual_seed(1), {}
     for key, layer in adapted(host).items():
         d_out, d_in = layer.shape
-        up = (torch.randn(d_out, rank, generator=generator) * 1e-3).to(host.device)
-        down = (torch.randn(rank, d_in, generator=generator) * 1e-1).to(host.device)
-        made[key] = Factors(up.requires_grad_(), down.requires_grad_())
+        up = torch.randn(d_out, rank, generator=generator) * 1e-3
+        down = torch.randn(rank, d_in, generator=generator) * 1e-1
+        made[key] = Factors(up, down)
     return made
 
 
