@@ -7,10 +7,13 @@ from collections.abc import Mapping
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.model.substitution import Layer, substituted
 from lib_loraclr.refining.anchor import Anchor
+from lib_loraclr.refining.loss_scale import LossScale
+from lib_loraclr.refining.optimizers import Muon
 from lib_loraclr.refining.trained import TrainedFactors, balanced_in_fp32
 
 #: two of one shape and two of others; one of them is a convolution
@@ -172,3 +175,37 @@ def test_there_is_no_pull_at_the_start_or_without_a_weight() -> None:
     unmoved = TrainedFactors(start(host), host)
     assert Anchor(unmoved, 0.3).pull().item() == pytest.approx(0, abs=1e-6)
     assert float(unmoved.gradients.abs().max()) < 1e-6
+
+
+class Counting(TorchDispatchMode):
+    """How many operations a device is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.asked += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def asked_between_passes(layers: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What becomes of the gradients of a step in half precision."""
+    monkeypatch.setattr(f"{__name__}.MODULES", {f"layer {k}": (7, 5) for k in range(layers)})
+    host = Host({f"layer {k}": torch.float16 for k in range(layers)})
+    trained = TrainedFactors(start(host), host)
+    anchor, scale = Anchor(trained, 0.3), LossScale(enabled=True)
+    optimizer = Muon([tensor for stack in trained.stacks for tensor in (stack.up, stack.down)], lr=0.1)
+    with Counting() as counting:
+        trained.gather()
+        anchor.pull()
+        assert scale.settle(trained.gradients)
+        optimizer.step()
+        trained.changed()
+        trained.clear()
+    return counting.asked
+
+
+def test_what_a_device_is_asked_for_does_not_grow_with_the_number_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = asked_between_passes(3, monkeypatch), asked_between_passes(30, monkeypatch)
+    assert few == many > 20
