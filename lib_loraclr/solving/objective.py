@@ -7,12 +7,19 @@ between the two concepts' effects, so that a margin of 1 means "as far from the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .layer_problem import LayerProblem
+from .layer_problem import LayerProblem, Recording
+
+#: rivals that a recording's hinge looks at, the nearest ones: it is about the nearest of all, and to look at all of them on every
+#: row takes time that grows with the square of their number and more
+MOST_RIVALS = 4
+#: rows of a recording by which that is told, about
+_TELLING_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class _Group:
     Attributes:
         inputs: `X`, `[n, d_in]`
         target: `T_ii`, `[n, R]`
-        others: `T_ij` of every rival `j`, `[N', n, R]`
+        others: `T_ij` of every rival `j` that it looks at, `[N', n, R]`
         distances: `||T_ii - T_ij||` per row, `[N', n]`
         share: weight of one row in the sum, importance included
         energy: `e_i`, what squared errors are measured in (`LayerProblem.units`)
@@ -85,7 +92,8 @@ class LayerObjective:
     ```
 
     Distances in coordinates are those at the layer's output, since `U` is orthonormal and spans all targets.
-    `e_i` is the concept's own effect in the layer (`LayerProblem.units`).
+    `e_i` is the concept's own effect in the layer (`LayerProblem.units`). Of many rivals `j` are those `MOST_RIVALS` that the
+    start comes nearest to.
     """
 
     def __init__(
@@ -100,7 +108,7 @@ class LayerObjective:
         self.start, self.terms = start, terms
         energy = start.square().sum() if start_energy is None else start_energy
         self._start_energy = max(float(energy), torch.finfo(start.dtype).tiny)
-        self._groups = _groups(problem, basis)
+        self._groups = _groups(problem, basis, start)
 
     def __call__(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Value `[]` and gradient `[R, d_in]` at `point`."""
@@ -130,28 +138,47 @@ class LayerObjective:
         return active / total if total else 0.0
 
 
-def _groups(problem: LayerProblem, basis: Tensor) -> list[_Group]:
+def _groups(problem: LayerProblem, basis: Tensor, start: Tensor) -> list[_Group]:
     total = sum(recording.importance for recording in problem.recordings) or 1.0
     targets = problem.targets_in(basis)
     # a concept that does not change this layer is a rival too: its effect here is none
     rivals = {rival: problem.target(rival) for recording in problem.recordings for rival in recording.rivals}
     sides = {rival: effect.up.mT @ basis for rival, effect in rivals.items()}
+
+    def effects(inputs: Tensor, of: tuple[tuple[int, ...], ...]) -> Tensor:
+        """`[N', n, R]`"""
+        each = [(inputs @ rivals[rival].down.mT) @ sides[rival] for rival in of]
+        return torch.stack(each) if each else inputs.new_zeros(0, len(inputs), basis.shape[1])
+
     groups = []
     for recording, target, unit in zip(problem.recordings, targets, problem.units(), strict=True):
-        others = [(recording.inputs @ rivals[rival].down.mT) @ sides[rival] for rival in recording.rivals]
-        stacked = torch.stack(others) if others else target.new_zeros(0, *target.shape)
-        distances = (stacked - target).norm(dim=2)
-        groups.append(
-            _Group(
-                recording.inputs,
-                target,
-                stacked,
-                distances,
-                recording.importance / max(1, len(recording.inputs)) / total,
-                unit,
-            )
-        )
+        others = effects(recording.inputs, _nearest(recording, target, start, effects))
+        share = recording.importance / max(1, len(recording.inputs)) / total
+        groups.append(_Group(recording.inputs, target, others, (others - target).norm(dim=2), share, unit))
     return groups
+
+
+def _nearest(
+    recording: Recording,
+    target: Tensor,
+    start: Tensor,
+    effects: Callable[[Tensor, tuple[tuple[int, ...], ...]], Tensor],
+) -> tuple[tuple[int, ...], ...]:
+    """The rivals that the start comes nearest to, on some of the rows."""
+    if len(recording.rivals) <= MOST_RIVALS:
+        return recording.rivals
+    rows = slice(None, None, max(1, len(recording.inputs) // _TELLING_ROWS))
+    inputs, target = recording.inputs[rows], target[rows]
+    others = effects(inputs, recording.rivals)
+    lengths, distances = (inputs @ start.mT - others).norm(dim=2), (target - others).norm(dim=2)
+    near = _relative(lengths, distances, target).mean(1).argsort(stable=True)[:MOST_RIVALS]
+    return tuple(recording.rivals[k] for k in sorted(near.tolist()))
+
+
+def _relative(lengths: Tensor, distances: Tensor, target: Tensor) -> Tensor:
+    """Distances from rivals in units of the concept's own from them, `[N', n]`; infinite where the two do the same."""
+    apart = distances > torch.finfo(target.dtype).eps * (1 + target.norm(dim=1))
+    return torch.where(apart, lengths / distances.where(apart, torch.ones_like(lengths)), torch.inf)
 
 
 def _hinge(output: Tensor, group: _Group, margin: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,8 +189,7 @@ def _hinge(output: Tensor, group: _Group, margin: float) -> tuple[Tensor, Tensor
     """
     offsets = output - group.others
     lengths = offsets.norm(dim=2)
-    apart = group.distances > torch.finfo(output.dtype).eps * (1 + group.target.norm(dim=1))
-    relative = torch.where(apart, lengths / group.distances.where(apart, torch.ones_like(lengths)), torch.inf)
+    relative = _relative(lengths, group.distances, group.target)
     nearest, index = relative.min(dim=0)
     hinge = (margin - nearest).clamp_min(0)
     row = torch.arange(len(output), device=output.device)

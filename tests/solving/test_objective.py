@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lib_loraclr.model.low_rank import Factors
-from lib_loraclr.solving.layer_problem import LayerProblem
+from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 from lib_loraclr.solving.methods.ridge import closed_form
-from lib_loraclr.solving.objective import LayerObjective, Terms, output_terms
+from lib_loraclr.solving.objective import MOST_RIVALS, LayerObjective, Terms, output_terms
 from lib_loraclr.solving.solvers import minimize
 from tests.solving.test_layer_problem import dense_target, random_problem
 
@@ -75,6 +76,35 @@ def test_value_and_gradient_equal_the_formula_on_the_dense_delta(ranks: tuple[in
     value, gradient = objective(point)
     assert float(value) == pytest.approx(float(expected.detach()), rel=CLOSE)
     assert (gradient - slope).norm() <= CLOSE * slope.norm()
+
+
+def with_rivals(problem: LayerProblem, keep: Callable[[Recording], Sequence[tuple[int, ...]]]) -> LayerProblem:
+    kept = [replace(recording, rivals=tuple(keep(recording))) for recording in problem.recordings]
+    return replace(problem, recordings=tuple(kept))
+
+
+def test_of_many_rivals_the_nearest_are_looked_at_and_no_other_would_matter() -> None:
+    """Some concepts are each other's twins but for a little, so that some rivals are near and others are not."""
+    problem = random_problem(ranks=(2,) * 9, size=(40, 30), rows=40)
+    deltas = list(problem.deltas)
+    for first in range(0, 8, 2):  # the second of each pair does a part of what the first does besides
+        near, far = deltas[first], deltas[first + 1]
+        deltas[first + 1] = Factors(torch.cat([near.up, far.up], 1), torch.cat([0.8 * near.down, far.down]))
+    problem = replace(problem, deltas=tuple(deltas))
+    objective, basis, start = objective_of(problem, HINGED)
+    assert [len(group.others) for group in objective._groups] == [MOST_RIVALS] * 9 + [0]
+    point = nearby(start)
+    every = slow_objective(basis @ point, problem, basis @ start, HINGED)
+    assert float(objective(point)[0]) == pytest.approx(float(every), rel=1e-3)
+    quadratic = slow_objective(basis @ point, problem, basis @ start, QUADRATIC)
+    assert float(every) > float(quadratic) * (1 + 1e-2), "control: the hinge acts"
+
+    def farthest(recording: Recording) -> list[tuple[int, ...]]:
+        own = dense_target(problem, recording.active)
+        return sorted(recording.rivals, key=lambda rival: float((dense_target(problem, rival) - own).norm()))[3:]
+
+    other = objective_of(with_rivals(problem, farthest), HINGED)[0]
+    assert float(other(point)[0]) != pytest.approx(float(every), rel=1e-3), "control: which ones matters"
 
 
 def test_gradient_equals_finite_differences_and_without_the_hinge_does_not() -> None:

@@ -131,6 +131,13 @@ def test_the_negative_term_moves_rows_away_from_the_nearest_other_concept() -> N
     assert active[1] < active[0]
 
 
+def test_without_steps_it_is_the_closed_form() -> None:
+    problem = random_problem()
+    assert torch.equal(dense("contrastive", problem, layer_steps=0), dense("ridge", problem))
+    assert "active_hinges" not in merge("contrastive", problem, layer_steps=0).notes
+    assert not torch.equal(dense("contrastive", problem, layer_steps=1), dense("ridge", problem)), "control"
+
+
 def test_efforts_say_what_is_done_at_the_output() -> None:
     assert refinement_options(ContrastiveOptions(effort="layers", steps=10), 4) is None
     assert ContrastiveOptions().effort == "balanced"

@@ -108,15 +108,13 @@ def contrastive(problem: LayerProblem, options: ContrastiveOptions) -> LayerResu
     """
     basis = problem.column_space()
     solution, start = closed_form(problem, basis, options.ridge)
+    notes = {"ridge": solution.ridge, "repairs": solution.repairs}
+    if not options.layer_steps:
+        return LayerResult(Factors(basis, start), notes)
     reduced = problem.reduced(basis)
     inner = reduced.inside(start)
     identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
     objective = LayerObjective(reduced.problem, identity, inner, options.terms, start_energy=start.square().sum())
     minimum = minimize(objective, inner, max_steps=options.layer_steps)
-    notes = {
-        "ridge": solution.ridge,
-        "repairs": solution.repairs,
-        "steps": minimum.steps,
-        "active_hinges": objective.active_share(minimum.value),
-    }
+    notes |= {"steps": minimum.steps, "active_hinges": objective.active_share(minimum.value)}
     return LayerResult(Factors(basis, start + reduced.outside(minimum.value - inner)), notes)
