@@ -49,8 +49,8 @@ CLOSE = 0.01
 
 
 def demo_request(*, small: bool) -> MergeRequest:
-    """Two of the demo's concepts, with as much of everything as the time allows: asking a card for what is small takes longer than
-    the work itself."""
+    """Two of the demo's concepts, with as much of everything as the time allows: asking a card for small work takes longer than
+    doing it."""
     concepts = tuple(
         Concept(str(DEMO / "loras" / f"{name}.safetensors"), trigger=words) for name, words in DEMO_LORAS.items()
     )

@@ -175,14 +175,14 @@ def _steps(cells: Cells) -> str:
     if not figures:
         return ""
     rows = [
-        [rank, way, own["seconds"], own["mb"]]
+        [rank, way, own["seconds"], own["mb"], own["operations"]]
         for rank, ways in figures.items()
         if rank.startswith("rank")
         for way, own in ways.items()
         if way != "ratios"
     ]
     told = f"{figures['samples']} samples of {figures['side']} × {figures['side']} latents"
-    return f"## A step of the refinement, SD1.5's shapes, {told}\n\n{markdown(('', '', 'seconds', 'MB'), rows)}\n"
+    return f"## A step of the refinement, SD1.5's shapes, {told}\n\n{markdown(('', '', 'seconds', 'MB', 'operations'), rows)}\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
