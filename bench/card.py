@@ -33,10 +33,11 @@ from bench.shapes import SD15, SDXL
 from lib_loraclr.errors import Interrupted
 from lib_loraclr.hosts.diffusers import load
 from lib_loraclr.merge import Pace, keep_pace, memory_needs, merge_loras, plan_stages, seconds_per_sample
-from lib_loraclr.model import Factors, Host
+from lib_loraclr.model import Host
 from lib_loraclr.output import Merge
 from lib_loraclr.progress import Stage, Work
 from lib_loraclr.recording import load_inputs, make_teachers
+from lib_loraclr.refining.trained import TrainedFactors
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.solving import Procedure
 
@@ -113,18 +114,14 @@ def gradients(device: str, small: bool) -> dict:
 def _gradient(host: Host) -> torch.Tensor:
     """Of the squared prediction at two points, by all factors of a LoRA; scaled so that half precision can hold them."""
     concept = Concept(str(DEMO / "loras" / "fox-face.safetensors"), trigger=DEMO_LORAS["fox-face"])
-    deltas = load_inputs([concept], host)[0].deltas
-    parameters = {
-        key: Factors(f.up.to(host.device).requires_grad_(), f.down.to(host.device).requires_grad_())
-        for key, f in deltas.items()
-    }
+    trained = TrainedFactors(load_inputs([concept], host)[0].deltas, host)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, host.latent_channels, 16, 16, generator=generator).to(host.device)
-    with host.apply(parameters):
+    with host.apply(trained.applied):
         prediction = host.denoise(x, torch.tensor([300, 800], device=host.device), host.encode(["a sks animal"] * 2))
         (256.0 * prediction.square().mean()).backward()
-    tensors = (tensor.grad for factors in parameters.values() for tensor in (factors.up, factors.down))
-    return torch.cat([gradient.flatten().float().cpu() for gradient in tensors])
+    trained.gather()
+    return trained.gradients.cpu()
 
 
 class _Stopping(Clock):

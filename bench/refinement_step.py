@@ -3,7 +3,7 @@
 A part of `speed` and of `card`.
 
 All ways in one run on the same samples; seconds are a forward and backward pass with all factors trained and what is done to the
-factors after it, memory is what it takes beyond weights and factors, operations are what torch is asked for, views included. On a
+factors after it, memory is what it takes beyond weights and factors, operations are what torch is asked for, without views. On a
 CPU each way has a process of its own, so that none uses again what another let go of.
 """
 
@@ -25,7 +25,7 @@ from lib_loraclr.hosts.diffusers import DiffusersHost
 from lib_loraclr.model import Factors, substitution
 from lib_loraclr.refining.anchor import Anchor
 from lib_loraclr.refining.loss_scale import LossScale
-from lib_loraclr.refining.optimizers import Muon
+from lib_loraclr.refining.optimizers import Muon, orthogonalized
 from lib_loraclr.refining.trained import TrainedFactors, balanced_in_fp32
 
 from .clock import resident_mb
@@ -34,7 +34,7 @@ from .shapes import SD15
 
 #: weight of the pull back to the start, and length of a step
 _DELTA, _RATE = 0.001, 0.0
-_SCALE = 256.0
+_MOMENTUM, _SCALE = 0.9, 256.0
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,16 @@ def _measure(device: str, small: bool, rank: int, side: int, samples: int, way: 
         factors.learn()
         return float(loss.detach())
 
+    # a CPU has other work too
+    clock = time.perf_counter if device == "cuda" else time.process_time
     with _ways(way.branches), _peak(device) as peak:
         loss, taken = step(), []  # the first loads what it needs
         for _ in range(3 if device == "cuda" else 2):
-            begun = time.perf_counter()
+            begun = clock()
             step()
             if device == "cuda":
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - begun)
+            taken.append(clock() - begun)
         with _Counting() as counting:
             step()
     taken = round(statistics.median(taken), 3)
@@ -110,14 +112,16 @@ def _measure(device: str, small: bool, rank: int, side: int, samples: int, way: 
 
 
 class _Counting(TorchDispatchMode):
-    """How often torch is asked for something."""
+    """How often torch is asked for something that is to be computed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.asked = 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.asked += 1
+        # what only looks at a tensor in another way returns an alias of it
+        if not any(given.alias_info and not given.alias_info.is_write for given in operation._schema.returns):
+            self.asked += 1
         return operation(*args, **(kwargs or {}))
 
 
@@ -137,7 +141,7 @@ class _Together:
         self._scale.settle(self._trained.gradients)
         self._anchor.pull()
         self._muon.step()
-        self._trained.changed()
+        self._trained.refresh()
         self._trained.clear()
 
 
@@ -149,9 +153,7 @@ class _OneByOne:
         self.applied = {key: Factors(f.up.requires_grad_(), f.down.requires_grad_()) for key, f in even.items()}
         self._start = {key: Factors(f.up.detach().clone(), f.down.detach().clone()) for key, f in even.items()}
         self._tensors = [tensor for f in self.applied.values() for tensor in (f.up, f.down)]
-        # a stack of one each, which sees the factor's own numbers
-        self._stacks = [tensor.detach()[None] for tensor in self._tensors]
-        self._muon = Muon(self._stacks, lr=_RATE)
+        self._momentum = [torch.zeros_like(tensor) for tensor in self._tensors]
 
     @torch.no_grad()
     def learn(self) -> None:
@@ -163,9 +165,7 @@ class _OneByOne:
         total = torch.zeros((), device=self._tensors[0].device)
         for key, now in self.applied.items():
             total += self._pull(now, self._start[key])
-        for stack, tensor in zip(self._stacks, self._tensors, strict=True):
-            stack.grad, tensor.grad = tensor.grad[None], None
-        self._muon.step()
+        self._step()
 
     def _pull(self, now: Factors, start: Factors) -> Tensor:
         by_up = now.up @ (now.down @ now.down.mT) - start.up @ (start.down @ now.down.mT)
@@ -174,6 +174,20 @@ class _OneByOne:
         now.down.grad.add_(by_down, alpha=_DELTA)
         cross = (start.up.mT @ now.up) @ (now.down @ start.down.mT)
         return (by_up * now.up).sum() - cross.diagonal().sum()
+
+    def _step(self) -> None:
+        """Muon's, matrices of one shape together."""
+        by_shape: dict[torch.Size, list[int]] = {}
+        for k, tensor in enumerate(self._tensors):
+            by_shape.setdefault(tensor.shape, []).append(k)
+        for own in by_shape.values():
+            directions = []
+            for k in own:
+                self._momentum[k].mul_(_MOMENTUM).add_(self._tensors[k].grad)
+                directions.append(self._tensors[k].grad.add(self._momentum[k], alpha=_MOMENTUM))
+            for k, direction in zip(own, orthogonalized(torch.stack(directions)), strict=True):
+                self._tensors[k].add_(direction, alpha=-_RATE)
+                self._tensors[k].grad = None
 
 
 def _factors(host: DiffusersHost, rank: int) -> dict[str, Factors]:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..files import DTYPES
-from ..model import HALF, MEGABYTE, Host
+from ..model import MEGABYTE, Host
 from ..recording import InputLora
+from ..refining import needs_copies
 from ..request import MergeRequest
 
 #: copies of the factors that the refinement keeps on the device in fp32: themselves, their gradients, Muon's momentum and its
-#: directions, and the start that it is pulled back to; where weights are half precision, themselves and their gradients in it too
+#: directions, and the start that it is pulled back to; and where the model is run with copies in half precision, these and theirs
 REFINED_COPIES, HALF_COPIES = 5, 1
 _FP32 = 4
 
@@ -58,8 +59,8 @@ def memory_needs(request: MergeRequest, inputs: Sequence[InputLora], host: Host,
         saved = host.checkpoint_path.stat().st_size / MEGABYTE
     # all LoRAs at once are on the card only where "all tags" is measured or drawn, and nothing is refined then
     lying = _FP32 * given_numbers / MEGABYTE
-    in_half = any(layer.weight.dtype.itemsize == HALF for layer in host.layers().values())
-    refined = _FP32 * whole * (REFINED_COPIES + HALF_COPIES * in_half) / MEGABYTE if refines else 0.0
+    copies = REFINED_COPIES + HALF_COPIES * needs_copies(host)
+    refined = _FP32 * whole * copies / MEGABYTE if refines else 0.0
     working = max(lying, refined) + _FP32 * kept / MEGABYTE
     on_card = host.device.type != "cpu"
     ram = request.memory_mb + file * 2 + lying + (0 if on_card else working)

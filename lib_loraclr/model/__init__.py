@@ -26,7 +26,7 @@ from .low_rank import (
     whole,
     zero,
 )
-from .memory import HALF, LEAST_ROWS, MEGABYTE, MemoryPlan, free_cached, free_on_card, is_out_of_memory, plan_memory
+from .memory import LEAST_ROWS, MEGABYTE, MemoryPlan, free_cached, free_on_card, is_out_of_memory, plan_memory
 from .processes import ALONE, Group, Processes
 from .substitution import INPAINTING_CHANNELS, LATENT_CHANNELS, Layer, adaptable_layers, always_one, substituted
 
@@ -45,7 +45,6 @@ __all__ = [
     "LATENT_CHANNELS",
     "Layer",
     "LEAST_ROWS",
-    "HALF",
     "MEGABYTE",
     "MemoryPlan",
     "Processes",

@@ -63,7 +63,7 @@ class Processes:
         return value
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Make each tensor the sum of those of all processes, in place."""
+        """Make each tensor the sum of those of all processes, in place; they are contiguous."""
 
     def check(self) -> None:
         """Raises what another process failed with."""
@@ -121,14 +121,15 @@ class Group(Processes):
         return value if own else pickle.loads(data.numpy().data)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
+        pieces = [piece for tensor in tensors for piece in tensor.view(-1).split(_BUCKET // tensor.element_size())]
         bucket: list[Tensor] = []
-        for place, tensor in enumerate(tensors, start=1):
-            bucket.append(tensor)
-            if place == len(tensors) or sum(one.nbytes for one in bucket) >= _BUCKET:
-                flat = torch.cat([one.reshape(-1) for one in bucket])
+        for place, piece in enumerate(pieces, start=1):
+            bucket.append(piece)
+            if place == len(pieces) or sum(one.nbytes for one in bucket) >= _BUCKET:
+                flat = torch.cat(bucket)
                 self._wait(lambda flat=flat: self._torch.all_reduce(flat, async_op=True))
                 for one, own in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
-                    one.copy_(own.view_as(one))
+                    one.copy_(own)
                 bucket = []
 
     def check(self) -> None:

@@ -42,7 +42,7 @@ def _rows(module: nn.Linear | nn.Conv2d, x: Tensor) -> int:
 def with_branch(module: nn.Linear | nn.Conv2d, x: Tensor, output: Tensor, delta: Factors) -> Tensor:
     """The layer's output with what the change adds to it, in the precision of the output.
 
-    The sum is made by the multiplication itself, which reads and writes the output once instead of twice.
+    The sum is made by the multiplication itself: a device is asked once instead of twice.
 
     Args:
         x: the layer's input

@@ -160,8 +160,9 @@ def _substituted_parameter(
         x = beside.pop() if beside else None
         if x is None or output is None:  # no output: the call failed
             return None
-        for delta in branches:
-            output = with_branch(module, x, output, delta)
+        with _without_autocast():  # in the output's own precision, whatever that is
+            for delta in branches:
+                output = with_branch(module, x, output, delta)
         return output
 
     # First in line, so that whoever observes the call sees the changed weight, whichever context was opened first;
@@ -196,10 +197,10 @@ def _branch_is_better(module: nn.Module, x: Tensor, weight: Tensor, deltas: list
 
 
 def _changed_weight(weight: Tensor, parts: list[tuple[Layer, Factors]]) -> Tensor:
-    """`weight` plus the deltas of its parts, added in fp32 and rounded once to the precision that it is used in.
+    """`weight` plus the deltas of its parts, in the precision that it is used in.
 
-    Factors in the weight's own precision that are trained are added in it: a matrix in fp32 of each weight, to be made, rounded
-    and kept, would be most of what a pass takes beside the model itself.
+    They are added in fp32 and rounded once. Only factors that are trained, and are in the weight's own precision, are added in
+    that: a matrix in fp32 of each weight, made, rounded and kept, would be most of what a pass takes beside the model itself.
     """
     in_own = torch.is_grad_enabled() and all(f.up.requires_grad and f.up.dtype == weight.dtype for _, f in parts)
     with _without_autocast():
@@ -224,5 +225,5 @@ def _added(weight: Tensor, factors: Factors) -> Tensor:
 
 
 def _without_autocast() -> AbstractContextManager[object]:
-    """A host may run its model under autocast, which would multiply the factors in half precision."""
+    """A host may run its model under autocast, which would multiply in half precision whatever it is given."""
     return torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled() else nullcontext()

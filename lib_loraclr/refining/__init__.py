@@ -5,6 +5,7 @@ on_policy          the scenes that the merge draws itself on the way
 retention          what survived, measured on the model's own predictions
 recognition        whom the merged model draws
 state              the refinement's state, kept while it runs
+trained            the factors that are trained, side by side in memory
 """
 
 from .on_policy import evaluations as own_evaluations
@@ -12,6 +13,7 @@ from .recognition import Recognition, gather_candidates, questions, recognise
 from .refinement import CHECKS, ROLLOUTS_AFTER, Refined, refine
 from .retention import Retention, drift_of_singles, measure, squared_errors
 from .state import StateKeeper, factor_tensors, factors_of
+from .trained import needs_copies
 
 __all__ = [
     "CHECKS",
@@ -25,6 +27,7 @@ __all__ = [
     "factors_of",
     "gather_candidates",
     "measure",
+    "needs_copies",
     "own_evaluations",
     "questions",
     "recognise",

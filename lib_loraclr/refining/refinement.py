@@ -243,7 +243,7 @@ class _Steps:
         if usable:
             _set_learning_rate(self._optimizer, self._options.learning_rate, self.made, self._options.steps)
             self._optimizer.step()
-            self._trained.changed()
+            self._trained.refresh()
         self._trained.clear()
         self._predictor.progress.advance(1, f"step {self.made}, loss {loss:.4f}")
         return loss, contrast

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..files import Kept, WorkFolder
 from ..model import Factors
-from .trained import TrainedFactors
+from .trained import Stack, TrainedFactors
 
 #: seconds between two states that are kept, and at least so many times what keeping one takes
 EVERY, SPARED = 120.0, 20.0
@@ -63,32 +63,31 @@ def factors_of(prefix: str, tensors: Mapping[str, Tensor], keys: Collection[str]
     return {key: Factors(tensors[f"{prefix}.{key}.up"], tensors[f"{prefix}.{key}.down"]) for key in keys}
 
 
-#: all factors, and what an optimiser remembers of its so-and-so-manieth parameter
-_VALUES, _REMEMBERED = "now", "optimizer {} {}"
+#: what an optimiser remembers of factors: its name for it
+_REMEMBERED = "optimizer "
 
 
 def training_tensors(trained: TrainedFactors, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The factors, and what an optimiser remembers of each stack."""
-    remembered = {
-        _REMEMBERED.format(number, what): tensor
-        for number, parameter in enumerate(_parameters(optimizer))
-        for what, tensor in optimizer.state.get(parameter, {}).items()
-    }
-    return {_VALUES: trained.values, **remembered}
+    """The factors, and what an optimiser remembers of each."""
+    tensors = factor_tensors("now", trained.factors)
+    for stack in trained.stacks:
+        ups, downs = optimizer.state.get(stack.up, {}), optimizer.state.get(stack.down, {})
+        for what in ups:
+            remembered = Stack(stack.keys, ups[what], downs[what])
+            tensors |= factor_tensors(f"{_REMEMBERED}{what}", dict(remembered.items()))
+    return tensors
 
 
 @torch.no_grad()
 def restore_training(trained: TrainedFactors, optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None:
     """As they were when `training_tensors` looked."""
-    trained.values.copy_(kept[_VALUES])
-    trained.changed()
-    parameters = _parameters(optimizer)
-    for name, tensor in kept.items():
-        if name.startswith(_REMEMBERED.partition("{")[0]):
-            _, number, what = name.split(" ")
-            parameter = parameters[int(number)]
-            optimizer.state[parameter][what] = tensor.to(parameter.device, copy=True)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for key, factors in factors_of("now", kept, trained.factors).items():
+        trained.factors[key].up.copy_(factors.up)
+        trained.factors[key].down.copy_(factors.down)
+    trained.refresh()
+    remembered = {name.removeprefix(_REMEMBERED).partition(".")[0] for name in kept if name.startswith(_REMEMBERED)}
+    for what in remembered:
+        for stack in trained.stacks:
+            own = list(factors_of(f"{_REMEMBERED}{what}", kept, stack.keys).values())
+            optimizer.state[stack.up][what] = torch.stack([f.up for f in own]).to(stack.up)
+            optimizer.state[stack.down][what] = torch.stack([f.down for f in own]).to(stack.down)

@@ -16,7 +16,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Stack:
-    """Factors of all layers of one shape.
+    """Factors of layers of one shape, and of one precision of weights.
 
     Attributes:
         keys: of the `k` layers
@@ -72,8 +72,8 @@ class TrainedFactors:
     All are one tensor, in which those of layers of one shape are a stack: what is done to each of hundreds of factors between two
     passes, a device is asked for a few dozen times. Asked for each, a graphics card works for less time than the asking takes.
 
-    The copies in half precision are made once a step. The model multiplies in half precision either way; cast at every call, a
-    factor and its gradient would be cast again and again.
+    On a graphics card a layer whose weight is in half precision is given copies in it, made once a step. It multiplies in half
+    precision either way; cast at every call, a factor and its gradient would be cast again and again.
 
     Attributes:
         factors: layer key -> what is learnt, fp32
@@ -82,23 +82,26 @@ class TrainedFactors:
         values, gradients: of all factors, one after the other, `[n]` fp32
     """
 
-    def __init__(self, start: Mapping[str, Factors], host: Host) -> None:
+    def __init__(self, start: Mapping[str, Factors], host: Host, *, copies: bool | None = None) -> None:
         """
         Args:
-            start: layer key -> factors, anywhere and in any precision; they are balanced first
+            start: layer key -> factors, anywhere and in any precision; they are balanced first, and lose the rank that they do
+                not have
+            copies: whether weights in half precision are given factors in it; None: not on a CPU, which multiplies halves slowly
+                or not at all
         """
-        by_precision = _shapes(start, host)
+        even = {key: balanced_in_fp32(factors) for key, factors in start.items()}
+        by_precision = _shapes(even, host, copies=needs_copies(host) if copies is None else copies)
         shapes = [shape for own in by_precision.values() for shape in own]
-        self.values = torch.empty(sum(f.up.numel() + f.down.numel() for f in start.values()), device=host.device)
+        self.values = torch.empty(sum(f.up.numel() + f.down.numel() for f in even.values()), device=host.device)
         self.gradients = torch.zeros_like(self.values)
         self.stacks = _stacks(self.values, shapes)
         for stack, own in zip(self.stacks, _stacks(self.gradients, shapes), strict=True):
             stack.up.grad, stack.down.grad = own.up, own.down
         self.factors = {key: factors for stack in self.stacks for key, factors in stack.items()}
-        for key, factors in start.items():
-            even = balanced_in_fp32(factors)
-            self.factors[key].up.copy_(even.up)
-            self.factors[key].down.copy_(even.down)
+        for key, factors in even.items():
+            self.factors[key].up.copy_(factors.up)
+            self.factors[key].down.copy_(factors.down)
         self.applied: dict[str, Factors] = {}
         self._copies: list[_Copy] = []
         begin = 0
@@ -111,8 +114,8 @@ class TrainedFactors:
             self.applied |= _leaves(_stacks(values, own), _stacks(gradients, own))
 
     @torch.no_grad()
-    def changed(self) -> None:
-        """Run the model with what was learnt since this was called last."""
+    def refresh(self) -> None:
+        """Give the model what was learnt since this was called last; until then it runs with what it had."""
         for copy in self._copies:
             copy.values.copy_(self.values[copy.place])
 
@@ -131,13 +134,8 @@ class TrainedFactors:
 
     def snapshot(self) -> dict[str, Factors]:
         """Copies of what is learnt, on the CPU."""
-        values = self.values.cpu()  # at once, and not factor by factor
-        shapes = [(stack.keys, stack.up.shape[1:], stack.down.shape[1:]) for stack in self.stacks]
-        return {
-            key: Factors(factors.up.clone(), factors.down.clone())
-            for stack in _stacks(values, shapes)
-            for key, factors in stack.items()
-        }
+        stacks = [Stack(stack.keys, stack.up.cpu(), stack.down.cpu()) for stack in self.stacks]
+        return {key: Factors(f.up.clone(), f.down.clone()) for stack in stacks for key, f in stack.items()}
 
 
 def balanced_in_fp32(factors: Factors) -> Factors:
@@ -145,13 +143,19 @@ def balanced_in_fp32(factors: Factors) -> Factors:
     return balanced(factors.to(torch.float32))
 
 
-def _shapes(start: Mapping[str, Factors], host: Host) -> dict[torch.dtype, list[_Shape]]:
-    """The stacks that there will be, by the precision of the layers' weights: fp32 stands for all that are not half."""
+def needs_copies(host: Host) -> bool:
+    """Whether a model is run with copies of the factors, in the precision of its weights."""
+    return host.device.type != "cpu" and any(layer.weight.dtype in _HALF for layer in host.layers().values())
+
+
+def _shapes(factors: Mapping[str, Factors], host: Host, *, copies: bool) -> dict[torch.dtype, list[_Shape]]:
+    """The stacks that there will be, by the precision of the factors that the model is run with."""
     keys: dict[tuple[torch.dtype, torch.Size, torch.Size], list[str]] = {}
     layers = host.layers()
-    for key, factors in start.items():
-        precision = layers[key].weight.dtype if layers[key].weight.dtype in _HALF else torch.float32
-        keys.setdefault((precision, factors.up.shape, factors.down.shape), []).append(key)
+    for key, own in factors.items():
+        dtype = layers[key].weight.dtype
+        precision = dtype if copies and dtype in _HALF else torch.float32
+        keys.setdefault((precision, own.up.shape, own.down.shape), []).append(key)
     found: dict[torch.dtype, list[_Shape]] = {}
     for (precision, up, down), own in keys.items():
         found.setdefault(precision, []).append((own, up, down))

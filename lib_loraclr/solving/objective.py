@@ -108,7 +108,7 @@ class LayerObjective:
         self.start, self.terms = start, terms
         energy = start.square().sum() if start_energy is None else start_energy
         self._start_energy = max(float(energy), torch.finfo(start.dtype).tiny)
-        self._groups = _groups(problem, basis, start)
+        self._groups = _groups(problem, basis, start, terms.margin)
 
     def __call__(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Value `[]` and gradient `[R, d_in]` at `point`."""
@@ -138,7 +138,7 @@ class LayerObjective:
         return active / total if total else 0.0
 
 
-def _groups(problem: LayerProblem, basis: Tensor, start: Tensor) -> list[_Group]:
+def _groups(problem: LayerProblem, basis: Tensor, start: Tensor, margin: float) -> list[_Group]:
     total = sum(recording.importance for recording in problem.recordings) or 1.0
     targets = problem.targets_in(basis)
     # a concept that does not change this layer is a rival too: its effect here is none
@@ -152,7 +152,7 @@ def _groups(problem: LayerProblem, basis: Tensor, start: Tensor) -> list[_Group]
 
     groups = []
     for recording, target, unit in zip(problem.recordings, targets, problem.units(), strict=True):
-        others = effects(recording.inputs, _nearest(recording, target, start, effects))
+        others = effects(recording.inputs, _nearest(recording, target, start, margin, effects))
         share = recording.importance / max(1, len(recording.inputs)) / total
         groups.append(_Group(recording.inputs, target, others, (others - target).norm(dim=2), share, unit))
     return groups
@@ -162,6 +162,7 @@ def _nearest(
     recording: Recording,
     target: Tensor,
     start: Tensor,
+    margin: float,
     effects: Callable[[Tensor, tuple[tuple[int, ...], ...]], Tensor],
 ) -> tuple[tuple[int, ...], ...]:
     """The rivals that the start comes nearest to, on some of the rows."""
@@ -171,7 +172,8 @@ def _nearest(
     inputs, target = recording.inputs[rows], target[rows]
     others = effects(inputs, recording.rivals)
     lengths, distances = (inputs @ start.mT - others).norm(dim=2), (target - others).norm(dim=2)
-    near = _relative(lengths, distances, target).mean(1).argsort(stable=True)[:MOST_RIVALS]
+    # a rival far beyond the margin on some rows, or that does the same there, is no farther than one that never matters
+    near = _relative(lengths, distances, target).clamp(max=2 * margin).mean(1).argsort(stable=True)[:MOST_RIVALS]
     return tuple(recording.rivals[k] for k in sorted(near.tolist()))
 
 

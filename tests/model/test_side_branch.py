@@ -35,7 +35,13 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 
 def modules() -> list[tuple[str, nn.Module, Tensor]]:
     made = [("linear", nn.Linear(5, 7), torch.randn(2, 4, 5))]
-    made += [(name, nn.Conv2d(3, 6, **sizes), torch.randn(2, 3, 8, 6)) for name, sizes in CONVOLUTIONS.items()]
+    for name, sizes in CONVOLUTIONS.items():
+        module, x = nn.Conv2d(3, 6, **sizes), torch.randn(2, 3, 8, 6)
+        made += [
+            (name, module, x),
+            (f"{name}, channels last", deepcopy(module), x.to(memory_format=torch.channels_last)),
+        ]
+    made.append(("one picture", nn.Conv2d(3, 6, 1), torch.randn(3, 8, 6)))
     return [(name, module.double().requires_grad_(False), x.double()) for name, module, x in made]
 
 
@@ -82,6 +88,7 @@ def test_output_and_gradients_are_those_of_a_changed_weight(
     with substituted({"a": Layer.of(module)}, {"a": delta}):
         found = module(given)
         found.square().sum().backward()
+    assert found.stride() == module(x).stride(), "as the layer's own, for what comes after it"
     dense = copy.weight.grad.flatten(1)
     assert_near(found, expected)
     assert_near(delta.up.grad, dense @ delta.down.detach().mT)

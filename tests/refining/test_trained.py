@@ -14,7 +14,7 @@ from lib_loraclr.model.substitution import Layer, substituted
 from lib_loraclr.refining.anchor import Anchor
 from lib_loraclr.refining.loss_scale import LossScale
 from lib_loraclr.refining.optimizers import Muon
-from lib_loraclr.refining.trained import TrainedFactors, balanced_in_fp32
+from lib_loraclr.refining.trained import TrainedFactors, balanced_in_fp32, needs_copies
 
 #: two of one shape and two of others; one of them is a convolution
 MODULES = {"a": (7, 5), "b": (4, 6), "c": (7, 5)}
@@ -70,6 +70,15 @@ def gradients_of(trained: TrainedFactors) -> dict[str, Factors]:
     }
 
 
+def multiplies_halves() -> bool:
+    """Not every torch does on a CPU."""
+    try:
+        torch.ones(1, 1).half() @ torch.ones(1, 1).half()
+    except RuntimeError:
+        return False
+    return True
+
+
 HALVES = {
     "fp32": ({}, 1e-5),
     "fp16": (dict.fromkeys("abcd", torch.float16), 5e-3),
@@ -81,8 +90,10 @@ HALVES = {
 @pytest.mark.parametrize(("precisions", "close"), HALVES.values(), ids=HALVES)
 def test_gradients_are_those_of_factors_one_by_one(precisions: Mapping[str, torch.dtype], close: float) -> None:
     """Of two passes, summed; a control has those of one."""
+    if torch.float16 in precisions.values() and not multiplies_halves():
+        pytest.skip("this torch does not multiply halves on a CPU")
     host = Host(precisions)
-    trained, expected = TrainedFactors(start(host), host), one_by_one(start(host))
+    trained, expected = TrainedFactors(start(host), host, copies=True), one_by_one(start(host))
     passes = []
     for _ in range(2):
         host.loss(trained.applied).backward()
@@ -98,32 +109,52 @@ def test_gradients_are_those_of_factors_one_by_one(precisions: Mapping[str, torc
     assert not trained.gradients.any() and not any(f.up.grad.any() for f in trained.applied.values())
 
 
-def test_a_pass_that_did_not_come_to_its_end_leaves_nothing() -> None:
+def test_on_a_cpu_factors_stay_in_fp32() -> None:
+    """CPUs multiply halves slowly, and some torch does not at all."""
     host = Host(HALVES["fp16"][0])
-    trained = TrainedFactors(start(host), host)
+    assert not needs_copies(host)
+    assert all(f.up.dtype == torch.float32 for f in TrainedFactors(start(host), host).applied.values())
+
+
+def test_rank_that_factors_do_not_have_is_left_out() -> None:
+    """A bias has a rank of 1, and a matrix of six columns at most six."""
+    host = Host({})
+    given = start(host) | {
+        "b": Factors(torch.ones(4, 9), torch.ones(9, 6)),
+        "a": Factors(torch.ones(7, 3), torch.ones(3, 5)),
+    }
+    trained = TrainedFactors(given, host)
+    for key, own in trained.snapshot().items():
+        torch.testing.assert_close(own.dense(), given[key].dense(), rtol=1e-4, atol=1e-4)
+    assert trained.factors["b"].rank <= 6
+
+
+def test_a_pass_that_did_not_come_to_its_end_leaves_nothing() -> None:
+    host = Host(HALVES["bf16"][0])
+    trained = TrainedFactors(start(host), host, copies=True)
     host.loss(trained.applied).backward()
     trained.clear()
     trained.gather()
     assert not trained.gradients.any()
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_the_model_runs_with_what_was_learnt(precision: torch.dtype) -> None:
     host = Host(dict.fromkeys("abcd", precision))
-    trained = TrainedFactors(start(host), host)
+    trained = TrainedFactors(start(host), host, copies=True)
     before = float(host.loss(trained.applied))
-    trained.stacks[0].up.mul_(2)
-    trained.changed()
+    trained.values.mul_(2)
+    trained.refresh()
     doubled = {key: Factors(f.up.clone(), f.down.clone()) for key, f in trained.factors.items()}
-    assert float(host.loss(trained.applied)) == pytest.approx(float(host.loss(doubled)), rel=2e-3)
-    assert float(host.loss(trained.applied)) != pytest.approx(before, rel=1e-2), "control: that is something else"
+    assert float(host.loss(trained.applied)) == pytest.approx(float(host.loss(doubled)), rel=2e-2)
+    assert float(host.loss(trained.applied)) != pytest.approx(before, rel=1e-1), "control: that is something else"
     assert all(f.up.dtype == f.down.dtype == precision for f in trained.applied.values())
 
 
 def test_they_begin_balanced_and_a_snapshot_stays_as_it_was() -> None:
     host = Host({"a": torch.float16})
     given = start(host)
-    trained = TrainedFactors(given, host)
+    trained = TrainedFactors(given, host, copies=True)
     snapshot = trained.snapshot()
     trained.values.zero_()
     assert list(trained.factors) and set(snapshot) == set(given) == set(trained.applied)
@@ -135,7 +166,7 @@ def test_they_begin_balanced_and_a_snapshot_stays_as_it_was() -> None:
 
 def anchored(host: Host, strength: float) -> tuple[TrainedFactors, Anchor, dict[str, Factors]]:
     """Factors away from where they began."""
-    trained = TrainedFactors(start(host), host)
+    trained = TrainedFactors(start(host), host, copies=True)
     begun, anchor = trained.snapshot(), Anchor(trained, strength)
     trained.values.add_(0.1 * torch.randn(trained.values.shape, generator=torch.Generator().manual_seed(3)))
     return trained, anchor, begun
@@ -172,7 +203,7 @@ def test_there_is_no_pull_at_the_start_or_without_a_weight() -> None:
     host = Host({})
     trained, anchor, _ = anchored(host, 0.0)
     assert anchor.pull().item() == 0.0 and not trained.gradients.any()
-    unmoved = TrainedFactors(start(host), host)
+    unmoved = TrainedFactors(start(host), host, copies=True)
     assert Anchor(unmoved, 0.3).pull().item() == pytest.approx(0, abs=1e-6)
     assert float(unmoved.gradients.abs().max()) < 1e-6
 
@@ -193,7 +224,7 @@ def asked_between_passes(layers: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """What becomes of the gradients of a step in half precision."""
     monkeypatch.setattr(f"{__name__}.MODULES", {f"layer {k}": (7, 5) for k in range(layers)})
     host = Host({f"layer {k}": torch.float16 for k in range(layers)})
-    trained = TrainedFactors(start(host), host)
+    trained = TrainedFactors(start(host), host, copies=True)
     anchor, scale = Anchor(trained, 0.3), LossScale(enabled=True)
     optimizer = Muon([tensor for stack in trained.stacks for tensor in (stack.up, stack.down)], lr=0.1)
     with Counting() as counting:
@@ -201,7 +232,7 @@ def asked_between_passes(layers: int, monkeypatch: pytest.MonkeyPatch) -> int:
         anchor.pull()
         assert scale.settle(trained.gradients)
         optimizer.step()
-        trained.changed()
+        trained.refresh()
         trained.clear()
     return counting.asked
 

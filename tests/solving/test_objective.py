@@ -99,6 +99,15 @@ def test_of_many_rivals_the_nearest_are_looked_at_and_no_other_would_matter() ->
     quadratic = slow_objective(basis @ point, problem, basis @ start, QUADRATIC)
     assert float(every) > float(quadratic) * (1 + 1e-2), "control: the hinge acts"
 
+    # rows without an effect say nothing of who is near, whatever order rivals are named in
+    empty = torch.cat([torch.zeros(3, 30, dtype=torch.float64), torch.ones(37, 30, dtype=torch.float64)])
+    silent = replace(problem, recordings=tuple(replace(r, inputs=r.inputs[:40] * empty) for r in problem.recordings))
+    turned = with_rivals(silent, lambda recording: recording.rivals[::-1])
+    values = [float(objective_of(own, HINGED)[0](point)[0]) for own in (silent, turned)]
+    assert values[0] == pytest.approx(values[1], rel=CLOSE)
+    every = slow_objective(basis @ point, silent, basis @ objective_of(silent, HINGED)[2], HINGED)
+    assert values[0] == pytest.approx(float(every), rel=1e-3)
+
     def farthest(recording: Recording) -> list[tuple[int, ...]]:
         own = dense_target(problem, recording.active)
         return sorted(recording.rivals, key=lambda rival: float((dense_target(problem, rival) - own).norm()))[3:]
