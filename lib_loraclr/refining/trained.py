@@ -93,7 +93,8 @@ class TrainedFactors:
         even = {key: balanced_in_fp32(factors) for key, factors in start.items()}
         by_precision = _shapes(even, host, copies=needs_copies(host) if copies is None else copies)
         shapes = [shape for own in by_precision.values() for shape in own]
-        self.values = torch.empty(sum(f.up.numel() + f.down.numel() for f in even.values()), device=host.device)
+        numbers = sum(f.up.numel() + f.down.numel() for f in even.values())
+        self.values = torch.empty(numbers, dtype=torch.float32, device=host.device)
         self.gradients = torch.zeros_like(self.values)
         self.stacks = _stacks(self.values, shapes)
         for stack, own in zip(self.stacks, _stacks(self.gradients, shapes), strict=True):
