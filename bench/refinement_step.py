@@ -105,13 +105,13 @@ def _measure(device: str, small: bool, rank: int, side: int, samples: int, way: 
             if device == "cuda":
                 torch.cuda.synchronize()
             taken.append(clock() - begun)
-        with _Counting() as counting:
+        with Counting() as counting:
             step()
     taken = round(statistics.median(taken), 3)
     return {"seconds": taken, "mb": round(peak[0]), "operations": counting.asked, "loss": loss}
 
 
-class _Counting(TorchDispatchMode):
+class Counting(TorchDispatchMode):
     """How often torch is asked for something that is to be computed."""
 
     def __init__(self) -> None:
