@@ -93,6 +93,10 @@ class PathPlan:
         starts = range(0, len(along) - every + 1, every) if every else ()
         return {drawn.choice(along[start : start + every]) for start in starts}
 
+    def beside(self, number: int, rounds: Sequence[dict[int, int]]) -> dict[int, int]:
+        """Who stands beside whom in a slot: along each path every round in its turn, whatever the number of paths."""
+        return rounds[sum(divmod(number, max(1, self.paths))) % len(rounds)]
+
     def _random(self, what: str) -> random.Random:
         return random.Random(f"{self.seed} {self.part.value} {what}")
 
@@ -107,7 +111,7 @@ class PathPlan:
         measured = (
             0 if teacher.concept is None else len(called) if own.effects is None else min(own.effects, len(called))
         )
-        partners = [teacher.concept in rounds[place % len(rounds)] for place in called]
+        partners = [teacher.concept in self.beside(place, rounds) for place in called]
         beside = sum(partners) if own.partners and teacher.in_scenes else 0
         return own.paths * 2 * own.steps + asked + measured + beside
 
@@ -132,7 +136,7 @@ def draw_slots(plan: PathPlan, phrases: Phrases, subjects: Sequence[int]) -> lis
     for number in range(plan.points):
         path = number % plan.paths if number in followed else None
         phrase = phrases.draw() if path is None else paths[path]
-        partner = rounds[number % len(rounds)]
+        partner = plan.beside(number, rounds)
         slots.append(Slot(number, plan.part, phrase, partner, path, number in negative))
     return slots
 

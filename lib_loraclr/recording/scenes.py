@@ -8,6 +8,7 @@ says in which direction the merge must not go.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,8 @@ def make_scenes(examples: Sequence[Examples], *, windows: int) -> list[Scene]:
     """Every scene of so many subjects that the recordings hold.
 
     Two stand beside each other where they are partners in their slot, in both orders, so that their number grows with the number
-    of concepts and not with that of pairs. Of three, the third is the partners' neighbour in the order of the concepts.
+    of concepts and not with that of pairs. Of three, the third and its place are drawn by lot for each row: by any rule that goes
+    with the slot's number they would go with who the partners are, and most orders would never be seen.
     """
     called = {own.teacher.concept: own for own in examples if own.teacher.in_scenes}
     if len(called) < windows:
@@ -81,12 +83,11 @@ def make_scenes(examples: Sequence[Examples], *, windows: int) -> list[Scene]:
     order = sorted(called)
     scenes = []
     for slot in called[order[0]].slots:
+        drawn = random.Random(f"{slot.part.value} {slot.number} scenes")
         for a, b in slot.partner.items():
             row = [a, b]
             if windows == 3:
-                third = next(c for c in _after(order, max(a, b)) if c not in row)
-                # now at one end, now in the middle
-                row.insert(slot.number % 3, third)
+                row.insert(drawn.randrange(3), drawn.choice([c for c in order if c not in row]))
             if all(slot.number in places[concept] for concept in row):
                 scenes.append(Scene(tuple((called[concept], places[concept][slot.number]) for concept in row)))
     return scenes
@@ -95,9 +96,3 @@ def make_scenes(examples: Sequence[Examples], *, windows: int) -> list[Scene]:
 def count_pairs(points: int, subjects: int) -> int:
     """How many scenes of two `make_scenes` makes: at each point, of an odd number one has no partner."""
     return points * (subjects - subjects % 2) if subjects > 1 else 0
-
-
-def _after(order: Sequence[int], concept: int) -> list[int]:
-    """The concepts in their order, from the one after `concept` on."""
-    at = order.index(concept) + 1
-    return [*order[at:], *order[:at]]

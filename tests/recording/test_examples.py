@@ -193,8 +193,8 @@ def test_partners_meet_as_in_a_tournament(count: int) -> None:
     subjects = [3 * k + 1 for k in range(count)]
     rounds = count - 1 if count % 2 == 0 else count
     slots = draw(PathPlan(Part.LEARN, 0, paths=rounds, steps=2), subjects)
-    first, again = ([slot.partner for slot in slots[start : start + rounds]] for start in (0, rounds))
-    assert first == again, "round after round, and then from the first again"
+    first, second = ([slot.partner for slot in slots[start : start + rounds]] for start in (0, rounds))
+    assert second == [*first[1:], first[0]], "round after round, along a path too"
     met = Counter()
     for partner in first:
         assert all(partner[other] == one != other for one, other in partner.items()), "mutual"
@@ -204,6 +204,16 @@ def test_partners_meet_as_in_a_tournament(count: int) -> None:
     if count % 2:
         waiting = [set(subjects) - set(partner) for partner in first]
         assert Counter(one for (one,) in waiting) == dict.fromkeys(subjects, 1), "each waits once"
+
+
+@pytest.mark.parametrize("paths", [1, 3, 6, 32])
+@pytest.mark.parametrize("count", [3, 4, 9])
+def test_along_every_path_all_meet_all_whatever_the_number_of_paths(count: int, paths: int) -> None:
+    rounds = count - 1 if count % 2 == 0 else count
+    slots = draw(PathPlan(Part.LEARN, 0, paths=paths, steps=rounds), range(count))
+    for path in range(paths):
+        met = [slot.partner for slot in slots[path::paths]]
+        assert all(partner not in met[:k] for k, partner in enumerate(met)), "none twice while another has not met"
 
 
 @pytest.mark.parametrize("subjects", [[], [4]])

@@ -144,6 +144,18 @@ def test_of_three_windows_two_are_partners_and_the_third_is_someone_else(count: 
     assert set(thirds) == set(range(count))
 
 
+@pytest.mark.parametrize("count", [3, 4, 7])
+def test_three_stand_in_every_order_as_often(count: int) -> None:
+    """Whoever stands beside whom in which slot: of 3 and 4 subjects there are three rounds of meetings, of 7 seven."""
+    found = Counter(scene.subjects for scene in make_scenes(numbered(count, points=600), windows=3))
+    orders = list(itertools.permutations(range(count), 3))
+    assert set(found) == set(orders)
+    expected = found.total() / len(orders)
+    apart = sum((number - expected) ** 2 / expected for number in found.values())
+    degrees = len(orders) - 1
+    assert apart < degrees + 4 * (2 * degrees) ** 0.5, "chi squared of throws of a fair die"
+
+
 def test_columns_stand_side_by_side_in_the_order_of_the_windows() -> None:
     for scene in make_scenes(numbered(3), windows=3):
         number = scene.points[0][1]
