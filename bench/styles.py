@@ -5,12 +5,16 @@
 A picture shows the style where the judge's embedding of it is nearer to the mean of pictures that subject and style make
 together, each from its own LoRA, than to the mean of those of the subject alone, in the same words and on other seeds. The row
 "both LoRAs" is what the merge is to keep, "the subject alone" the control.
+
+The judge knows its prototypes by their colours too, which a style may take away. So identity is told twice: by the prototypes,
+of 48, and *within the style*, by whose look a picture is nearest to: the demo's subjects, as their own LoRAs and the style's draw
+them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +25,14 @@ from bench.clock import Clock
 from bench.judge import DEMO, Judge, to_tensor
 from bench.protocol import BACKGROUNDS, GUIDANCE, SEED, SIDE, STEPS
 from bench.tables import markdown, share
-from bench.world import demo_entries, demo_host
+from bench.world import demo_entries, demo_host, demo_names, sprite_of
 from lib_loraclr.merge import merge_loras
 from lib_loraclr.model import Deltas, Host, together
 from lib_loraclr.recording import load_inputs, sample
 from lib_loraclr.request import Concept, MergeRequest, RecordingOptions
+
+#: pictures of each subject, with the style and without, that others are held against
+REFERENCES = 16
 
 
 @dataclass(frozen=True)
@@ -65,22 +72,39 @@ def shown(pictures: Tensor, styled: Tensor, plain: Tensor) -> list[float]:
     return (pictures @ means[0] > pictures @ means[1]).float().tolist()
 
 
+def nearest(pictures: Tensor, looks: Mapping[str, Tensor]) -> list[str]:
+    """Per picture, whose look has the nearest mean.
+
+    Args:
+        pictures: embeddings, `[n, d]`
+        looks: embeddings of each one's pictures, `[m, d]`
+    """
+    names = sorted(looks)
+    means = torch.stack([torch.nn.functional.normalize(looks[name].mean(0), dim=0) for name in names])
+    return [names[place] for place in (pictures @ means.mT).argmax(1).tolist()]
+
+
 class Bench:
     """One style on the subjects: the LoRAs, and what their pictures look like with and without it."""
 
     def __init__(self, host: Host, judge: Judge, arguments: argparse.Namespace, style: str) -> None:
         self._host, self._judge, self._names, self._count = host, judge, arguments.subjects, arguments.pictures
-        self._entries = entries = demo_entries()
-        self._words = {name: f"{entries[name]['trigger']} {entries[name]['class']}" for name in self._names}
+        entries = demo_entries()
         self.called = entries[style]["trigger"] or ""
-        self._concepts = tuple(
-            Concept(str(DEMO / "loras" / f"{name}.safetensors"), trigger=self._words.get(name, self.called), kind=kind)
-            for name, kind in (*((name, "subject") for name in self._names), (style, "style"))
-        )
-        *subjects, styling = load_inputs(self._concepts, host)
-        self._alone = [given.deltas for given in subjects]
-        self._both = [together([given.deltas, styling.deltas]) for given in subjects]
-        self._references: list[tuple[Tensor, Tensor]] = []
+        # those that are not merged too: whom a picture could be taken for
+        known = [*self._names, *(name for name in demo_names(len(entries)) if name not in self._names)]
+        self._sprites = {name: sprite_of(entries[name]) for name in known}
+        words = {name: sprite.words for name, sprite in self._sprites.items()} | {style: self.called}
+        concepts = {
+            name: Concept(str(DEMO / "loras" / f"{name}.safetensors"), trigger=words[name], kind=entries[name]["kind"])
+            for name in (*known, style)
+        }
+        self._concepts = tuple(concepts[name] for name in (*self._names, style))
+        *subjects, styling = load_inputs(tuple(concepts.values()), host)
+        self._alone = {name: given.deltas for name, given in zip(known, subjects, strict=True)}
+        self._both = {name: together([given, styling.deltas]) for name, given in self._alone.items()}
+        self._looks: dict[str, Tensor] = {}
+        self._plain: dict[str, Tensor] = {}
 
     def loras(self) -> dict:
         """The row that a merge is to keep."""
@@ -98,44 +122,49 @@ class Bench:
             MergeRequest(self._concepts, options={"effort": effort}, recording=recording), self._host, clock
         )
         clock.finish()
-        models = [merge.factors] * len(self._names)
+        models = dict.fromkeys(self._names, merge.factors)
         found = self._told(models, self.called) | {"seconds": clock.total().processor}
         return found | ({"not called": self._told(models, "")} if self.called else {})
 
-    def _told(self, models: Sequence[Deltas], style: str) -> dict:
-        seen, right = [], []
-        for model, name, references in zip(models, self._names, self._known(), strict=True):
-            drawn = self._draw(model, name, style, SEED)
-            seen += shown(drawn.embeddings, *references)
+    def _told(self, models: Mapping[str, Deltas], style: str) -> dict:
+        self._draw_references()
+        seen, right, within = [], [], []
+        for name in self._names:
+            drawn = self._draw(models[name], name, style, range(SEED, SEED + self._count))
+            seen += shown(drawn.embeddings, self._looks[name], self._plain[name])
             right += drawn.right
-        return {"style": [int(sum(seen)), len(seen)], "identity": [int(sum(right)), len(right)]}
+            within += [one == name for one in nearest(drawn.embeddings, self._looks)]
+        shares = {"style": seen, "identity": right, "identity within the style": within}
+        return {what: [int(sum(own)), len(own)] for what, own in shares.items()}
 
-    def _known(self) -> list[tuple[Tensor, Tensor]]:
-        """Per subject, embeddings of pictures with the style and without it, on seeds that are not judged."""
-        if not self._references:
-            for name, both, alone in zip(self._names, self._both, self._alone, strict=True):
-                first = self._draw(both, name, self.called, SEED + 1000).embeddings
-                self._references.append((first, self._draw(alone, name, "", SEED + 1000).embeddings))
-        return self._references
+    def _draw_references(self) -> None:
+        """What all look like with the style, and those that are merged without it, on seeds that are not judged."""
+        seeds = range(SEED + 1000, SEED + 1000 + REFERENCES)
+        for name in self._sprites if not self._looks else ():
+            self._looks[name] = self._draw(self._both[name], name, self.called, seeds).embeddings
+        for name in self._names if not self._plain else ():
+            self._plain[name] = self._draw(self._alone[name], name, "", seeds).embeddings
 
-    def _draw(self, deltas: Deltas, name: str, style: str, first: int) -> Drawn:
-        seeds = range(first, first + self._count)
-        return draw(self._host, self._judge, deltas, self._entries[name]["name"], self._words[name], style, seeds)
+    def _draw(self, deltas: Deltas, name: str, style: str, seeds: range) -> Drawn:
+        sprite = self._sprites[name]
+        return draw(self._host, self._judge, deltas, sprite.name, sprite.words, style, seeds)
+
+
+#: what a cell tells of pictures, in the order of the columns
+COLUMNS = ("style", "identity", "identity within the style")
 
 
 def publish(cells: Cells) -> None:
     rows = []
     for path in cells:
-        found = cells.known(path)
+        found, name = cells.known(path), path.replace("/", ": ")
         seconds = f"{found['seconds']:.0f}" if "seconds" in found else ""
-        rows.append([path.replace("/", ": "), share([found["style"]]), share([found["identity"]]), seconds])
+        rows.append([name, *(share([found[column]]) for column in COLUMNS), seconds])
         if "not called" in found:
             own = found["not called"]
-            rows.append(
-                [f"{path.replace('/', ': ')}, style not called", share([own["style"]]), share([own["identity"]]), ""]
-            )
+            rows.append([f"{name}, style not called", *(share([own[column]]) for column in COLUMNS), ""])
     title = f"# Styles\n\n{__doc__.splitlines()[0]} By `python dev.py bench styles`; 95 % intervals.\n\n"
-    cells.publish(title + markdown(("", "style shown", "identity", "seconds"), rows))
+    cells.publish(title + markdown(("", "style shown", *COLUMNS[1:], "seconds"), rows))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -92,9 +92,16 @@ def test_a_style_is_seen_where_pictures_are_nearer_to_the_styled_ones() -> None:
     assert styles.shown(torch.tensor([[0.9, 0.2], [0.1, 0.9]]), styled, plain) == [1.0, 0.0]
 
 
+def test_within_a_style_a_subject_is_whose_look_is_nearest() -> None:
+    looks = {"penguin": torch.tensor([[0.0, 2.0], [0.2, 2.0]]), "fox": torch.tensor([[1.0, 0.1], [1.0, -0.1]])}
+    assert styles.nearest(torch.tensor([[0.9, 0.2], [0.1, 0.9]]), looks) == ["fox", "penguin"]
+    # by direction, as the judge's embeddings are: a look of few pictures that agree is no nearer than one that is longer
+    assert styles.nearest(torch.tensor([[0.7, 0.72]]), looks) == ["penguin"]
+
+
 def test_styles_have_a_row_for_where_they_are_not_called(tmp_path: Path) -> None:
     cells = Cells("styles", tmp_path)
-    told = {"style": [3, 4], "identity": [4, 4]}
+    told = {"style": [3, 4], "identity": [4, 4], "identity within the style": [2, 4]}
     cells.measured("style-clay/both LoRAs", {}, lambda: told)
     cells.measured(
         "style-clay/LoRACLR fast", {}, lambda: {**told, "seconds": 80.0, "not called": {**told, "style": [0, 4]}}
@@ -107,3 +114,5 @@ def test_styles_have_a_row_for_where_they_are_not_called(tmp_path: Path) -> None
         "| style-clay: both LoRAs",
     ]
     assert any("0.00" in line and "not called" in line for line in lines)
+    (both,) = [line.split(" | ") for line in lines if "both LoRAs" in line]
+    assert [cell.split()[0] for cell in both[1:4]] == ["0.75", "1.00", "0.50"]
