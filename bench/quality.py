@@ -32,10 +32,12 @@ from bench.world import Sprite, demo_host, demo_names, demo_request
 from lib_loraclr.model import Host
 from lib_loraclr.progress import Stage
 
-#: set of LoRAs -> their names: the first so many of the demo's, and two of one class
+#: set of LoRAs -> their names: the first so many of the demo's, two of one class, and four besides the first four: what holds of
+#: those alone would be tuned to them
 SETS: dict[str, tuple[str, ...]] = {
     **{f"n{number}": tuple(demo_names(number)) for number in (2, 4, 8, 12)},
     "alike": ("pizza", "hamburger"),
+    "others": ("guitar", "octopus", "rocket", "cactus"),
 }
 DEFAULT_SETS, ALL_SETS = ("n2", "n4"), tuple(SETS)
 FULL = Sizes(one=32, unseen=16, two=64, regions=64, three=48)

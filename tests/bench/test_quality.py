@@ -78,6 +78,7 @@ def test_every_row_is_a_method_with_options_that_it_takes() -> None:
     assert {len(names) for name, names in quality.SETS.items() if name.startswith("n")} == {2, 4, 8, 12}
     entries = demo_entries()
     assert len({entries[name]["class"] for name in quality.SETS["alike"]}) == 1
+    assert len({*quality.SETS["n4"], *quality.SETS["others"]}) == 8
 
 
 @pytest.fixture(scope="module")
