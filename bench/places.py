@@ -19,7 +19,7 @@ from PIL import Image
 
 from bench.cells import Cells
 from bench.judge import Judge
-from bench.protocol import BACKGROUNDS, GUIDANCE, SEED, SIDE, STEPS, listed, told
+from bench.protocol import BACKGROUNDS, GUIDANCE, SEED, SHARES, SIDE, STEPS, listed, told
 from bench.tables import markdown, share
 from bench.world import Sprite, demo_request
 
@@ -59,7 +59,7 @@ def draw(webui: str, arm: str, text: str, seed: int) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(encoded)))
 
 
-def judged(arguments: argparse.Namespace, arm: str, judge: Judge, sprites: Sequence[Sprite]) -> dict[str, list[int]]:
+def judged(arguments: argparse.Namespace, arm: str, judge: Judge, sprites: Sequence[Sprite]) -> dict[str, list]:
     """One cell: every order in turn, on the same seeds and backgrounds in each arm."""
     orders = list(permutations(sprites, 2))
     chosen, seen = [], []
@@ -86,6 +86,6 @@ def main(arguments: argparse.Namespace) -> None:
         figures = cells.measured(
             f"{arguments.merged}/{arm.replace(' ', '-')}", asked, lambda arm=arm: judged(arguments, arm, judge, sprites)
         )
-        rows.append([arm, *(share([figures[name]]) for name in figures)])
+        rows.append([arm, *(share([figures[name]]) for name in SHARES)])
     title = f"# Places\n\n{__doc__.splitlines()[0]} By `python dev.py bench places`; 95 % intervals.\n\n"
-    print(cells.publish(title + markdown(("", *figures), rows)).read_text("utf-8"))
+    print(cells.publish(title + markdown(("", *SHARES), rows)).read_text("utf-8"))

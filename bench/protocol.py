@@ -6,6 +6,7 @@ there twice, or anything else.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
@@ -132,13 +133,13 @@ class Jury:
         right, _ = self._judge.identity(self._drawn(prompts, [(sprite,)] * len(prompts)), sprite.name)
         return [int(right.sum()), len(prompts)]
 
-    def together(self, width: int) -> dict[str, list[int]]:
+    def together(self, width: int) -> dict[str, list]:
         """Pictures of two or three concepts side by side, asked for in one prompt; every order in turn."""
         chosen = self._orders(width, self._sizes.two if width == 2 else self._sizes.three)
         prompts = [f"{listed(row)} on a {self._background(k)} background" for k, row in enumerate(chosen)]
         return told(chosen, [self._parts(picture, width) for picture in self._drawn(prompts, chosen)])
 
-    def regions(self) -> dict[str, list[int]]:
+    def regions(self) -> dict[str, list]:
         """Two concepts, each half of the picture with a prompt of its own: the collage that teaches scenes, by one model."""
         chosen = self._orders(2, self._sizes.regions)
         prompts = [
@@ -170,8 +171,15 @@ class Jury:
         return tuple(self._judge.nearest([picture.crop((SIDE * k, 0, SIDE * (k + 1), SIDE)) for k in range(width)]))
 
 
-def told(named: Sequence[Sequence[Sprite]], seen: Sequence[Sequence[str]]) -> dict[str, list[int]]:
-    """Of pictures with several concepts: how many parts are right, and what became of each picture.
+#: what becomes of a picture with several concepts, as `kind` tells it
+KINDS = ("right", "swapped", "twice", "neither")
+#: what `told` counts, as successes of how many
+SHARES = ("parts", *KINDS)
+
+
+def told(named: Sequence[Sequence[Sprite]], seen: Sequence[Sequence[str]]) -> dict[str, list]:
+    """Of pictures with several concepts: how many parts are right, what became of each picture, and for each part (a row, left
+    to right) how often it is the concept named first, second, …, and none of them.
 
     Args:
         named: per picture, the concepts of its prompt, left to right
@@ -180,8 +188,13 @@ def told(named: Sequence[Sequence[Sprite]], seen: Sequence[Sequence[str]]) -> di
     pairs = [(tuple(sprite.name for sprite in row), tuple(parts)) for row, parts in zip(named, seen, strict=True)]
     parts = [a == b for names, found in pairs for a, b in zip(names, found, strict=True)]
     kinds = [kind(names, found) for names, found in pairs]
-    shares = {name: [kinds.count(name), len(kinds)] for name in ("right", "swapped", "twice", "neither")}
-    return {"parts": [sum(parts), len(parts)], **shares}
+    shares = {name: [kinds.count(name), len(kinds)] for name in KINDS}
+    width = max(map(len, named), default=0)
+    places = [
+        Counter(names.index(found[k]) if found[k] in names else width for names, found in pairs) for k in range(width)
+    ]
+    who = [[counts[place] for place in range(width + 1)] for counts in places]
+    return {"parts": [sum(parts), len(parts)], **shares, "who": who}
 
 
 def kind(named: tuple[str, ...], seen: tuple[str, ...]) -> str:

@@ -35,7 +35,8 @@ def test_no_pictures_are_none_of_how_many(host: Host) -> None:
     figures = judged(Jury(host, Judge(), [FOX, PENGUIN], sizes), [torch.empty(0, 192)] * 2)
     assert figures["identity"] == figures["unseen"] == figures["background"] == [0, 0]
     assert figures["weakest"] is None and figures["cosine"] is None and "alignment" not in figures
-    assert all(count == [0, 0] for name in ("two", "three", "regions") for count in figures[name].values())
+    nothing = {"parts": [0, 0], "right": [0, 0], "swapped": [0, 0], "twice": [0, 0], "neither": [0, 0], "who": []}
+    assert all(figures[name] == nothing for name in ("two", "three", "regions"))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,9 @@ def test_a_picture_with_two_is_told_in_one_of_four_words(seen: tuple[str, str], 
 def test_parts_and_pictures_are_counted() -> None:
     found = told(
         [(FOX, PENGUIN), (PENGUIN, FOX), (FOX, PIZZA)], [("fox face", "penguin"), ("fox face",) * 2, ("x", "pizza")]
+    )
+    assert found.pop("who") == [[1, 1, 1], [0, 3, 0]], (
+        "on the left the first, the second, nobody; on the right the second"
     )
     assert found == {"parts": [4, 6], "right": [1, 3], "swapped": [0, 3], "twice": [1, 3], "neither": [1, 3]}
     assert told([], [])["right"] == [0, 0]
