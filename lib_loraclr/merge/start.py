@@ -94,7 +94,7 @@ class Start:
 
         Args:
             whole: that of a merge from nothing
-            labels: of all concepts of the merge
+            labels: of all concepts of the merge, in the order of their numbers
 
         Raises:
             LoraclrError: there is none, by the method or its effort
@@ -104,9 +104,10 @@ class Start:
                 "A finished merge can only be gone on from with a refinement, which this method and effort do without: choose "
                 "contrastive with effort fast, balanced or thorough."
             )
-        new = sum(label not in self.labels for label in labels)
-        least = FOR_EACH_NEW * new * whole.steps / len(labels)
-        return replace(whole, steps=self.steps or math.ceil(min(whole.steps, max(MORE * whole.steps, least))))
+        new = frozenset(number for number, label in enumerate(labels) if label not in self.labels)
+        least = FOR_EACH_NEW * len(new) * whole.steps / len(labels)
+        steps = self.steps or math.ceil(min(whole.steps, max(MORE * whole.steps, least)))
+        return replace(whole, steps=steps, new=new)
 
 
 def start_from(paths: Sequence[Path], host: Host, steps: int = 0) -> Start:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch import Tensor
 from ..recording import Examples, Scene, make_scenes
 from ..solving import RefinementOptions
 from .scales import NoiseLevels, scales
+
+T = TypeVar("T")
 
 #: how much an error in a scene counts, beside one on a single concept
 SCENE_WEIGHT = 0.5
@@ -82,25 +86,36 @@ def spread_levels(t: Tensor, generator: torch.Generator) -> list[int]:
     return place.argsort().tolist()
 
 
+def _every_second(items: Sequence[T], chosen: Callable[[T], bool]) -> list[T]:
+    """Turns in which the chosen ones have every second, and all others as many; the items as they are where that would be none,
+    or not more than they have."""
+    some, others = [item for item in items if chosen(item)], [item for item in items if not chosen(item)]
+    if not 0 < len(some) < len(others):
+        return list(items)
+    return [item for pair in zip(others * len(some), cycle(some)) for item in pair]
+
+
 class _Turns:
     """Draws points of examples: concepts in turn, teachers of a concept in turn, points of a teacher without replacement.
 
     In turn by concepts and not by teachers: a style teaches on every subject, and would have most of the draws.
     """
 
-    def __init__(self, examples: Sequence[Examples], generator: torch.Generator) -> None:
+    def __init__(self, examples: Sequence[Examples], generator: torch.Generator, new: Collection[int]) -> None:
+        """
+        Args:
+            new: concepts that have every second turn, where those are more than without it
+        """
         groups: dict[int | None, list[Examples]] = {}
         for own in examples:
             groups.setdefault(own.teacher.concept, []).append(own)
-        self._groups, self._generator = list(groups.values()), generator
+        self._turns = cycle(_every_second([*groups], lambda concept: concept in new))
+        self._generator = generator
         self._queues: dict[str, list[int]] = {}
-        self._turn = 0
+        self._teachers = {concept: cycle(own) for concept, own in groups.items()}
 
     def next(self) -> tuple[Examples, int]:
-        turn, place = divmod(self._turn, len(self._groups))
-        self._turn += 1
-        group = self._groups[place]
-        own = group[turn % len(group)]
+        own = next(self._teachers[next(self._turns)])
         queue = self._queues.setdefault(own.teacher.name, [])
         if not queue:
             queue += spread_levels(own.t, self._generator)
@@ -120,15 +135,31 @@ class _Shuffled:
         return self.scenes[self._queue.pop()]
 
 
+class _Scenes:
+    """Draws scenes of one width: those with a new concept in every second turn, where there are both."""
+
+    def __init__(self, scenes: Sequence[Scene], generator: torch.Generator, new: Collection[int]) -> None:
+        self.scenes = scenes
+        added = [scene for scene in scenes if not set(new).isdisjoint(scene.subjects)]
+        known = [scene for scene in scenes if set(new).isdisjoint(scene.subjects)]
+        parts = (added, known) if 0 < len(added) < len(known) else (scenes,)
+        self._turns = cycle([_Shuffled(part, generator) for part in parts])
+
+    def next(self) -> Scene:
+        return next(self._turns).next()
+
+
 class Sampler:
     """Draws what each step compares."""
 
     def __init__(self, examples: Sequence[Examples], options: RefinementOptions, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._options, self._singles = options, _Turns(examples, generator)
+        self._options, self._singles = options, _Turns(examples, generator, options.new)
         widths = (2, 3) if options.scene_rows else ()
-        self._scenes = {n: _Shuffled(scenes, generator) for n in widths if (scenes := make_scenes(examples, windows=n))}
-        self._own: dict[int, _Shuffled] = {}
+        self._scenes = {
+            n: _Scenes(scenes, generator, options.new) for n in widths if (scenes := make_scenes(examples, windows=n))
+        }
+        self._own: dict[int, _Scenes] = {}
         self._coming: list[tuple[int, Mapping[int, Sequence[Scene]]]] = []
         self._own_generator = torch.Generator().manual_seed(seed + 1)
         self._scales, self._level = scales(examples), NoiseLevels.fit(examples)
@@ -154,7 +185,9 @@ class Sampler:
         self._step += 1
         while self._coming and self._coming[0][0] < self._step:
             _, scenes = self._coming.pop(0)
-            self._own = {windows: _Shuffled(own, self._own_generator) for windows, own in scenes.items()}
+            self._own = {
+                windows: _Scenes(own, self._own_generator, self._options.new) for windows, own in scenes.items()
+            }
         batches = [self.singles(self._options.batch_size)]
         if self._scenes:
             wide = 3 if 3 in self._scenes and self._step % TRIPLE_EVERY == 0 else min(self._scenes)

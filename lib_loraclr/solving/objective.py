@@ -52,6 +52,7 @@ class RefinementOptions:
         scene_rows: predictions of scenes, likewise; 0 for none
         learning_rate: Muon's, at its highest
         rollouts: pictures of two that the merge draws itself, for each concept; 0 for none
+        new: the numbers of the concepts that are added to a finished merge, and have most to learn; none where all are
     """
 
     terms: Terms
@@ -60,6 +61,7 @@ class RefinementOptions:
     scene_rows: int
     learning_rate: float
     rollouts: int = 0
+    new: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

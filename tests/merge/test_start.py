@@ -238,6 +238,13 @@ def test_steps_are_a_third_and_grow_with_what_is_new() -> None:
     assert steps("abc", asked=7) == 7
 
 
+def test_what_is_new_is_told_by_its_number() -> None:
+    whole = RefinementOptions(Terms(), 120, 6, 6, 0.01)
+    start = Start((Finished({}, frozenset("ac")), Finished({}, frozenset("d"))))
+    assert start.refinement(whole, "acdb").new == {3} and start.refinement(whole, "acdbe").new == {3, 4}
+    assert whole.new == start.refinement(whole, "acd").new == frozenset(), "where all are, none has more to learn"
+
+
 def test_a_layer_that_the_finished_merge_leaves_alone_does_nothing() -> None:
     merge = Finished({"one": Factors(torch.ones(2, 1).half(), torch.ones(1, 3).half())}, frozenset())
     layers = as_layers(merge, {"one": (2, 3), "two": (4, 5)})

@@ -76,7 +76,7 @@ def origin(batch: Batch, row: int) -> tuple[int, int]:
 
 
 def test_every_point_is_drawn_once_before_any_is_drawn_again() -> None:
-    turns = _Turns([numbered(3, "a", 0), numbered(5, "b", 1)], torch.Generator().manual_seed(0))
+    turns = _Turns([numbered(3, "a", 0), numbered(5, "b", 1)], torch.Generator().manual_seed(0), ())
     drawn = [turns.next() for _ in range(30)]
     for name, count in (("a", 3), ("b", 5)):
         order = [k for own, k in drawn if own.teacher.name == name]
@@ -111,13 +111,44 @@ def test_concepts_have_equal_turns_however_many_teachers_they_have() -> None:
         numbered(4, "clay", 4, style="clay")
     ]
     examples.append(numbered(4, "plain", None))
-    turns = _Turns(examples, torch.Generator().manual_seed(0))
+    turns = _Turns(examples, torch.Generator().manual_seed(0), ())
     drawn = Counter((own.teacher.concept, own.teacher.name) for own, _ in (turns.next() for _ in range(300)))
     concepts = Counter()
     for (concept, _), count in drawn.items():
         concepts[concept] += count
     assert concepts == dict.fromkeys([0, 1, 2, 3, 4, None], 50)
     assert {count for (concept, _), count in drawn.items() if concept == 4} == {10}, "and its teachers in turn"
+
+
+@pytest.mark.parametrize(
+    "new, turns",
+    [
+        ((), {0: 1, 1: 1, 2: 1, 3: 1, None: 1}),
+        ((3,), {0: 1, 1: 1, 2: 1, 3: 4, None: 1}),
+        ((2, 3), {0: 2, 1: 2, 2: 3, 3: 3, None: 2}),
+        ((1, 2, 3), {0: 1, 1: 1, 2: 1, 3: 1, None: 1}),
+    ],
+    ids=["none is new", "one", "two of five", "most are: they have more turns than every second"],
+)
+def test_what_is_new_has_every_second_turn(new: Sequence[int], turns: dict[int | None, int]) -> None:
+    examples = [*(numbered(4, f"t{k}", k) for k in range(4)), numbered(4, "plain", None)]
+    drawn = _Turns(examples, torch.Generator().manual_seed(0), new)
+    found = Counter(drawn.next()[0].teacher.concept for _ in range(10 * sum(turns.values())))
+    assert found == {concept: 10 * count for concept, count in turns.items()}
+
+
+def test_every_second_scene_has_somebody_new() -> None:
+    """Of eight, each of which stands beside one other: of four rows in a scene's turn one would have the last."""
+    examples = subjects(8, points=12)
+
+    def with_last(new: frozenset[int]) -> float:
+        drawn = sampler(examples, new=new)
+        batches = [batch for _ in range(30) for batch in drawn.draw() if batch.windows == 2]
+        places = [{int(x[0, 0, 0]) // 1000, int(x[0, 0, -1]) // 1000} for batch in batches for x in batch.x]
+        return sum(7 in place for place in places) / len(places)
+
+    assert abs(with_last(frozenset()) - 0.25) < 0.05, "control: as often as the others"
+    assert with_last(frozenset([7])) == 0.5
 
 
 def test_a_batch_holds_prompts_and_negative_prompts_with_their_own_targets() -> None:
