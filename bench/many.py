@@ -132,8 +132,10 @@ def publish(cells: Cells) -> None:
     cells.publish(
         f"# Many concepts\n\n{__doc__.splitlines()[0]} By `python dev.py bench many`.\n\n{markdown(COLUMNS, rows)}"
     )
-    plot = line_plot("identity", Axis("concepts", logarithmic=True), Axis("share", bounds=(0.0, 1.0)), lines)
-    cells.publish(plot, "many-identity.svg")
+    lines = {way: points for way, points in lines.items() if len(points) > 1}
+    if lines:
+        plot = line_plot("identity", Axis("concepts", logarithmic=True), Axis("share", bounds=(0.0, 1.0)), lines)
+        cells.publish(plot, "many-identity.svg")
 
 
 def _row(name: str, found: Sequence[dict]) -> list[str]:
