@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from torch import Tensor
 from ..recording import Examples, Scene, make_scenes
 from ..solving import RefinementOptions
 from .scales import NoiseLevels, scales
-
-T = TypeVar("T")
 
 #: how much an error in a scene counts, beside one on a single concept
 SCENE_WEIGHT = 0.5
@@ -86,13 +83,12 @@ def spread_levels(t: Tensor, generator: torch.Generator) -> list[int]:
     return place.argsort().tolist()
 
 
-def _every_second(items: Sequence[T], chosen: Callable[[T], bool]) -> list[T]:
-    """Turns in which the chosen ones have every second, and all others as many; the items as they are where that would be none,
-    or not more than they have."""
-    some, others = [item for item in items if chosen(item)], [item for item in items if not chosen(item)]
-    if not 0 < len(some) < len(others):
-        return list(items)
-    return [item for pair in zip(others * len(some), cycle(some)) for item in pair]
+def _turns(concepts: Sequence[int | None], new: Collection[int]) -> list[int | None]:
+    """Concepts in turn; new ones in every second turn, where those are more than they have anyway."""
+    added, known = [own for own in concepts if own in new], [own for own in concepts if own not in new]
+    if not 0 < len(added) < len(known):
+        return list(concepts)
+    return [own for pair in zip(known * len(added), cycle(added)) for own in pair]
 
 
 class _Turns:
@@ -109,7 +105,7 @@ class _Turns:
         groups: dict[int | None, list[Examples]] = {}
         for own in examples:
             groups.setdefault(own.teacher.concept, []).append(own)
-        self._turns = cycle(_every_second([*groups], lambda concept: concept in new))
+        self._turns = cycle(_turns([*groups], new))
         self._generator = generator
         self._queues: dict[str, list[int]] = {}
         self._teachers = {concept: cycle(own) for concept, own in groups.items()}
