@@ -107,7 +107,7 @@ def figures(
         jury = Jury(host, judge, sprites, sizes, seed=request.seed)
         singles = [jury.one(own)[0] for own in sprites]
         found = single_figures(singles, [jury.unseen(own) for own in sprites])
-        found |= {"each": [own["identity"] for own in singles], "two": jury.together(2)}
+        found |= {"two": jury.together(2)}
     kept = [told.merged for told in merge.report.concepts]
     _, rank, largest = merge.report.rank
     size = {"rank": rank, "largest rank": largest, "bytes": file_size(merge)}

@@ -237,10 +237,12 @@ def judged(jury: Jury, references: Sequence[Tensor] | None) -> dict:
 
 
 def single_figures(singles: Sequence[dict], unseen: Sequence[Sequence[int]]) -> dict:
-    """Figures of pictures with one concept, all concepts together; `weakest` is the share of the one recognised least."""
+    """Figures of pictures with one concept, all concepts together; `weakest` is the share of the one recognised least, and `each`
+    what was recognised of each, in their order."""
     known = [own["cosine"] for own in singles if own["cosine"] is not None]
     return {
         "identity": added(own["identity"] for own in singles),
+        "each": [own["identity"] for own in singles],
         "weakest": min(
             (own["identity"][0] / own["identity"][1] for own in singles if own["identity"][1]), default=None
         ),
