@@ -13,7 +13,7 @@ input_rows         a bounded sample of what enters a layer; layer_inputs of what
 
 from .asking import example_prompts, phrases_of
 from .base_models import base_model_warnings
-from .examples import Examples, PathPlan, draw_slots, record_examples, spread
+from .examples import IN_NEGATIVE, Examples, PathPlan, draw_slots, record_examples, spread
 from .inputs import InputLora, bundled_embeddings, load_input, load_inputs, lost_embeddings
 from .layer_inputs import Attempt, Run, record_run, served_layers
 from .picture_size import with_size
@@ -29,6 +29,7 @@ __all__ = [
     "Attempt",
     "BATCH",
     "Examples",
+    "IN_NEGATIVE",
     "InputLora",
     "PathPlan",
     "Predictor",

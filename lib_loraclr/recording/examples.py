@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from .teachers import Slot, Teacher
 
 #: how often a point on a path is asked in the words of its path, and not in others
 FOLLOWED = 0.5
+#: how strongly a style without trigger words acts where the negative prompt is asked. Guidance makes stronger what is not there:
+#: a subject, but not a style that is there whole, which then loses wherever the two are at odds (docs/method.md)
+IN_NEGATIVE = 0.5
 #: noise of one teacher's paths is drawn by seeds from here on; those of the next begin so much later
 _SEEDS = 1000
 
@@ -74,10 +78,12 @@ class PathPlan:
         return [place for place in self.places(teacher) if place not in negative]
 
     def known(self, teacher: Teacher) -> set[int]:
-        """Those of them in which it is asked what its path was followed with: what it predicts is known from there."""
+        """Those of its places in which it is asked what its path was followed with, its prompt or the negative one: what it
+        predicts is known from there."""
         # a teacher's own texts are taken in turn, so that as many as possible are asked
         again = range(self.paths) if teacher.texts else self.followed()
-        return {*again} & {*self.called(teacher)}
+        on_paths = {place for place in self.negative() if place < self.paths * self.steps}
+        return {*again} & {*self.called(teacher)} | on_paths & {*self.places(teacher)}
 
     def followed(self) -> set[int]:
         """The slots that are asked as the path that leads there is followed: all first ones, and `FOLLOWED` of the others."""
@@ -220,9 +226,11 @@ def record_examples(
     teacher, own = teachers[number], plan.of(teachers[number])
     mine = [slots[place] for place in plan.places(teacher)]
     seed = own.seed + number * _SEEDS
-    x, t, target = _points(predictor, teacher, own, [slots[path] for path in range(own.paths)], seed)
+    x, t, target, negative = _points(predictor, teacher, own, [slots[path] for path in range(own.paths)], seed)
     known = plan.known(teacher)
-    new = [k for k, slot in enumerate(mine) if slot.negative or slot.number not in known]
+    new = [k for k, slot in enumerate(mine) if slot.number not in known]
+    subtracted = [k for k, slot in enumerate(mine) if slot.negative]
+    target[subtracted] = negative[subtracted]
     asked = _Asked(predictor.record, predictor, teacher, mine, x, t)
     target[new] = asked.target(new)
     effect = torch.full((len(t),), torch.nan)
@@ -246,10 +254,7 @@ def ask_examples(
         t: timesteps `[n]`
     """
 
-    def predict(active: Sequence[int], x: Tensor, t: Tensor, prompts: Sequence[str], note: str) -> Tensor:
-        return predictor.predict(active, x, t, prompts, note, units=0)
-
-    asked = _Asked(predict, predictor, teacher, slots, x, t)
+    asked = _Asked(partial(predictor.predict, units=0), predictor, teacher, slots, x, t)
     target, effect = asked.target(range(len(t))), torch.full((len(t),), torch.nan)
     return Examples(teacher, tuple(slots), asked.prompts, x, t, target, effect, *asked.partners(teachers))
 
@@ -264,7 +269,7 @@ class _Asked:
 
     def __init__(
         self,
-        predict: Callable[[Sequence[int], Tensor, Tensor, Sequence[str], str], Tensor],
+        predict: Callable[..., Tensor],
         predictor: Predictor,
         teacher: Teacher,
         slots: Sequence[Slot],
@@ -280,23 +285,32 @@ class _Asked:
         self.prompts = tuple(predictor.negative_prompt if slot.negative else teacher.prompt(slot) for slot in slots)
         self.called = [k for k, slot in enumerate(slots) if not slot.negative]
 
-    def by(self, active: Sequence[int], at: Sequence[int], prompts: Sequence[str] | None = None) -> Tensor:
+    def by(
+        self,
+        active: Sequence[int],
+        at: Sequence[int],
+        prompts: Sequence[str] | None = None,
+        *,
+        strength: float = 1.0,
+    ) -> Tensor:
         """What some concepts predict at some of the points, `[m, c, h, w]` fp16.
 
         Args:
             prompts: `m`; None: the points' own
+            strength: of the concepts
         """
         prompts = [self.prompts[k] for k in at] if prompts is None else prompts
-        return self._predict(active, self._x[at], self._t[at], prompts, self._teacher.name)
+        return self._predict(active, self._x[at], self._t[at], prompts, self._teacher.name, strength=strength)
 
     def target(self, at: Sequence[int]) -> Tensor:
         """What the teacher predicts at some of the points, and where the negative prompt is asked the model without subjects,
         `[m, c, h, w]` fp16."""
         target = torch.zeros_like(self._x)
-        for active, negative in ((self._background, True), (self._teacher.active, False)):
+        asked = ((self._background, IN_NEGATIVE, True), (self._teacher.active, 1.0, False))
+        for active, strength, negative in asked:
             places = [k for k in at if self._slots[k].negative is negative]
             if places:
-                target[places] = self.by(active, places)
+                target[places] = self.by(active, places, strength=strength)
         return target[list(at)]
 
     def partners(self, teachers: Sequence[Teacher]) -> tuple[Tensor | None, Tensor]:
@@ -316,9 +330,10 @@ class _Asked:
 
 def _points(
     predictor: Predictor, teacher: Teacher, plan: PathPlan, first: Sequence[Slot], seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A teacher's points, in the order of its slots: noisy latents `[n, c, h, w]` fp16, timesteps `[n]`, and what it predicted
-    there as its paths were followed, `[n, c, h, w]` fp16, zero where none came by.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A teacher's points, in the order of its slots: noisy latents `[n, c, h, w]` fp16, timesteps `[n]`, and what was predicted
+    there as its paths were followed, by the teacher and for the negative prompt, `[n, c, h, w]` fp16 each, zero where none came
+    by.
 
     Args:
         first: the slots of the paths' first step, whose words the paths are followed with
@@ -326,42 +341,46 @@ def _points(
     prompts = [teacher.prompt(slot) for slot in first]
     seeds = (seed, plan.seed if plan.renoised else 0)
     drawn = (predictor.size, plan.paths, plan.steps, plan.renoised, seeds)
-    asked = (prompts, predictor.negative_prompt, predictor.recording.guidance)
+    asked = (prompts, predictor.negative_prompt, predictor.recording.guidance, IN_NEGATIVE)
     points = predictor.kept(
         "points",
-        teacher.active,
+        (*teacher.active, *predictor.background),
         (drawn, asked),
         lambda: _followed(predictor, teacher, plan, prompts, seed),
         units=2 * plan.paths * plan.steps,
         note=teacher.name,
     )
     # of its own, as what was asked in other words is put into it
-    return points["x"], points["t"], points["target"].clone()
+    return points["x"], points["t"], points["target"].clone(), points["negative"]
 
 
 def _followed(
     predictor: Predictor, teacher: Teacher, plan: PathPlan, prompts: Sequence[str], seed: int
 ) -> dict[str, Tensor]:
-    """The points by their names in `Examples`, from paths with these prompts."""
-    host, active, guidance = predictor.host, teacher.active, predictor.recording.guidance
-    chunks: list[list[tuple[Tensor, Tensor]]] = []
+    """The points by their names in `Examples`, from paths with these prompts.
+
+    They are paths as the merge is to follow them, which keeps its subjects out of what guidance subtracts: not those of the LoRA
+    itself, which changes that too.
+    """
+    host, guidance = predictor.host, predictor.recording.guidance
+    apart = predictor.together(teacher.active), predictor.together(predictor.background, IN_NEGATIVE)
+    chunks: list[list[tuple[Tensor, ...]]] = []
     clean = []
     for start in range(0, plan.paths, BATCH):
         asked = prompts[start : start + BATCH]
         noise = initial_noise(host, range(seed + start, seed + start + len(asked)), *predictor.size)
-        conditioning = predictor.encode(active, asked)
-        negative = predictor.encode(active, [predictor.negative_prompt] * len(asked))
+        conditioning = predictor.encode(teacher.active, asked)
+        negative = predictor.encode(predictor.background, [predictor.negative_prompt] * len(asked), IN_NEGATIVE)
         chunks.append([])
-        with host.apply(predictor.together(active)):
-            path = denoising_path(host, noise, conditioning, negative, steps=plan.steps, guidance=guidance)
-            for step in path:
-                if isinstance(step, Step):
-                    predictor.progress.advance(2 * len(asked), teacher.name)
-                    chunks[-1].append((step.x.half().cpu(), step.conditional.half().cpu()))
-                else:
-                    clean.append(step.float().cpu())
-    on_paths, predicted = (
-        torch.cat([chunk[step][column] for step in range(plan.steps) for chunk in chunks]) for column in range(2)
+        path = denoising_path(host, noise, conditioning, negative, steps=plan.steps, guidance=guidance, apart=apart)
+        for step in path:
+            if isinstance(step, Step):
+                predictor.progress.advance(2 * len(asked), teacher.name)
+                chunks[-1].append(tuple(own.half().cpu() for own in (step.x, step.conditional, step.unconditional)))
+            else:
+                clean.append(step.float().cpu())
+    on_paths, predicted, subtracted = (
+        torch.cat([chunk[step][column] for step in range(plan.steps) for chunk in chunks]) for column in range(3)
     )
     schedule = timesteps(plan.steps, len(host.alphas_cumprod))
     x, t = _renoised(predictor, torch.cat(clean), plan, seed)
@@ -369,6 +388,7 @@ def _followed(
         "x": torch.cat([on_paths, x]),
         "t": torch.cat([schedule.repeat_interleave(plan.paths), t]),
         "target": torch.cat([predicted, torch.zeros_like(x)]),
+        "negative": torch.cat([subtracted, torch.zeros_like(x)]),
     }
 
 

@@ -56,14 +56,17 @@ class Predictor:
         free = free_on_card(self.host.device)
         return self.memory if free is None else int(0.7 * (free - reserved))
 
-    def together(self, active: Sequence[int]) -> dict[str, tuple[Factors, ...]]:
-        """The deltas of the active concepts; `Host.apply` adds them."""
-        return together([self.deltas[i] for i in active])
+    def together(self, active: Sequence[int], strength: float = 1.0) -> dict[str, tuple[Factors, ...]]:
+        """The deltas of the active concepts, each so many times as strong as it is; `Host.apply` adds them."""
+        networks = [self.deltas[i] for i in active]
+        if strength != 1:
+            networks = [{key: factors.scaled(strength) for key, factors in own.items()} for own in networks]
+        return together(networks)
 
     @torch.no_grad()
-    def encode(self, active: Sequence[int], prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of prompts with these concepts active."""
-        with self.host.apply(self.together(active)):
+    def encode(self, active: Sequence[int], prompts: Sequence[str], strength: float = 1.0) -> Conditioning:
+        """Conditioning of prompts with these concepts active, as of `together`."""
+        with self.host.apply(self.together(active, strength)):
             return self.host.encode(prompts)
 
     def kept(
@@ -94,17 +97,35 @@ class Predictor:
             self.progress.found(units, note)
         return tensors
 
-    def record(self, active: Sequence[int], x: Tensor, t: Tensor, prompts: Sequence[str], note: str = "") -> Tensor:
+    def record(
+        self,
+        active: Sequence[int],
+        x: Tensor,
+        t: Tensor,
+        prompts: Sequence[str],
+        note: str = "",
+        *,
+        strength: float = 1.0,
+    ) -> Tensor:
         """As `predict`, and kept."""
 
         def compute() -> Mapping[str, Tensor]:
-            return {"prediction": self.predict(active, x, t, prompts, note)}
+            return {"prediction": self.predict(active, x, t, prompts, note, strength=strength)}
 
-        return self.kept("prediction", active, (x, t, prompts), compute, units=len(t), note=note)["prediction"]
+        asked = (x, t, prompts, strength)
+        return self.kept("prediction", active, asked, compute, units=len(t), note=note)["prediction"]
 
     @torch.no_grad()
     def predict(
-        self, active: Sequence[int], x: Tensor, t: Tensor, prompts: Sequence[str], note: str = "", *, units: int = 1
+        self,
+        active: Sequence[int],
+        x: Tensor,
+        t: Tensor,
+        prompts: Sequence[str],
+        note: str = "",
+        *,
+        strength: float = 1.0,
+        units: int = 1,
     ) -> Tensor:
         """Predictions with these concepts active, `[n, c, h, w]` fp16 on the CPU.
 
@@ -113,10 +134,11 @@ class Predictor:
             t: timesteps `[n]`
             prompts: `n`
             note: for progress
+            strength: as of `together`
             units: of progress per sample; 0 where asking is part of another stage
         """
         results = []
-        with self.host.apply(self.together(active)):
+        with self.host.apply(self.together(active, strength)):
             for start in range(0, len(t), BATCH * 2):
                 part = slice(start, start + BATCH * 2)
                 conditioning = self.host.encode(list(prompts[part]))

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..model import Conditioning, Host, free_cached, is_out_of_memory
+from ..model import Conditioning, Deltas, Host, free_cached, is_out_of_memory
 
 #: samples per evaluation of the model while sampling (doubled by guidance)
 BATCH = 8
@@ -105,7 +105,14 @@ class Step:
 
 @torch.no_grad()
 def denoising_path(
-    host: Host, noise: Tensor, conditioning: Conditioning, negative: Conditioning, *, steps: int, guidance: float
+    host: Host,
+    noise: Tensor,
+    conditioning: Conditioning,
+    negative: Conditioning,
+    *,
+    steps: int,
+    guidance: float,
+    apart: tuple[Deltas, Deltas] | None = None,
 ) -> Iterator[Step | Tensor]:
     """DDIM (Song et al., arXiv 2010.02502, eq. 12, sigma = 0) with classifier-free guidance.
 
@@ -114,15 +121,25 @@ def denoising_path(
     Args:
         noise: `[b, c, h, w]`
         conditioning, negative: of `b` prompts each
+        apart: deltas with which the model is asked for the prompts, and for the negative ones; None: as it is, for both at once
     """
-    batch = len(noise)
     both = Conditioning.cat([conditioning, negative])
+
+    def asked(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if apart is None:
+            conditional, unconditional = evaluated(host, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            return conditional, unconditional
+        outputs = []
+        for deltas, own in zip(apart, (conditioning, negative), strict=True):
+            with host.apply(deltas):
+                outputs.append(evaluated(host, x, t, own))
+        return outputs[0], outputs[1]
+
     schedule = timesteps(steps, len(host.alphas_cumprod)).tolist()
     x = noise
     for now, following in zip(schedule, [*schedule[1:], None], strict=True):
-        t = torch.full((batch,), now, device=x.device)
-        output = evaluated(host, torch.cat([x, x]), torch.cat([t, t]), both)
-        conditional, unconditional = output[:batch], output[batch:]
+        t = torch.full((len(x),), now, device=x.device)
+        conditional, unconditional = asked(x, t)
         yield Step(x, t, conditional, unconditional)
         guided = unconditional + guidance * (conditional - unconditional)
         noise_part, clean = noise_and_clean(host, x, t, guided)

@@ -72,9 +72,9 @@ def samples(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many samples each call of `Predictor.predict` has; cleared by the test."""
     seen, predict = [], Predictor.predict
 
-    def counted(self: Predictor, active: Any, x: Any, *rest: Any) -> Any:
+    def counted(self: Predictor, active: Any, x: Any, *rest: Any, **named: Any) -> Any:
         seen.append(len(x))
-        return predict(self, active, x, *rest)
+        return predict(self, active, x, *rest, **named)
 
     monkeypatch.setattr(Predictor, "predict", counted)
     return seen

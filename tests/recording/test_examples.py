@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib_loraclr.model.host import Host
+from lib_loraclr.model.host import Conditioning, Host
+from lib_loraclr.model.low_rank import whole
 from lib_loraclr.progress import Progress
 from lib_loraclr.recording.examples import FOLLOWED, PathPlan, draw_slots, record_examples, spread
 from lib_loraclr.recording.predictor import Predictor
-from lib_loraclr.recording.sampling import denoising_path, initial_noise
+from lib_loraclr.recording.sampling import denoising_path, initial_noise, noise_and_clean
 from lib_loraclr.recording.teachers import Slot, make_teachers
 from lib_loraclr.request.phrases import Part, Phrases
 from tests.small import PROMPTS, concept, examples_of, predictor_of, slots_of
@@ -37,6 +38,13 @@ class Counted(Progress):
 
 def draw(plan: PathPlan, subjects: Sequence[int]) -> list[Slot]:
     return draw_slots(plan, Phrases("photo", plan.part, templates=PROMPTS.templates, seed=plan.seed), subjects)
+
+
+def path_of(predictor: Predictor, noise: torch.Tensor, conditioning: Conditioning) -> list:
+    """The second LoRA's own path, as a picture is drawn with its tag."""
+    negative = predictor.encode((1,), [""] * len(noise))
+    with predictor.host.apply(predictor.together((1,))):
+        return [*denoising_path(predictor.host, noise, conditioning, negative, steps=3, guidance=4.0)]
 
 
 def silent(predictor: Predictor) -> Predictor:
@@ -81,18 +89,48 @@ def test_examples_hold_what_the_models_predict_at_their_points(host: Host, demo:
     assert rest.other is None and not rest.has_other.any() and rest.effect.isnan().all()
 
 
-def test_points_lie_on_the_teachers_own_path_in_the_words_of_its_first_slot(host: Host, demo: Path) -> None:
+def test_a_style_without_trigger_words_is_half_there_where_the_negative_prompt_is_asked(host: Host, demo: Path) -> None:
+    predictor = predictor_of(host, demo, "fox-face", "style-mono", background=(1,))
+    concepts = [concept(demo, "fox-face"), concept(demo, "style-mono")]
+    fox = examples_of(predictor, make_teachers(concepts, PROMPTS), LITTLE)[0]
+
+    def predict(times: float, k: int) -> torch.Tensor:
+        """By a changed weight in place of factors."""
+        deltas = {key: whole(times * factors.dense()) for key, factors in predictor.deltas[1].items()}
+        with torch.no_grad(), host.apply(deltas):
+            return host.denoise(fox.x[k : k + 1].float(), fox.t[k : k + 1], host.encode([""]))[0]
+
+    negative = [k for k, slot in enumerate(fox.slots) if slot.negative]
+    assert len(negative) == 2
+    for k in negative:
+        torch.testing.assert_close(fox.target[k].float(), predict(0.5, k), **CLOSE)
+        for times in (0.0, 1.0):
+            assert not torch.allclose(fox.target[k].float(), predict(times, k), **CLOSE), "control: it matters"
+
+
+def test_points_lie_on_the_path_that_the_teacher_takes_away_from_the_base_model(host: Host, demo: Path) -> None:
+    """In the words of its first slot."""
     predictor = predictor_of(host, demo, "fox-face", "pizza")
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
     (pizza,) = examples_of(predictor, teachers, LITTLE)[1:2]
     # the second teacher's noise begins where the first's can never come
     noise = initial_noise(host, [1004, 1005], *predictor.size)
     conditioning = predictor.encode((1,), [teachers[1].prompt(slot) for slot in pizza.slots[:2]])
-    negative = predictor.encode((1,), ["", ""])
-    with host.apply(predictor.together((1,))):
-        *steps, clean = denoising_path(host, noise, conditioning, negative, steps=3, guidance=4.0)
-    for step, met in zip(steps, pizza.x[:6].split(2), strict=True):
-        torch.testing.assert_close(met.float(), step.x, **CLOSE)
+    base, (*leaking, _) = predictor.encode((), ["", ""]), path_of(predictor, noise, conditioning)
+    x, steps, schedule = noise, [], [999, 666, 332]
+    for now, following in zip(schedule, [*schedule[1:], None], strict=True):
+        steps.append(x)
+        t = torch.tensor([now, now])
+        with torch.no_grad():
+            with host.apply(predictor.together((1,))):
+                called = host.denoise(x, t, conditioning)
+            subtracted = host.denoise(x, t, base)
+        noise_part, clean = noise_and_clean(host, x, t, subtracted + 4.0 * (called - subtracted))
+        alpha = host.alphas_cumprod[following] if following else torch.tensor(1.0)
+        x = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise_part
+    for step, met, other in zip(steps, pizza.x[:6].split(2), leaking, strict=True):
+        torch.testing.assert_close(met.float(), step, **CLOSE)
+        assert step is steps[0] or not torch.allclose(other.x, step, **CLOSE), "control: the LoRA changes both"
     for k, x in enumerate(pizza.x[6:].float()):
         signal = host.alphas_cumprod[pizza.t[6 + k]]
         assert 0.02 < signal < 0.98, "control: there is something of both at this seed"
@@ -265,9 +303,14 @@ def test_what_a_path_says_already_is_not_asked_again(host: Host, demo: Path) -> 
     plan = PathPlan(Part.LEARN, 0, paths=4, steps=5, effects=1)
     slots, asked = slots_of(plan, teachers), []
     predict = predictor.predict
-    predictor.predict = lambda active, x, t, prompts, note: asked.append(len(prompts)) or predict(
-        active, x, t, prompts, note
-    )
+
+    def counted(
+        active: Sequence[int], x: torch.Tensor, t: torch.Tensor, prompts: Sequence[str], *more: str, **options: float
+    ):
+        asked.append(len(prompts))
+        return predict(active, x, t, prompts, *more, **options)
+
+    predictor.predict = counted
     for number in (0, 2):
         record_examples(predictor, teachers, number, plan, slots)
     assert asked == [8, 1, 16], "half of the sixteen later ones; an effect; all later ones"
