@@ -88,15 +88,20 @@ def test_a_run_measures_what_it_is_asked_and_once(tmp_path: Path, monkeypatch: p
 
 
 def test_a_style_is_seen_where_pictures_are_nearer_to_the_styled_ones() -> None:
-    styled, plain = torch.tensor([[1.0, 0.1], [1.0, -0.1]]), torch.tensor([[0.0, 1.0]])
-    assert styles.shown(torch.tensor([[0.9, 0.2], [0.1, 0.9]]), styled, plain) == [1.0, 0.0]
+    styled, plain = [torch.tensor([[1.0, 0.1], [1.0, -0.1]])], [torch.tensor([[0.0, 1.0]])]
+    pictures = torch.tensor([[0.9, 0.2], [0.1, 0.9]])
+    assert styles.shown(pictures, styled, plain) == [1.0, 0.0]
+    clear = torch.tensor([[0.9, 0.25]])
+    assert styles.shown(pictures, styled, [*plain, clear]) == [0.0, 0.0], "it is a clear one, and not a styled one"
 
 
 def test_within_a_style_a_subject_is_whose_look_is_nearest() -> None:
-    looks = {"penguin": torch.tensor([[0.0, 2.0], [0.2, 2.0]]), "fox": torch.tensor([[1.0, 0.1], [1.0, -0.1]])}
+    looks = {"penguin": [torch.tensor([[0.0, 2.0], [0.2, 2.0]])], "fox": [torch.tensor([[1.0, 0.1], [1.0, -0.1]])]}
     assert styles.nearest(torch.tensor([[0.9, 0.2], [0.1, 0.9]]), looks) == ["fox", "penguin"]
     # by direction, as the judge's embeddings are: a look of few pictures that agree is no nearer than one that is longer
     assert styles.nearest(torch.tensor([[0.7, 0.72]]), looks) == ["penguin"]
+    looks["fox"].append(torch.tensor([[0.7, 0.7]]))
+    assert styles.nearest(torch.tensor([[0.7, 0.72]]), looks) == ["fox"], "in any of the ways in which it is drawn"
 
 
 def test_styles_have_a_row_for_where_they_are_not_called(tmp_path: Path) -> None:

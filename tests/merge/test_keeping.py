@@ -127,8 +127,7 @@ def test_what_depends_on_anything_else_is_not_found(
     for request in (asked(1, 2, seed=1), asked(1, 2, prompts=replace(PROMPTS, quality="sharp", negative="blurred"))):
         assert recorded(request, work) == recorded(request, None)
     guided = asked(1, 2, recording=replace(asked(1, 2).recording, guidance=5.0))
-    begun = recorded(guided, None) - recorded(guided, work)
-    assert begun == 3, "guidance leads another way: only what each teacher is asked where its path begins is the same"
+    assert recorded(guided, work) == recorded(guided, None), "guidance leads another way"
     weaker = asked(1, 2, concepts=tuple(replace(c, unet_weight=0.5) for c in asked(1, 2).concepts))
     base = recorded(weaker, None) - recorded(weaker, work)
     assert 0 < base < recorded(weaker, None) / 2, "what no LoRA has a part in is the same"
