@@ -64,6 +64,12 @@ def together(networks: Sequence[Mapping[str, Factors]]) -> dict[str, tuple[Facto
     return parts
 
 
+def on_device(deltas: Deltas, device: torch.device) -> dict[str, tuple[Factors, ...]]:
+    """The same deltas there, so that applying them again and again copies nothing."""
+    several = {key: own if isinstance(own, tuple) else (own,) for key, own in deltas.items()}
+    return {key: tuple(factors.to(device) for factors in own) for key, own in several.items()}
+
+
 def zero(d_out: int, d_in: int, like: Tensor) -> Factors:
     """The delta that does nothing, as rank 1 (files cannot hold rank 0)."""
     return Factors(like.new_zeros(d_out, 1), like.new_zeros(1, d_in))

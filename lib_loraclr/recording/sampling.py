@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..model import Conditioning, Deltas, Host, free_cached, is_out_of_memory
+from ..model import Conditioning, Deltas, Host, free_cached, is_out_of_memory, on_device
 
 #: samples per evaluation of the model while sampling (doubled by guidance)
 BATCH = 8
@@ -124,16 +124,16 @@ def denoising_path(
         apart: deltas with which the model is asked for the prompts, and for the negative ones; None: as it is, for both at once
     """
     both = Conditioning.cat([conditioning, negative])
+    models = [on_device(deltas, host.device) for deltas in apart or ()]
 
-    def asked(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        if apart is None:
-            conditional, unconditional = evaluated(host, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-            return conditional, unconditional
+    def asked(x: Tensor, t: Tensor) -> Sequence[Tensor]:
+        if not models:
+            return evaluated(host, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         outputs = []
-        for deltas, own in zip(apart, (conditioning, negative), strict=True):
+        for deltas, own in zip(models, (conditioning, negative), strict=True):
             with host.apply(deltas):
                 outputs.append(evaluated(host, x, t, own))
-        return outputs[0], outputs[1]
+        return outputs
 
     schedule = timesteps(steps, len(host.alphas_cumprod)).tolist()
     x = noise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from lib_loraclr.model.host import Conditioning, Host
+from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.recording.sampling import denoising_path, evaluated, initial_noise, noise_and_clean, sample, timesteps
 
 
@@ -69,6 +71,24 @@ def test_the_path_reports_what_the_network_said(host: Host) -> None:
         expected = host.denoise(steps[1].x, steps[1].t, conditioning)
     torch.testing.assert_close(steps[1].conditional, expected, atol=1e-4, rtol=1e-3)
     assert last.shape == (1, 4, 8, 8)
+
+
+def test_a_path_of_two_models_copies_what_they_differ_by_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of each is in test_examples.py; a graphics card would be given all factors again at every step."""
+    key, layer = next(iter(host.layers().items()))
+    delta = Factors(torch.ones(layer.shape[0], 1), torch.ones(1, layer.shape[1]))
+    moves, applied, apply = [], [], host.apply
+    monkeypatch.setattr(Factors, "to", lambda factors, *_: moves.append(1) or Factors(factors.up * 1, factors.down * 1))
+    asked = copy.copy(host)
+    asked.apply = lambda deltas: applied.append(deltas) or apply({})
+    with torch.no_grad():
+        conditioning = host.encode(["a cat"])
+    apart = ({key: delta}, {key: (delta, delta)})
+    noise = initial_noise(host, [0], 64, 64)
+    assert len([*denoising_path(asked, noise, conditioning, conditioning, steps=3, guidance=4.0, apart=apart)]) == 4
+    assert len(applied) == 6 and len(moves) == 3
+    assert {id(applied[k][key][0].up) for k in (0, 2, 4)} == {id(applied[0][key][0].up)} != {id(delta.up)}
+    assert [len(deltas[key]) for deltas in applied] == [1, 2] * 3
 
 
 def test_conditionings_are_joined_and_selected_by_sample() -> None:
