@@ -14,8 +14,9 @@ from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.output.merged import Merge, Target
 from lib_loraclr.progress import Progress
-from lib_loraclr.recording.examples import Examples, PathPlan, draw_slots, record_examples
+from lib_loraclr.recording.examples import Examples, record_examples
 from lib_loraclr.recording.inputs import load_inputs
+from lib_loraclr.recording.path_plan import PathPlan, draw_slots
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.teachers import Slot, Teacher
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions

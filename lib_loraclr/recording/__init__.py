@@ -6,16 +6,18 @@ asking             what will be asked; reading how prompts are read: clip skip, 
 teachers           which LoRAs are active on which prompts
 predictor          the model with any of the LoRAs active; shelf where what it predicts is kept
 sampling           denoising paths
-examples           what teachers predict in the slots that they share; scenes what they do side by side
+path_plan          the slots that teachers share, in which they are asked
+examples           what they predict there; scenes what they do side by side
 rollouts           what they say where the merge comes by as it draws scenes itself
 input_rows         a bounded sample of what enters a layer; layer_inputs of what enters each of them
 """
 
 from .asking import example_prompts, phrases_of
 from .base_models import base_model_warnings
-from .examples import IN_NEGATIVE, Examples, PathPlan, draw_slots, record_examples, spread
+from .examples import IN_NEGATIVE, Examples, record_examples, spread
 from .inputs import InputLora, bundled_embeddings, load_input, load_inputs, lost_embeddings
 from .layer_inputs import Attempt, Run, record_run, served_layers
+from .path_plan import PathPlan, draw_slots
 from .picture_size import with_size
 from .predictor import Predictor
 from .reading import recorded_clip_skip, unweighted_prompts

@@ -10,8 +10,8 @@ import pytest
 from lib_loraclr.merge.examination import examine
 from lib_loraclr.merge.stage_plan import learning_paths
 from lib_loraclr.model.host import Host
-from lib_loraclr.recording.examples import draw_slots
 from lib_loraclr.recording.inputs import load_inputs
+from lib_loraclr.recording.path_plan import draw_slots
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.request.merge_request import RecordingOptions
 from lib_loraclr.request.phrases import Phrases

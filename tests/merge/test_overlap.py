@@ -10,7 +10,7 @@ import pytest
 from lib_loraclr.merge.overlap import measure_overlap, overlap_evaluations
 from lib_loraclr.model.host import Host
 from lib_loraclr.progress import Progress, Stage
-from lib_loraclr.recording.examples import PathPlan
+from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining.retention import measure
 from lib_loraclr.request.phrases import Part

@@ -22,8 +22,8 @@ from lib_loraclr.output.merged import Merge
 from lib_loraclr.output.merged_tensors import lora_tensors
 from lib_loraclr.output.saving import first_concepts, lora_metadata
 from lib_loraclr.progress import PlannedStage, Progress, Stage
-from lib_loraclr.recording.examples import PathPlan
 from lib_loraclr.recording.inputs import InputLora
+from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.request.merge_request import Concept, MergeRequest, RecordingOptions
 from lib_loraclr.solving.objective import RefinementOptions, Terms
 from tests import tiny_checkpoints as tiny

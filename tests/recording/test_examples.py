@@ -14,7 +14,8 @@ import torch
 from lib_loraclr.model.host import Conditioning, Host
 from lib_loraclr.model.low_rank import whole
 from lib_loraclr.progress import Progress
-from lib_loraclr.recording.examples import FOLLOWED, PathPlan, draw_slots, record_examples, spread
+from lib_loraclr.recording.examples import record_examples, spread
+from lib_loraclr.recording.path_plan import FOLLOWED, PathPlan, draw_slots
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.sampling import denoising_path, initial_noise, noise_and_clean
 from lib_loraclr.recording.teachers import Slot, make_teachers

@@ -10,7 +10,8 @@ import torch
 
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import concatenate
-from lib_loraclr.recording.examples import Examples, PathPlan
+from lib_loraclr.recording.examples import Examples
+from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.rollouts import ask_along, draw_paths, plan_rollouts, rollout_evaluations
 from lib_loraclr.recording.sampling import BATCH, sample, timesteps

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lib_loraclr.model.host import Host
-from lib_loraclr.recording.examples import Examples, PathPlan, draw_slots
+from lib_loraclr.recording.examples import Examples
+from lib_loraclr.recording.path_plan import PathPlan, draw_slots
 from lib_loraclr.recording.scenes import count_pairs, make_scenes
 from lib_loraclr.recording.teachers import Teacher, make_teachers
 from lib_loraclr.request.phrases import Part, Phrases

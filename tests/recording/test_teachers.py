@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_loraclr.recording.examples import PathPlan, draw_slots
+from lib_loraclr.recording.path_plan import PathPlan, draw_slots
 from lib_loraclr.recording.teachers import Slot, Teacher, make_teachers
 from lib_loraclr.request.merge_request import Concept
 from lib_loraclr.request.phrases import Part, Phrase, Phrases

@@ -13,8 +13,9 @@ from lib_loraclr.files import Kept
 from lib_loraclr.hosts.diffusers import load
 from lib_loraclr.merge.needs import memory_needs
 from lib_loraclr.model.low_rank import Factors
-from lib_loraclr.recording.examples import Examples, PathPlan
+from lib_loraclr.recording.examples import Examples
 from lib_loraclr.recording.inputs import load_inputs
+from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining import refinement

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lib_loraclr.model.host import Host
 from lib_loraclr.model.low_rank import Factors
-from lib_loraclr.recording.examples import Examples, PathPlan
+from lib_loraclr.recording.examples import Examples
+from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.rollouts import Rollout, rollout_evaluations
 from lib_loraclr.recording.scenes import Scene, make_scenes

@@ -9,7 +9,8 @@ import torch
 
 from lib_loraclr.model.host import Host
 from lib_loraclr.progress import Progress
-from lib_loraclr.recording.examples import Examples, PathPlan
+from lib_loraclr.recording.examples import Examples
+from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.scenes import make_scenes
 from lib_loraclr.recording.teachers import Teacher, make_teachers

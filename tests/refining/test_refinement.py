@@ -16,7 +16,8 @@ from torch import Tensor
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.model.host import Conditioning, Host
 from lib_loraclr.model.low_rank import Factors, concatenate
-from lib_loraclr.recording.examples import Examples, PathPlan
+from lib_loraclr.recording.examples import Examples
+from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining import refinement

@@ -10,7 +10,7 @@ import torch
 
 from lib_loraclr.errors import LoraclrError
 from lib_loraclr.hosts.diffusers import DiffusersHost
-from lib_loraclr.recording.examples import PathPlan
+from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining.refinement import refine
 from lib_loraclr.request.phrases import Part

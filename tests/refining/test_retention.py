@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib_loraclr.model.host import Host
-from lib_loraclr.recording.examples import PathPlan
+from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.recording.teachers import make_teachers
 from lib_loraclr.refining.retention import drift_of_singles, measure
 from lib_loraclr.request.phrases import Part
