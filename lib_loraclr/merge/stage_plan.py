@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from ..progress import PlannedStage, Stage, Work
 from ..recording import PathPlan, Teacher, count_pairs
-from ..refining import CHECKS, ROLLOUTS_AFTER, own_evaluations, questions
+from ..refining import CHECKS, ROLLOUTS_AFTER, own_evaluations, questions, style_rows
 from ..request import MergeRequest, Part
 from ..solving import Method, RefinementOptions
 
@@ -52,7 +52,7 @@ def learning_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
         own.renoised,
         negative_every=every,
         effects=SCALE_POINTS,
-        partners=True,
+        others=True,
     )
     return _within(plan, most)
 
@@ -64,7 +64,7 @@ def stopping_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
 
 def measuring_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
     """The points that are only ever measured on."""
-    return _within(PathPlan(Part.MEASURE, MEASURE + request.seed, MEASURE_PATHS, MEASURE_STEPS, partners=True), most)
+    return _within(PathPlan(Part.MEASURE, MEASURE + request.seed, MEASURE_PATHS, MEASURE_STEPS, others=True), most)
 
 
 def _within(plan: PathPlan, most: int | None) -> PathPlan:
@@ -117,9 +117,10 @@ def plan_stages(
         beside = len(subjects_beside(teachers))
         looked = (CHECKS + 1) * taught * stop.points
         looked += len(ROLLOUTS_AFTER) * own_evaluations(beside, refinement.rollouts)
-        # scenes are wider than single concepts
+        # scenes are wider than single concepts, and a style is asked for with its words and without
         wide = refinement.scene_rows * _SCENE_WIDTH if beside > 1 else 0
-        samples = refinement.steps * (refinement.batch_size + wide) + looked / _BACKWARD
+        styles = 2 * style_rows(refinement) if number > 1 and any(teacher.style for teacher in teachers) else 0
+        samples = refinement.steps * (refinement.batch_size + wide + styles) + looked / _BACKWARD
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
         scenes = min(count_pairs(learn.points - len(learn.negative()), beside), RECORDED_POINTS)
         if cuts(request):

@@ -37,10 +37,11 @@ class Examples:
         x: noisy latents `[n, c, h, w]`
         t: timesteps `[n]`
         target: the teacher's prediction with the prompt, or with the negative one and no subject active, `[n, c, h, w]`
-        effect: mean square of what the concept changes in it, against the teacher without the concept, `[n]`; NaN where
+        effect: mean square of what is called there changes, against the model without it (`Teacher.uncalled`), `[n]`; NaN where
             it was not measured
-        other: what the slot's partner would predict in its own words `[n, c, h, w]`, or None
-        has_other: at which points there is a partner, `[n]`
+        other: what is not to be predicted there, `[n, c, h, w]`, or None: what the slot's partner would predict in its own words,
+            or where a style is called, what the model does without it and its words
+        has_other: at which points that is known, `[n]`
     """
 
     teacher: Teacher
@@ -101,8 +102,8 @@ def record_examples(
     if teacher.concept is not None:
         called = asked.called
         at = [called[k] for k in spread(len(called), len(called) if own.effects is None else own.effects).tolist()]
-        effect[at] = (target[at].float() - asked.by(teacher.absent, at).float()).square().mean((1, 2, 3))
-    other, has_other = asked.partners(teachers) if own.partners else (None, torch.zeros(len(t), dtype=torch.bool))
+        effect[at] = (target[at].float() - asked.by(teacher.uncalled, at).float()).square().mean((1, 2, 3))
+    other, has_other = asked.others(teachers) if own.others else (None, torch.zeros(len(t), dtype=torch.bool))
     return Examples(teacher, tuple(mine), asked.prompts, x, t, target, effect, other, has_other)
 
 
@@ -120,7 +121,7 @@ def ask_examples(
 
     asked = _Asked(partial(predictor.predict, units=0), predictor, teacher, slots, x, t)
     target, effect = asked.target(range(len(t))), torch.full((len(t),), torch.nan)
-    return Examples(teacher, tuple(slots), asked.prompts, x, t, target, effect, *asked.partners(teachers))
+    return Examples(teacher, tuple(slots), asked.prompts, x, t, target, effect, *asked.others(teachers))
 
 
 class _Asked:
@@ -177,7 +178,18 @@ class _Asked:
                 target[places] = self.by(active, places, strength=strength)
         return target[list(at)]
 
-    def partners(self, teachers: Sequence[Teacher]) -> tuple[Tensor | None, Tensor]:
+    def others(self, teachers: Sequence[Teacher]) -> tuple[Tensor | None, Tensor]:
+        """`Examples.other` and `has_other`."""
+        return self._without_style() if self._teacher.style else self._partners(teachers)
+
+    def _without_style(self) -> tuple[Tensor, Tensor]:
+        """What is predicted without the style and its words, `[n, c, h, w]` fp16, and where it is called `[n]`."""
+        called, other = list(self.called), torch.zeros_like(self._x)
+        prompts = [self._teacher.uncalled_prompt(self._slots[k]) for k in called]
+        other[called] = self.by(self._teacher.absent, called, prompts)
+        return other, torch.tensor([not slot.negative for slot in self._slots])
+
+    def _partners(self, teachers: Sequence[Teacher]) -> tuple[Tensor | None, Tensor]:
         """What each slot's partner predicts there in its own words, `[n, c, h, w]` fp16 or None, and where there is one `[n]`."""
         concept, beside = self._teacher.concept, {own.concept: own for own in teachers if own.in_scenes}
         scenes = self._teacher.in_scenes

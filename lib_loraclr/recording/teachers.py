@@ -1,16 +1,17 @@
 """Teachers: which LoRAs are active on which prompts.
 
 The LoRAs are their own teachers, no training picture is needed. A *subject* is taught on its own prompts. A *style* with
-trigger words is taught on plain prompts and on every subject's prompts, its words added. A style without
-trigger words changes everything it is applied to, so it is active in every other teacher too, also in the one
-for prompts without triggers; on each subject it is a teacher besides, so that it counts there as much as the subject does.
-Where there is no such style, the teacher for prompts without triggers is the base model.
+trigger words is taught on plain prompts and on every subject's prompts, its words added; and what the model predicts there
+without it and its words is known too, since most styles act whether they are called or not, and what the words change has to
+be learnt. A style without trigger words changes everything it is applied to, so it is active in every other teacher too, also in
+the one for prompts without triggers; on each subject it is a teacher besides, so that it counts there as much as the subject
+does. Where there is no such style, the teacher for prompts without triggers is the base model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..request import Concept, Part, Phrase, PromptOptions, is_background
 
@@ -54,6 +55,7 @@ class Teacher:
         alone: whether it never stands beside another
         guest: whether the words are those of a subject that a style is taught on
         outfits: other words that call the subject
+        background: those of the active concepts that are active whatever the prompt is
     """
 
     name: str
@@ -69,11 +71,21 @@ class Teacher:
     alone: bool = False
     guest: bool = False
     outfits: tuple[str, ...] = ()
+    background: tuple[int, ...] = ()
 
     @property
     def absent(self) -> tuple[int, ...]:
         """What is active when the concept is not there; retention 0 is this."""
         return tuple(i for i in self.active if i != self.concept)
+
+    @property
+    def uncalled(self) -> tuple[int, ...]:
+        """What is active when nothing that the prompt calls is there: of a called style on a subject, the subject is not either.
+
+        Errors on its prompts are measured in what all that is called changes: in that of the style alone, those in the subject
+        would count many times over.
+        """
+        return self.background if self.guest and self.style else self.absent
 
     @property
     def in_scenes(self) -> bool:
@@ -90,6 +102,10 @@ class Teacher:
         """What calls the subject in a slot: of several sets of words each in its turn, and along a path the same."""
         turn = slot.number if slot.path is None else slot.path
         return (self.words, *self.outfits)[turn % (1 + len(self.outfits))]
+
+    def uncalled_prompt(self, slot: Slot) -> str:
+        """The same without the style's words."""
+        return replace(self, style="").prompt(slot)
 
     def prompt(self, slot: Slot) -> str:
         """What calls the teacher in a slot."""
@@ -164,4 +180,5 @@ def _style_on_subject(
         share,
         guest=True,
         outfits=called.outfits,
+        background=background,
     )

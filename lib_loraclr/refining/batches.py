@@ -1,17 +1,18 @@
-"""What is compared in each step of the refinement: single concepts, and scenes."""
+"""What is compared in each step of the refinement: single concepts, styles with and without their words, and scenes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import cycle
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..recording import Examples, Scene, make_scenes
-from ..solving import RefinementOptions
-from .scales import NoiseLevels, scales
+from ..solving import RefinementOptions, output_terms, style_terms
+from .scales import NoiseLevels, scales, style_scales
 
 #: how much an error in a scene counts, beside one on a single concept
 SCENE_WEIGHT = 0.5
@@ -21,8 +22,34 @@ TRIPLE_EVERY = 8
 OWN_SHARE = 0.5
 
 
+#: what the model predicts for prompts at noisy latents `[n, c, h, w]` and timesteps `[n]`
+Predict = Callable[[Sequence[str], Tensor, Tensor], Tensor]
+
+
+_Own = TypeVar("_Own", bound="_Rows")
+
+
+class _Rows:
+    """Rows in columns: the fields of a dataclass, `b` values each."""
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def share(self: _Own, rank: int, count: int) -> _Own:
+        """Every `count`-th of its rows, from `rank` on: what one of so many processes compares; perhaps none."""
+        return self._cut(slice(rank, None, count))
+
+    def parts(self: _Own, size: int) -> Iterator[_Own]:
+        """The batch in pieces of at most so many rows."""
+        for start in range(0, len(self), size):
+            yield self._cut(slice(start, start + size))
+
+    def _cut(self: _Own, rows: slice) -> _Own:
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(_Rows):
     """`b` predictions to compare, all of one size.
 
     Attributes:
@@ -45,27 +72,57 @@ class Batch:
     apart: Tensor
     importance: Tensor
 
-    def __len__(self) -> int:
-        return len(self.t)
-
     @property
     def windows(self) -> int:
         """How many native pictures stand side by side."""
         return self.scale.shape[1]
 
-    def share(self, rank: int, count: int) -> Batch:
-        """Every `count`-th of its rows, from `rank` on: what one of so many processes compares; perhaps none."""
-        return Batch(*(getattr(self, name)[rank::count] for name in self.__dataclass_fields__))
-
-    def parts(self, size: int) -> Iterator[Batch]:
-        """The batch in pieces of at most so many rows."""
-        for start in range(0, len(self), size):
-            piece = slice(start, start + size)
-            yield Batch(*(getattr(self, name)[piece] for name in self.__dataclass_fields__))
+    def compare(self, predict: Predict) -> tuple[Tensor, Tensor]:
+        """The terms of the objective, `[b]` each (`solving.output_terms`)."""
+        prediction = predict(self.prompts, self.x, self.t)
+        columns = (self.target, self.scale, self.other, self.apart)
+        return output_terms(prediction, *(column.to(prediction.device) for column in columns))
 
 
-#: a row of a batch, in the order of its fields
-_Row = tuple[str, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+@dataclass(frozen=True)
+class StyleBatch(_Rows):
+    """`b` points at which a style with trigger words is called, and is not: two predictions each.
+
+    Attributes:
+        prompts: with the style's words, and the same without them, `b` times two
+        x: noisy latents `[b, c, h, w]`
+        t: timesteps `[b]`
+        target: what is to be predicted where it is called, `[b, c, h, w]`
+        other: and where it is not
+        scale: what squared errors are divided by, `[b]`
+        style_scale: and those in what the words change, `[b]`
+        importance: `[b]`
+    """
+
+    prompts: tuple[tuple[str, str], ...]
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    other: Tensor
+    scale: Tensor
+    style_scale: Tensor
+    importance: Tensor
+
+    @property
+    def windows(self) -> int:
+        """How many native pictures a row is as much work as."""
+        return 2
+
+    def compare(self, predict: Predict) -> tuple[Tensor, Tensor]:
+        """The terms of the objective, `[b]` each (`solving.style_terms`)."""
+        called, uncalled = zip(*self.prompts, strict=True)
+        prediction = predict((*called, *uncalled), torch.cat([self.x, self.x]), torch.cat([self.t, self.t]))
+        columns = (self.target, self.other, self.scale, self.style_scale)
+        return style_terms(*prediction.chunk(2), *(column.to(prediction.device) for column in columns))
+
+
+#: a row of a batch of either kind, in the order of its fields
+_Row = tuple[str | tuple[str, str], Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def spread_levels(t: Tensor, generator: torch.Generator) -> list[int]:
@@ -150,7 +207,11 @@ class Sampler:
 
     def __init__(self, examples: Sequence[Examples], options: RefinementOptions, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._options, self._singles = options, _Turns(examples, generator, options.new)
+        others = [own for own in examples if not own.teacher.style]
+        styles = [own.called for own in examples if own.teacher.style]
+        # one concept alone has nothing that it could be called beside, and keeps what it does
+        self._options, self._singles = options, _Turns(others or styles, generator, options.new)
+        self._styles = _Turns(styles, generator, options.new) if others and styles else None
         widths = (2, 3) if options.scene_rows else ()
         self._scenes = {
             n: _Scenes(scenes, generator, options.new) for n in widths if (scenes := make_scenes(examples, windows=n))
@@ -158,7 +219,11 @@ class Sampler:
         self._own: dict[int, _Scenes] = {}
         self._coming: list[tuple[int, Mapping[int, Sequence[Scene]]]] = []
         self._own_generator = torch.Generator().manual_seed(seed + 1)
-        self._scales, self._level = scales(examples), NoiseLevels.fit(examples)
+        self._scales, self._style_scales, self._level = (
+            scales(examples),
+            style_scales(examples),
+            NoiseLevels.fit(examples),
+        )
         self._step = 0
 
     @property
@@ -176,8 +241,8 @@ class Sampler:
         if scenes:
             self._coming.append((after, scenes))
 
-    def draw(self) -> list[Batch]:
-        """The batches of the next step: single concepts, and scenes where there are some."""
+    def draw(self) -> list[Batch | StyleBatch]:
+        """The batches of the next step: single concepts, and styles with trigger words and scenes where there are some."""
         self._step += 1
         while self._coming and self._coming[0][0] < self._step:
             _, scenes = self._coming.pop(0)
@@ -185,27 +250,37 @@ class Sampler:
                 windows: _Scenes(own, self._own_generator, self._options.new) for windows, own in scenes.items()
             }
         batches = [self.singles(self._options.batch_size)]
+        if self._styles:
+            rows = style_rows(self._options)
+            batches.append(StyleBatch(*_stacked([self._styled(*self._styles.next()) for _ in range(rows)])))
         if self._scenes:
             wide = 3 if 3 in self._scenes and self._step % TRIPLE_EVERY == 0 else min(self._scenes)
             recorded, rows = self._scenes[wide], self._options.scene_rows
             drawn = self._own.get(wide)
             own = round(OWN_SHARE * rows) if drawn else 0
             scenes = [*(drawn.next() for _ in range(own)), *(recorded.next() for _ in range(rows - own))]
-            batches.append(_stacked([self._scene(scene) for scene in scenes]))
+            batches.append(Batch(*_stacked([self._scene(scene) for scene in scenes])))
         return batches
 
     def singles(self, size: int) -> Batch:
         """So many predictions of single concepts."""
-        return _stacked([self._single(*self._singles.next()) for _ in range(size)])
+        return Batch(*_stacked([self._single(*self._singles.next()) for _ in range(size)]))
 
     def _single(self, own: Examples, k: int) -> _Row:
         target = own.target[k].float()
         # In scenes the contrast says more, who stands where; on singles besides, it had one of two drawn twice more often.
-        has = not self._scenes and own.other is not None and bool(own.has_other[k])
+        has = not (self._scenes or own.teacher.style) and own.other is not None and bool(own.has_other[k])
         other = own.other[k].float() if has else target
         scale = torch.tensor([self._scales[own.teacher.name] * self._level(own.t[k])])
         there = torch.tensor([has])
         return own.prompts[k], own.x[k].float(), own.t[k], target, scale, other, there, _importance(own)
+
+    def _styled(self, own: Examples, k: int) -> _Row:
+        prompts = own.prompts[k], own.teacher.uncalled_prompt(own.slots[k])
+        name, level = own.teacher.name, self._level(own.t[k])
+        scale, style = (torch.tensor(of[name] * level) for of in (self._scales, self._style_scales))
+        target, other = own.target[k].float(), own.other[k].float()
+        return prompts, own.x[k].float(), own.t[k], target, other, scale, style, _importance(own)
 
     def _scene(self, scene: Scene) -> _Row:
         level = self._level(scene.t) / SCENE_WEIGHT
@@ -219,6 +294,13 @@ def _importance(own: Examples) -> Tensor:
     return torch.tensor(own.teacher.importance)
 
 
-def _stacked(rows: Sequence[_Row]) -> Batch:
+def _stacked(rows: Sequence[_Row]) -> tuple[tuple, ...]:
+    """Prompts, and columns."""
     prompts, *columns = zip(*rows, strict=True)
-    return Batch(prompts, *[torch.stack(column) for column in columns])
+    return prompts, *(torch.stack(column) for column in columns)
+
+
+def style_rows(options: RefinementOptions) -> int:
+    """At how many points a step compares what styles with trigger words do with them and without: so many that as much is asked
+    as of single concepts."""
+    return max(1, options.batch_size // 2)

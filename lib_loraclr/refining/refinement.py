@@ -20,9 +20,9 @@ from ..errors import LoraclrError
 from ..files import Kept
 from ..model import Factors, Processes, free_cached, is_out_of_memory
 from ..recording import Examples, Predictor
-from ..solving import RefinementOptions, Terms, output_terms
+from ..solving import RefinementOptions, Terms
 from .anchor import Anchor
-from .batches import Batch, Sampler
+from .batches import Batch, Sampler, StyleBatch
 from .fitting import Fit, TooLittleMemory, ended_early, find_fit, went_smaller
 from .loss_scale import LossScale
 from .on_policy import OwnScenes
@@ -248,7 +248,7 @@ class _Steps:
         self._predictor.progress.advance(1, f"step {self.made}, loss {loss:.4f}")
         return loss, contrast
 
-    def _backward(self, batches: Sequence[Batch]) -> Tensor | None:
+    def _backward(self, batches: Sequence[Batch | StyleBatch]) -> Tensor | None:
         """Gradients of one step's loss into the factors, some samples at a time.
 
         Returns:
@@ -373,15 +373,15 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, highest: float, step: i
         group["lr"] = highest * rate
 
 
-def _loss(predictor: Predictor, batch: Batch, terms: Terms) -> tuple[Tensor, Tensor]:
+def _loss(predictor: Predictor, batch: Batch | StyleBatch, terms: Terms) -> tuple[Tensor, Tensor]:
     """Summed loss of some samples with the model as it is, and the sum of their contrastive terms, `[]` each."""
-    device = predictor.host.device
-    unique = sorted(set(batch.prompts))
-    conditioning = predictor.host.encode(unique)[[unique.index(prompt) for prompt in batch.prompts]]
-    prediction = predictor.host.denoise(batch.x.to(device), batch.t.to(device), conditioning)
-    target, scale, other, apart = (
-        column.to(device) for column in (batch.target, batch.scale, batch.other, batch.apart)
-    )
-    positive, negative = output_terms(prediction, target, scale, other, apart)
-    loss = (batch.importance.to(device) * (terms.positive * positive + terms.contrast * negative)).sum()
+    host = predictor.host
+
+    def predict(prompts: Sequence[str], x: Tensor, t: Tensor) -> Tensor:
+        unique = sorted(set(prompts))
+        conditioning = host.encode(unique)[[unique.index(prompt) for prompt in prompts]]
+        return host.denoise(x.to(host.device), t.to(host.device), conditioning)
+
+    positive, negative = batch.compare(predict)
+    loss = (batch.importance.to(host.device) * (terms.positive * positive + terms.contrast * negative)).sum()
     return loss, negative.detach().sum()

@@ -54,6 +54,17 @@ class NoiseLevels:
         return math.exp(sum(c * level**power for power, c in enumerate(self.coefficients)))
 
 
+def style_scales(examples: Sequence[Examples]) -> dict[str, float]:
+    """What squared errors in what a style's words change are divided by: its effect where it is called, against the model
+    without it and its words."""
+    called = [own for own in examples if own.other is not None and own.teacher.style]
+    effects = [
+        float((own.target.float() - own.other.float())[own.has_other].square().mean()) if own.has_other.any() else None
+        for own in called
+    ]
+    return {own.teacher.name: unit for own, unit in zip(called, units(effects), strict=True)}
+
+
 def scales(examples: Sequence[Examples]) -> dict[str, float]:
     """What each teacher's squared errors are divided by: its concept's own effect (`solving.units`)."""
     effects = [None if own.teacher.concept is None else float(own.effect.nanmean()) for own in examples]

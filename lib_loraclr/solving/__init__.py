@@ -12,7 +12,7 @@ from .error_units import units
 from .layer_problem import LayerProblem, Recording
 from .layerwise import Cut, MergedLayer, merge_layer
 from .methods import EFFORT, METHODS, Method, Procedure, all_baselines, all_efforts, find_method
-from .objective import RefinementOptions, Terms, output_terms
+from .objective import RefinementOptions, Terms, output_terms, style_terms
 
 __all__ = [
     "Cut",
@@ -30,5 +30,6 @@ __all__ = [
     "find_method",
     "merge_layer",
     "output_terms",
+    "style_terms",
     "units",
 ]

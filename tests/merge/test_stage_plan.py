@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lib_loraclr.merge.merging import measure_loras, merge_loras
-from lib_loraclr.merge.stage_plan import learning_paths, measuring_paths, stopping_paths
+from lib_loraclr.merge.stage_plan import learning_paths, measuring_paths, plan_stages, stopping_paths
 from lib_loraclr.model.host import Host
 from lib_loraclr.progress import PlannedStage, Progress, Stage
+from lib_loraclr.recording.teachers import Teacher, make_teachers
 from lib_loraclr.request.merge_request import RecordingOptions
 from lib_loraclr.request.phrases import Part
+from lib_loraclr.solving.methods import Procedure
 from tests.small import measure_on_little, request
 
 
@@ -86,7 +89,20 @@ def test_the_three_sets_of_points_share_neither_words_nor_noise(demo: Path) -> N
     # noise is drawn from the plan's seed on, a thousand seeds for each teacher
     assert all(b.seed - a.seed >= 1000 * 500 for a, b in itertools.pairwise(plans))
     assert [plan.seed % 1_000_000 for plan in plans] == [3, 3, 3]
-    assert plans[1].partners is False, "what decides when to stop is asked of nobody else"
+    assert plans[1].others is False, "what decides when to stop is asked of nobody else"
+
+
+def test_a_step_takes_more_where_a_style_is_asked_with_its_words_and_without(demo: Path) -> None:
+    asked = request(demo, "fox-face", "pizza", "style-clay", options={"effort": "balanced"})
+    procedure, teachers = Procedure.of(asked), make_teachers(asked.concepts, asked.prompts)
+    options = replace(procedure.refinement(3), batch_size=7)
+
+    def refining(of: Sequence[Teacher]) -> float:
+        stages = plan_stages(asked, procedure.method, options, of, layers=(1, 1))
+        return next(item.amount for item in stages if item.stage is Stage.REFINING)
+
+    silent = [replace(teacher, style="") for teacher in teachers]
+    assert refining(teachers) - refining(silent) == pytest.approx(options.steps * 2 * 3), "at three points, twice"
 
 
 @pytest.mark.parametrize("most", [2, 5, 16, 40, 1000])

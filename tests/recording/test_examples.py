@@ -14,7 +14,7 @@ import torch
 from lib_loraclr.model.host import Conditioning, Host
 from lib_loraclr.model.low_rank import whole
 from lib_loraclr.progress import Progress
-from lib_loraclr.recording.examples import record_examples, spread
+from lib_loraclr.recording.examples import Examples, record_examples, spread
 from lib_loraclr.recording.path_plan import FOLLOWED, PathPlan, draw_slots
 from lib_loraclr.recording.predictor import Predictor
 from lib_loraclr.recording.sampling import denoising_path, initial_noise, noise_and_clean
@@ -24,7 +24,7 @@ from tests.small import PROMPTS, concept, examples_of, predictor_of, slots_of
 
 #: half precision of what is kept
 CLOSE = {"atol": 5e-3, "rtol": 5e-3}
-LITTLE = PathPlan(Part.LEARN, seed=4, paths=2, steps=3, renoised=2, negative_every=4, partners=True)
+LITTLE = PathPlan(Part.LEARN, seed=4, paths=2, steps=3, renoised=2, negative_every=4, others=True)
 
 
 class Counted(Progress):
@@ -88,6 +88,30 @@ def test_examples_hold_what_the_models_predict_at_their_points(host: Host, demo:
         torch.testing.assert_close(examples.other[k].float(), other, **CLOSE)
         assert not torch.allclose(other, teacher, **CLOSE), "control: it is another's"
     assert rest.other is None and not rest.has_other.any() and rest.effect.isnan().all()
+
+
+def test_of_a_style_with_trigger_words_is_known_what_is_predicted_without_it_and_them(host: Host, demo: Path) -> None:
+    names = ("fox-face", "style-clay")
+    predictor = predictor_of(host, demo, *names)
+    teachers = make_teachers([concept(demo, name) for name in names], PROMPTS)
+    _, clay, on_fox, _ = examples_of(predictor, teachers, LITTLE)
+
+    def predict(active: tuple[int, ...], prompt: str, own: Examples, k: int) -> torch.Tensor:
+        with torch.no_grad(), host.apply(predictor.together(active)):
+            return host.denoise(own.x[k : k + 1].float(), own.t[k : k + 1], host.encode([prompt]))[0]
+
+    for own, without in ((clay, ()), (on_fox, (0,))):
+        assert own.has_other.tolist() == [not slot.negative for slot in own.slots]
+        for k in own.has_other.nonzero()[:, 0].tolist():
+            words = own.prompts[k].removesuffix(", clay style")
+            assert words != own.prompts[k]
+            other = predict(without, words, own, k)
+            torch.testing.assert_close(own.other[k].float(), other, **CLOSE)
+            with_words = predict(without, own.prompts[k], own, k)
+            assert not torch.allclose(own.other[k].float(), with_words, **CLOSE), "control: the words matter"
+            # all that is called there, the subject too
+            changed = own.target[k].float() - predict((), own.prompts[k], own, k)
+            torch.testing.assert_close(own.effect[k], changed.square().mean(), atol=1e-5, rtol=0.05)
 
 
 def test_a_style_without_trigger_words_is_half_there_where_the_negative_prompt_is_asked(host: Host, demo: Path) -> None:
@@ -203,7 +227,7 @@ MERGES = {
 @pytest.mark.parametrize(
     "plan",
     [
-        PathPlan(Part.LEARN, 0, paths=2, steps=4, renoised=3, negative_every=3, effects=2, partners=True),
+        PathPlan(Part.LEARN, 0, paths=2, steps=4, renoised=3, negative_every=3, effects=2, others=True),
         PathPlan(Part.STOP, 0, paths=1, steps=2),
     ],
     ids=["learnt", "stopped by"],
@@ -324,11 +348,11 @@ def test_what_a_path_says_already_is_not_asked_again(host: Host, demo: Path) -> 
 @pytest.mark.parametrize("drawn", [(16, 8, 128), (4, 8, 0), (1, 50, 3), (40, 2, 10), (3, 5, 7)])
 def test_a_plan_within_so_many_points_has_no_more_and_as_many_as_it_can(drawn: tuple, points: int) -> None:
     paths, steps, renoised = drawn
-    plan = PathPlan(Part.LEARN, 0, *drawn, effects=5, partners=True)
+    plan = PathPlan(Part.LEARN, 0, *drawn, effects=5, others=True)
     few = plan.within(points)
     assert few.points <= max(2, points) and (few.paths, few.steps) >= (1, 2)
     assert few.paths <= paths and few.steps <= steps and few.renoised <= renoised
-    assert (few.part, few.seed, few.effects, few.partners) == (Part.LEARN, 0, 5, True)
+    assert (few.part, few.seed, few.effects, few.others) == (Part.LEARN, 0, 5, True)
     if points >= plan.points:
         assert few == plan
     if points >= paths * steps:

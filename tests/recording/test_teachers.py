@@ -60,6 +60,24 @@ def test_a_style_with_trigger_teaches_on_plain_prompts_and_on_the_subjects(demo:
     assert (on_fox.active, on_fox.absent, on_fox.concept) == ((0, 1), (0,), 1)
     assert on_fox.prompt(slot()) == "a painting of sks animal, at night, clay style"
     assert rest.active == ()
+    for teacher in (clay, on_fox):
+        for k in range(2):
+            assert teacher.prompt(slot(k)) == f"{teacher.uncalled_prompt(slot(k))}, clay style"
+
+
+def test_where_nothing_is_called_only_styles_without_trigger_words_are_active(demo: Path) -> None:
+    names = ("fox-face", "style-clay", "style-mono")
+    teachers = {own.name: own for own in make_teachers([concept(demo, name) for name in names], PROMPTS)}
+    assert {name: own.uncalled for name, own in teachers.items()} == {
+        "fox-face": (2,),
+        "style-clay": (2,),
+        "style-clay on fox-face": (2,),
+        "style-mono": (),
+        # in its own effect, on which nothing else is told
+        "style-mono on fox-face": (0,),
+        "prompts without triggers": (2,),
+    }
+    assert teachers["style-clay on fox-face"].absent == (0, 2), "control: the style alone is not there"
 
 
 def test_a_style_on_many_subjects_has_the_points_of_one_teacher(demo: Path) -> None:

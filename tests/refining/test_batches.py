@@ -44,7 +44,8 @@ def numbered(
     Args:
         of: number of subjects, which stand beside the next (and the previous) in every slot; 0 for none beside it
 
-    At every third point the negative prompt is asked, "ugly", and the target is the latent's opposite.
+    At every third point the negative prompt is asked, "ugly", and the target is the latent's opposite. Without a style and its
+    words 3 is predicted more than the number.
     """
     numbers = torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(count, 4, 2, 2) + 1000 * (
         concept or 0
@@ -54,8 +55,10 @@ def numbered(
     negative = torch.tensor([slot.negative for slot in slots])
     words = "" if concept is None else name
     teacher = Teacher(name, concept, (0,), words, style=style, importance=importance)
-    has = torch.full((count,), bool(of) and not style and concept in partner) & ~negative
+    has = torch.full((count,), bool(style) or (bool(of) and concept in partner)) & ~negative
     other = numbers - 1000 * (concept or 0) + 1000 * partner.get(concept, 0) + 1 if has.any() else None
+    if style:
+        other = numbers + 3
     effects = torch.full((count,), effect if concept is not None else torch.nan)
     prompts = tuple("ugly" if slot.negative else name for slot in slots)
     target = torch.where(negative[:, None, None, None], -numbers, numbers + 1)
@@ -253,6 +256,48 @@ def test_every_scene_is_drawn_once_before_any_is_drawn_again() -> None:
         drawn += [tuple(scenes.x[k].flatten(1)[0].tolist()) for k in range(2)]
     assert total == 8
     assert Counter(drawn[:total]) == Counter(drawn[total:]) == Counter(set(drawn))
+
+
+def clay_on(subject: str) -> Examples:
+    """A style on a subject, which comes of the teacher's own words too."""
+    examples = numbered(6, f"clay on {subject}", 2, style="clay", effect=3.0)
+    teacher = replace(examples.teacher, words=subject, guest=True, importance=2.0)
+    prompts = tuple("ugly" if slot.negative else teacher.prompt(slot) for slot in examples.slots)
+    return replace(examples, teacher=teacher, prompts=prompts)
+
+
+def test_a_style_with_trigger_words_is_compared_with_them_and_without() -> None:
+    """At as many points as make as many predictions as there are of single concepts; those have none of it."""
+    examples = [*subjects(2), *map(clay_on, ("t0", "t1")), numbered(6, "plain", None)]
+    drawing, drawn = sampler(examples, batch_size=4), Counter()
+    for _ in range(8):
+        singles, styled, scenes = drawing.draw()
+        assert [singles.windows, styled.windows, scenes.windows in (2, 3)] == [1, 2, True]
+        assert {origin(singles, k)[0] for k in range(len(singles))} <= {0, 1} and "clay" not in " ".join(
+            singles.prompts
+        )
+        assert len(styled) == 2
+        for k, (called, uncalled) in enumerate(styled.prompts):
+            assert uncalled in ("t0", "t1") and called == f"{uncalled}, clay"
+            x = styled.x[k]
+            assert torch.equal(styled.target[k], x + 1) and torch.equal(styled.other[k], x + 3)
+            # the effect of what is called, and the difference between both
+            assert (float(styled.scale[k]), float(styled.style_scale[k])) == pytest.approx((3.0, 4.0))
+            assert float(styled.importance[k]) == 2.0
+            concept, number = origin(styled, k)
+            assert concept == 2 and int(styled.t[k]) == number
+            drawn[uncalled, number] += 1
+    assert drawn == {(name, number): 2 for name in ("t0", "t1") for number in (0, 1, 3, 4)}, (
+        "where it is called, in turn"
+    )
+
+    shares = [styled.share(rank, 2) for rank in range(2)]
+    assert [own.prompts for own in shares] == [styled.prompts[:1], styled.prompts[1:]], "a point is one process's"
+    assert torch.equal(torch.cat([own.other for own in shares]), styled.other)
+    alone = sampler([replace(own, has_other=own.has_other) for own in examples if own.teacher.style])
+    assert [type(batch) for batch in alone.draw()] == [Batch], (
+        "with nothing beside it there is nothing it could be called in"
+    )
 
 
 def test_without_scene_rows_or_subjects_there_are_no_scenes() -> None:

@@ -28,7 +28,7 @@ from lib_loraclr.refining.retention import Retention
 from lib_loraclr.refining.scales import NoiseLevels
 from lib_loraclr.refining.trained import TrainedFactors
 from lib_loraclr.request.phrases import Part
-from lib_loraclr.solving.objective import RefinementOptions, Terms
+from lib_loraclr.solving.objective import STYLE_WEIGHT, RefinementOptions, Terms
 from tests.small import PROMPTS, concept, examples_of, predictor_of
 
 OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=4, scene_rows=0, learning_rate=2e-3)
@@ -38,7 +38,7 @@ OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=4, scene_rows=0, learni
 def lesson(host: Host, demo: Path) -> tuple[Predictor, list[Examples]]:
     predictor = predictor_of(host, demo, "fox-face", "pizza")
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
-    plan = PathPlan(Part.LEARN, seed=0, paths=1, steps=3, partners=True)
+    plan = PathPlan(Part.LEARN, seed=0, paths=1, steps=3, others=True)
     return predictor, examples_of(predictor, teachers, plan)
 
 
@@ -86,6 +86,37 @@ def test_a_steps_loss_is_that_of_its_rows_and_in_parts_has_the_same_gradient(
     assert parts == pytest.approx(whole, rel=1e-4)
     assert contrast_of_parts == pytest.approx(contrast, rel=1e-4) and contrast > 0
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_step_compares_a_style_with_its_words_and_without(host: Host, demo: Path) -> None:
+    names = ("fox-face", "style-clay")
+    predictor = predictor_of(host, demo, *names)
+    teachers = make_teachers([concept(demo, name) for name in names], PROMPTS)
+    examples = examples_of(predictor, teachers, PathPlan(Part.LEARN, seed=0, paths=1, steps=3, others=True))
+    options = replace(OPTIONS, terms=Terms(positive=0.7, contrast=2.0))
+    _, styled = batches = Sampler(examples, options, seed=1).draw()
+    assert len(styled) == 2
+    start = {key: concatenate(deltas) for key, deltas in predictor.together([0, 1]).items()}
+    found = []
+    for fit in (Fit(4, recompute=False), Fit(1, recompute=False)):
+        trained = TrainedFactors(start, host)
+        steps = refinement._Steps(predictor, trained, Sampler(examples, options, seed=1), options, fit, None)
+        with host.apply(trained.applied):
+            found.append((*steps._backward(batches).tolist(), trained.gradients))
+    (loss, contrast, gradients), (in_parts, _, gradients_in_parts) = found
+    expected = 0.0
+    with torch.no_grad(), host.apply(start):
+        for k, prompts in enumerate(styled.prompts):
+            called, uncalled = (
+                host.denoise(styled.x[k : k + 1], styled.t[k : k + 1], host.encode([prompt]))[0] for prompt in prompts
+            )
+            target, other = styled.target[k], styled.other[k]
+            changed = float((called - uncalled - target + other).square().mean() / styled.style_scale[k])
+            errors = float((called - target).square().mean() + (uncalled - other).square().mean()) / 2
+            expected += (0.7 * errors / float(styled.scale[k]) + 2.0 * STYLE_WEIGHT * changed) / 2
+    assert loss == pytest.approx((loss_of(predictor, start, batches[:1], options.terms) + expected) / 2, rel=1e-3)
+    assert in_parts == pytest.approx(loss, rel=1e-4) and contrast > 0
+    torch.testing.assert_close(gradients_in_parts, gradients, rtol=1e-3, atol=1e-4 * float(gradients.abs().max()))
 
 
 def fit_of(predictor: Predictor, trained: TrainedFactors, examples: Sequence[Examples]) -> Fit:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 from lib_loraclr.solving.methods.ridge import closed_form
-from lib_loraclr.solving.objective import MOST_RIVALS, LayerObjective, Terms, output_terms
+from lib_loraclr.solving.objective import MOST_RIVALS, STYLE_WEIGHT, LayerObjective, Terms, output_terms, style_terms
 from lib_loraclr.solving.solvers import minimize
 from tests.solving.test_layer_problem import dense_target, random_problem
 
@@ -373,6 +373,49 @@ def test_a_window_whose_other_is_not_one_to_stay_away_from_has_no_contrast(predi
     nowhere = output_terms(**predictions | {"apart": torch.zeros_like(predictions["apart"])})
     assert not nowhere[1].any()
     assert torch.equal(nowhere[0], output_terms(**predictions)[0])
+
+
+@pytest.fixture
+def styled() -> dict:
+    """Arguments of `style_terms`."""
+    generator = torch.Generator().manual_seed(1)
+    names = ("called", "uncalled", "target", "other")
+    latents = {name: torch.randn(3, 2, 4, 5, generator=generator, dtype=torch.float64) for name in names}
+    scales = {name: torch.rand(3, generator=generator, dtype=torch.float64) + 0.5 for name in ("scale", "style_scale")}
+    return latents | scales
+
+
+def test_style_terms_equal_their_formula(styled: dict) -> None:
+    found = style_terms(**styled)
+    for b in range(3):
+        with_words, without = ([float(v) for v in styled[name][b].flatten()] for name in ("called", "uncalled"))
+        target, other = ([float(v) for v in styled[name][b].flatten()] for name in ("target", "other"))
+        n = len(target)
+        errors = sum((m - e) ** 2 for m, e in zip(with_words + without, target + other, strict=True)) / (2 * n)
+        changed = sum(
+            ((m - m0) - (e - e0)) ** 2 for m, m0, e, e0 in zip(with_words, without, target, other, strict=True)
+        )
+        assert float(found[0][b]) == pytest.approx(errors / float(styled["scale"][b]), rel=CLOSE)
+        assert float(found[1][b]) == pytest.approx(
+            STYLE_WEIGHT * changed / n / float(styled["style_scale"][b]), rel=CLOSE
+        )
+
+
+def test_style_terms_have_the_gradient_of_their_value(styled: dict) -> None:
+    rest = {name: value for name, value in styled.items() if name not in ("called", "uncalled")}
+    both = [styled[name].clone().requires_grad_() for name in ("called", "uncalled")]
+    assert torch.autograd.gradcheck(lambda called, uncalled: style_terms(called, uncalled, **rest), both)
+
+
+def test_an_error_that_is_there_with_the_styles_words_and_without_is_none_in_what_they_change(styled: dict) -> None:
+    """The subject is wrong alike in both: only the first term says so. A style that is always there is wrong in the second."""
+    target, other, error = styled["target"], styled["other"], torch.randn_like(styled["target"])
+    positive, negative = style_terms(**styled | {"called": target + error, "uncalled": other + error})
+    assert negative.abs().max() < CLOSE < positive.min()
+    always = style_terms(**styled | {"called": target, "uncalled": target})
+    changed = (target - other).square().mean((1, 2, 3))
+    assert torch.allclose(always[1], STYLE_WEIGHT * changed / styled["style_scale"], rtol=CLOSE)
+    assert torch.allclose(always[0], changed / 2 / styled["scale"], rtol=CLOSE)
 
 
 def test_in_reduced_coordinates_it_is_the_same_function() -> None:
