@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from ..progress import PlannedStage, Stage, Work
 from ..recording import PathPlan, Teacher, count_pairs
-from ..refining import CHECKS, ROLLOUTS_AFTER, own_evaluations, questions, style_rows
+from ..refining import CHECKS, ROLLOUTS_AFTER, own_evaluations, questions
 from ..request import MergeRequest, Part
 from ..solving import Method, RefinementOptions
 
@@ -119,7 +119,7 @@ def plan_stages(
         looked += len(ROLLOUTS_AFTER) * own_evaluations(beside, refinement.rollouts)
         # scenes are wider than single concepts, and a style is asked for with its words and without
         wide = refinement.scene_rows * _SCENE_WIDTH if beside > 1 else 0
-        styles = 2 * style_rows(refinement) if number > 1 and any(teacher.style for teacher in teachers) else 0
+        styles = 2 * refinement.batch_size if number > 1 and any(teacher.style for teacher in teachers) else 0
         samples = refinement.steps * (refinement.batch_size + wide + styles) + looked / _BACKWARD
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
         scenes = min(count_pairs(learn.points - len(learn.negative()), beside), RECORDED_POINTS)

@@ -8,7 +8,6 @@ state              the refinement's state, kept while it runs
 trained            the factors that are trained, side by side in memory
 """
 
-from .batches import style_rows
 from .on_policy import evaluations as own_evaluations
 from .recognition import Recognition, gather_candidates, questions, recognise
 from .refinement import CHECKS, ROLLOUTS_AFTER, Refined, refine
@@ -34,5 +33,4 @@ __all__ = [
     "recognise",
     "refine",
     "squared_errors",
-    "style_rows",
 ]

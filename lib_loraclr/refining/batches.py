@@ -251,8 +251,8 @@ class Sampler:
             }
         batches = [self.singles(self._options.batch_size)]
         if self._styles:
-            rows = style_rows(self._options)
-            batches.append(StyleBatch(*_stacked([self._styled(*self._styles.next()) for _ in range(rows)])))
+            rows = [self._styled(*self._styles.next()) for _ in range(self._options.batch_size)]
+            batches.append(StyleBatch(*_stacked(rows)))
         if self._scenes:
             wide = 3 if 3 in self._scenes and self._step % TRIPLE_EVERY == 0 else min(self._scenes)
             recorded, rows = self._scenes[wide], self._options.scene_rows
@@ -298,9 +298,3 @@ def _stacked(rows: Sequence[_Row]) -> tuple[tuple, ...]:
     """Prompts, and columns."""
     prompts, *columns = zip(*rows, strict=True)
     return prompts, *(torch.stack(column) for column in columns)
-
-
-def style_rows(options: RefinementOptions) -> int:
-    """At how many points a step compares what styles with trigger words do with them and without: so many that as much is asked
-    as of single concepts."""
-    return max(1, options.batch_size // 2)

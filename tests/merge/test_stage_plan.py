@@ -102,7 +102,7 @@ def test_a_step_takes_more_where_a_style_is_asked_with_its_words_and_without(dem
         return next(item.amount for item in stages if item.stage is Stage.REFINING)
 
     silent = [replace(teacher, style="") for teacher in teachers]
-    assert refining(teachers) - refining(silent) == pytest.approx(options.steps * 2 * 3), "at three points, twice"
+    assert refining(teachers) - refining(silent) == pytest.approx(options.steps * 2 * 7), "at as many points, twice"
 
 
 @pytest.mark.parametrize("most", [2, 5, 16, 40, 1000])

@@ -267,9 +267,9 @@ def clay_on(subject: str) -> Examples:
 
 
 def test_a_style_with_trigger_words_is_compared_with_them_and_without() -> None:
-    """At as many points as make as many predictions as there are of single concepts; those have none of it."""
+    """At as many points as there are of single concepts, which have none of it."""
     examples = [*subjects(2), *map(clay_on, ("t0", "t1")), numbered(6, "plain", None)]
-    drawing, drawn = sampler(examples, batch_size=4), Counter()
+    drawing, drawn = sampler(examples, batch_size=2), Counter()
     for _ in range(8):
         singles, styled, scenes = drawing.draw()
         assert [singles.windows, styled.windows, scenes.windows in (2, 3)] == [1, 2, True]

@@ -93,7 +93,7 @@ def test_a_step_compares_a_style_with_its_words_and_without(host: Host, demo: Pa
     predictor = predictor_of(host, demo, *names)
     teachers = make_teachers([concept(demo, name) for name in names], PROMPTS)
     examples = examples_of(predictor, teachers, PathPlan(Part.LEARN, seed=0, paths=1, steps=3, others=True))
-    options = replace(OPTIONS, terms=Terms(positive=0.7, contrast=2.0))
+    options = replace(OPTIONS, terms=Terms(positive=0.7, contrast=2.0), batch_size=2)
     _, styled = batches = Sampler(examples, options, seed=1).draw()
     assert len(styled) == 2
     start = {key: concatenate(deltas) for key, deltas in predictor.together([0, 1]).items()}
