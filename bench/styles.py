@@ -68,9 +68,8 @@ def draw(host: Host, judge: Judge, model: Model, name: str, words: str, style: s
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
         noise = initial_noise(host, seeds[part], SIDE, SIDE)
-        called, subtracted = (
-            _encoded(host, own) for own in zip(model, (prompts[part], [""] * len(noise)), strict=True)
-        )
+        asked = (prompts[part], [""] * len(noise))
+        called, subtracted = (_encoded(host, *own) for own in zip(model, asked, strict=True))
         path = denoising_path(host, noise, called, subtracted, steps=STEPS, guidance=GUIDANCE, apart=model)
         *_, latents = path
         pictures += host.decode(latents)
@@ -78,8 +77,7 @@ def draw(host: Host, judge: Judge, model: Model, name: str, words: str, style: s
     return Drawn(right.tolist(), judge.embed(to_tensor(pictures)))
 
 
-def _encoded(host: Host, asked: tuple[Deltas, Sequence[str]]) -> Conditioning:
-    deltas, prompts = asked
+def _encoded(host: Host, deltas: Deltas, prompts: Sequence[str]) -> Conditioning:
     with host.apply(deltas):
         return host.encode(prompts)
 

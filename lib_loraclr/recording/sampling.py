@@ -123,18 +123,8 @@ def denoising_path(
         conditioning, negative: of `b` prompts each
         apart: deltas with which the model is asked for the prompts, and for the negative ones; None: as it is, for both at once
     """
-    both = Conditioning.cat([conditioning, negative])
-    models = [on_device(deltas, host.device) for deltas in apart or ()]
-
-    def asked(x: Tensor, t: Tensor) -> Sequence[Tensor]:
-        if not models:
-            return evaluated(host, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        outputs = []
-        for deltas, own in zip(models, (conditioning, negative), strict=True):
-            with host.apply(deltas):
-                outputs.append(evaluated(host, x, t, own))
-        return outputs
-
+    prompts = conditioning, negative
+    asked = _by_two_models(host, *prompts, apart) if apart else _at_once(host, *prompts)
     schedule = timesteps(steps, len(host.alphas_cumprod)).tolist()
     x = noise
     for now, following in zip(schedule, [*schedule[1:], None], strict=True):
@@ -149,6 +139,30 @@ def denoising_path(
             alpha = host.alphas_cumprod[following].to(x)
             x = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise_part
     yield x
+
+
+#: what is predicted for the prompts and for the negative ones, at `x [b, c, h, w]` and `t [b]`
+_Asked = Callable[[Tensor, Tensor], Sequence[Tensor]]
+
+
+def _at_once(host: Host, conditioning: Conditioning, negative: Conditioning) -> _Asked:
+    both = Conditioning.cat([conditioning, negative])
+    return lambda x, t: evaluated(host, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+
+
+def _by_two_models(
+    host: Host, conditioning: Conditioning, negative: Conditioning, deltas: tuple[Deltas, Deltas]
+) -> _Asked:
+    models = [on_device(own, host.device) for own in deltas]
+
+    def asked(x: Tensor, t: Tensor) -> list[Tensor]:
+        outputs = []
+        for own, conditioned in zip(models, (conditioning, negative), strict=True):
+            with host.apply(own):
+                outputs.append(evaluated(host, x, t, conditioned))
+        return outputs
+
+    return asked
 
 
 def sample(
