@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from ..progress import PlannedStage, Stage, Work
 from ..recording import PathPlan, Teacher, count_pairs
-from ..refining import CHECKS, ROLLOUTS_AFTER, own_evaluations, questions
+from ..refining import CHECKS, ROLLOUTS_AFTER, own_evaluations, questions, questions_each, style_rows
 from ..request import MergeRequest, Part
 from ..solving import Method, RefinementOptions
 
@@ -52,7 +52,7 @@ def learning_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
         own.renoised,
         negative_every=every,
         effects=SCALE_POINTS,
-        others=True,
+        partners=True,
     )
     return _within(plan, most)
 
@@ -64,7 +64,7 @@ def stopping_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
 
 def measuring_paths(request: MergeRequest, most: int | None = None) -> PathPlan:
     """The points that are only ever measured on."""
-    return _within(PathPlan(Part.MEASURE, MEASURE + request.seed, MEASURE_PATHS, MEASURE_STEPS, others=True), most)
+    return _within(PathPlan(Part.MEASURE, MEASURE + request.seed, MEASURE_PATHS, MEASURE_STEPS, partners=True), most)
 
 
 def _within(plan: PathPlan, most: int | None) -> PathPlan:
@@ -115,11 +115,11 @@ def plan_stages(
     if refinement:
         stages.append(followed(Stage.HOLDING_BACK, stop))
         beside = len(subjects_beside(teachers))
-        looked = (CHECKS + 1) * taught * stop.points
+        looked = (CHECKS + 1) * retention_evaluations(teachers, stop, number, alone=False)
         looked += len(ROLLOUTS_AFTER) * own_evaluations(beside, refinement.rollouts)
         # scenes are wider than single concepts, and a style is asked for with its words and without
         wide = refinement.scene_rows * _SCENE_WIDTH if beside > 1 else 0
-        styles = 2 * refinement.batch_size if number > 1 and any(teacher.style for teacher in teachers) else 0
+        styles = 2 * style_rows(teachers, refinement.batch_size)
         samples = refinement.steps * (refinement.batch_size + wide + styles) + looked / _BACKWARD
         stages.append(PlannedStage(Stage.REFINING, refinement.steps, Work.BACKWARD, samples))
         scenes = min(count_pairs(learn.points - len(learn.negative()), beside), RECORDED_POINTS)
@@ -155,12 +155,12 @@ def measuring_evaluations(
 
 
 def retention_evaluations(teachers: Sequence[Teacher], test: PathPlan, number: int, *, alone: bool) -> int:
-    """Every point once.
+    """Every point once, and where a style is called by words, twice.
 
     Args:
         alone: and each LoRA alone without triggers, whose drift that of a merge is compared with
     """
-    points = sum(test.of(teacher).points for teacher in teachers)
+    points = sum(test.of(teacher).points * questions_each(teacher) for teacher in teachers)
     # what is active whatever the prompt is part of what is compared with
     plain = sum(test.of(own).points * (number - len(own.active)) for own in teachers if own.concept is None)
     return points + plain if alone else points

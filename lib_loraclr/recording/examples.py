@@ -37,10 +37,10 @@ class Examples:
         x: noisy latents `[n, c, h, w]`
         t: timesteps `[n]`
         target: the teacher's prediction with the prompt, or with the negative one and no subject active, `[n, c, h, w]`
-        effect: mean square of what is called there changes, against the model without it (`Teacher.uncalled`), `[n]`; NaN where
+        effect: mean square of what the concept changes in it, against the teacher without the concept, `[n]`; NaN where
             it was not measured
-        other: what is not to be predicted there, `[n, c, h, w]`, or None: what the slot's partner would predict in its own words,
-            or where a style is called, what the model does without it and its words
+        other: what another would be there, `[n, c, h, w]`, or None: what the slot's partner would predict in its own words, or
+            where a style is called, what is to be predicted without it and its words
         has_other: at which points that is known, `[n]`
     """
 
@@ -98,12 +98,16 @@ def record_examples(
     target[subtracted] = negative[subtracted]
     asked = _Asked(predictor.record, predictor, teacher, mine, x, t)
     target[new] = asked.target(new)
+    other, has_other = (
+        asked.others(teachers) if own.partners or teacher.by_words else (None, torch.zeros(len(t), dtype=torch.bool))
+    )
     effect = torch.full((len(t),), torch.nan)
-    if teacher.concept is not None:
+    if teacher.by_words:
+        effect[has_other] = (target[has_other].float() - other[has_other].float()).square().mean((1, 2, 3))
+    elif teacher.concept is not None:
         called = asked.called
         at = [called[k] for k in spread(len(called), len(called) if own.effects is None else own.effects).tolist()]
-        effect[at] = (target[at].float() - asked.by(teacher.uncalled, at).float()).square().mean((1, 2, 3))
-    other, has_other = asked.others(teachers) if own.others else (None, torch.zeros(len(t), dtype=torch.bool))
+        effect[at] = (target[at].float() - asked.by(teacher.absent, at).float()).square().mean((1, 2, 3))
     return Examples(teacher, tuple(mine), asked.prompts, x, t, target, effect, other, has_other)
 
 
@@ -180,12 +184,12 @@ class _Asked:
 
     def others(self, teachers: Sequence[Teacher]) -> tuple[Tensor | None, Tensor]:
         """`Examples.other` and `has_other`."""
-        return self._without_style() if self._teacher.style else self._partners(teachers)
+        return self._without_style() if self._teacher.by_words else self._partners(teachers)
 
     def _without_style(self) -> tuple[Tensor, Tensor]:
         """What is predicted without the style and its words, `[n, c, h, w]` fp16, and where it is called `[n]`."""
         called, other = list(self.called), torch.zeros_like(self._x)
-        prompts = [self._teacher.uncalled_prompt(self._slots[k]) for k in called]
+        prompts = [self._teacher.prompt_without_style(self._slots[k]) for k in called]
         other[called] = self.by(self._teacher.absent, called, prompts)
         return other, torch.tensor([not slot.negative for slot in self._slots])
 

@@ -24,8 +24,7 @@ class PathPlan:
         renoised: points besides, on finished pictures with fresh noise
         negative_every: of so many points the negative prompt is asked at one instead; 0: at none
         effects: at how many of a teacher's points its concept's effect is measured; None for all
-        others: whether every point of a subject is also asked as if another subject stood there, and every point of a style with
-            trigger words as if it were not called
+        partners: whether every point of a subject is also asked as if another subject stood there
     """
 
     part: Part
@@ -35,7 +34,7 @@ class PathPlan:
     renoised: int = 0
     negative_every: int = 0
     effects: int | None = None
-    others: bool = False
+    partners: bool = False
 
     def of(self, teacher: Teacher) -> PathPlan:
         """Its own part of the plan, for a teacher that has only a share of the points."""
@@ -102,14 +101,11 @@ class PathPlan:
         measured = (
             0 if teacher.concept is None else len(called) if own.effects is None else min(own.effects, len(called))
         )
-        return own.paths * 2 * own.steps + asked + measured + (self._others(teacher, rounds) if own.others else 0)
-
-    def _others(self, teacher: Teacher, rounds: Sequence[dict[int, int]]) -> int:
-        """At how many points it is asked what is not to be predicted there."""
-        called = self.called(teacher)
-        if teacher.style:
-            return len(called)
-        return sum(teacher.concept in self.beside(place, rounds) for place in called) if teacher.in_scenes else 0
+        if teacher.by_words:  # what its words change is its effect
+            measured = len(called)
+        partners = [teacher.concept in self.beside(place, rounds) for place in called]
+        beside = sum(partners) if own.partners and teacher.in_scenes else 0
+        return own.paths * 2 * own.steps + asked + measured + beside
 
     def within(self, points: int) -> PathPlan:
         """The same with at most so many points: first fewer on finished pictures, then fewer paths, then fewer steps."""

@@ -55,7 +55,7 @@ class Teacher:
         alone: whether it never stands beside another
         guest: whether the words are those of a subject that a style is taught on
         outfits: other words that call the subject
-        background: those of the active concepts that are active whatever the prompt is
+        by_words: whether the style's words are to decide: what is predicted without it and them is known too
     """
 
     name: str
@@ -71,21 +71,12 @@ class Teacher:
     alone: bool = False
     guest: bool = False
     outfits: tuple[str, ...] = ()
-    background: tuple[int, ...] = ()
+    by_words: bool = False
 
     @property
     def absent(self) -> tuple[int, ...]:
         """What is active when the concept is not there; retention 0 is this."""
         return tuple(i for i in self.active if i != self.concept)
-
-    @property
-    def uncalled(self) -> tuple[int, ...]:
-        """What is active when nothing that the prompt calls is there: of a called style on a subject, the subject is not either.
-
-        Errors on its prompts are measured in what all that is called changes: in that of the style alone, those in the subject
-        would count many times over.
-        """
-        return self.background if self.guest and self.style else self.absent
 
     @property
     def in_scenes(self) -> bool:
@@ -103,7 +94,7 @@ class Teacher:
         turn = slot.number if slot.path is None else slot.path
         return (self.words, *self.outfits)[turn % (1 + len(self.outfits))]
 
-    def uncalled_prompt(self, slot: Slot) -> str:
+    def prompt_without_style(self, slot: Slot) -> str:
         """The same without the style's words."""
         return replace(self, style="").prompt(slot)
 
@@ -144,7 +135,9 @@ def make_teachers(concepts: Sequence[Concept], prompts: PromptOptions) -> list[T
             own |= {"alone": concept.alone, "outfits": concept.outfits}
             teachers.append(Teacher(concept.label, i, active, words, **own, **common))
             continue
-        own = {"texts": prompts.plain, "style": concept.trigger or ""}
+        # of a style merged alone nothing is to be left out where it is not called
+        by_words = bool(concept.trigger) and len(concepts) > 1
+        own = {"texts": prompts.plain, "style": concept.trigger or "", "by_words": by_words}
         own = {"texts": concept.prompts, "fixed": True} if concept.prompts else own
         teachers.append(Teacher(concept.label, i, active, **own, **common))
         styled = [j for j in subjects if not concept.applied_to or concepts[j].label in concept.applied_to]
@@ -180,5 +173,5 @@ def _style_on_subject(
         share,
         guest=True,
         outfits=called.outfits,
-        background=background,
+        by_words=bool(concepts[style].trigger),
     )

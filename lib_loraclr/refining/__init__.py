@@ -8,10 +8,11 @@ state              the refinement's state, kept while it runs
 trained            the factors that are trained, side by side in memory
 """
 
+from .batches import style_rows
 from .on_policy import evaluations as own_evaluations
 from .recognition import Recognition, gather_candidates, questions, recognise
 from .refinement import CHECKS, ROLLOUTS_AFTER, Refined, refine
-from .retention import Retention, drift_of_singles, measure, squared_errors
+from .retention import Retention, drift_of_singles, measure, questions_each, squared_errors
 from .state import StateKeeper, factor_tensors, factors_of
 from .trained import needs_copies
 
@@ -30,7 +31,9 @@ __all__ = [
     "needs_copies",
     "own_evaluations",
     "questions",
+    "questions_each",
     "recognise",
     "refine",
     "squared_errors",
+    "style_rows",
 ]

@@ -10,14 +10,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..recording import Examples, Scene, make_scenes
-from ..solving import RefinementOptions, output_terms, style_terms
-from .scales import NoiseLevels, scales, style_scales
+from ..recording import Examples, Scene, Teacher, make_scenes
+from ..solving import RefinementOptions, Terms, output_terms, style_terms
+from .scales import NoiseLevels, scales, scales_with_subjects
 
 #: how much an error in a scene counts, beside one on a single concept
 SCENE_WEIGHT = 0.5
 #: every so many steps the scenes have three windows instead of two; more often, pictures with two suffer (docs/method.md)
 TRIPLE_EVERY = 8
+#: at how many points a style that is called by words is compared, for each of a concept that is not, and of how many concepts
+#: those are counted at least: two words are to decide about a picture, which its LoRA does not need
+STYLE_TURNS, LEAST_CONCEPTS = 3, 3
 #: once there are scenes that the merge drew itself, their share of what is drawn
 OWN_SHARE = 0.5
 
@@ -77,11 +80,12 @@ class Batch(_Rows):
         """How many native pictures stand side by side."""
         return self.scale.shape[1]
 
-    def compare(self, predict: Predict) -> tuple[Tensor, Tensor]:
-        """The terms of the objective, `[b]` each (`solving.output_terms`)."""
+    def compare(self, predict: Predict, terms: Terms) -> tuple[Tensor, Tensor]:
+        """The weighted objective, and of it the contrastive term without its weight, `[b]` each (`solving.output_terms`)."""
         prediction = predict(self.prompts, self.x, self.t)
         columns = (self.target, self.scale, self.other, self.apart)
-        return output_terms(prediction, *(column.to(prediction.device) for column in columns))
+        positive, negative = output_terms(prediction, *(column.to(prediction.device) for column in columns))
+        return terms.positive * positive + terms.contrast * negative, negative
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,13 @@ class StyleBatch(_Rows):
         """How many native pictures a row is as much work as."""
         return 2
 
-    def compare(self, predict: Predict) -> tuple[Tensor, Tensor]:
-        """The terms of the objective, `[b]` each (`solving.style_terms`)."""
+    def compare(self, predict: Predict, terms: Terms) -> tuple[Tensor, Tensor]:
+        """As of `Batch`; nothing is contrastive here (`solving.style_terms`)."""
         called, uncalled = zip(*self.prompts, strict=True)
         prediction = predict((*called, *uncalled), torch.cat([self.x, self.x]), torch.cat([self.t, self.t]))
         columns = (self.target, self.other, self.scale, self.style_scale)
-        return style_terms(*prediction.chunk(2), *(column.to(prediction.device) for column in columns))
+        positive, words = style_terms(*prediction.chunk(2), *(column.to(prediction.device) for column in columns))
+        return terms.positive * positive + terms.style * words, torch.zeros_like(words)
 
 
 #: a row of a batch of either kind, in the order of its fields
@@ -207,11 +212,11 @@ class Sampler:
 
     def __init__(self, examples: Sequence[Examples], options: RefinementOptions, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        others = [own for own in examples if not own.teacher.style]
-        styles = [own.called for own in examples if own.teacher.style]
-        # one concept alone has nothing that it could be called beside, and keeps what it does
-        self._options, self._singles = options, _Turns(others or styles, generator, options.new)
-        self._styles = _Turns(styles, generator, options.new) if others and styles else None
+        styles = [own for own in examples if own.teacher.by_words]
+        others = [own for own in examples if not own.teacher.by_words]
+        self._options, self._singles = options, _Turns(others, generator, options.new)
+        self._styles = _Turns(styles, generator, options.new) if styles else None
+        self._style_rows = style_rows([own.teacher for own in examples], options.batch_size)
         widths = (2, 3) if options.scene_rows else ()
         self._scenes = {
             n: _Scenes(scenes, generator, options.new) for n in widths if (scenes := make_scenes(examples, windows=n))
@@ -219,11 +224,8 @@ class Sampler:
         self._own: dict[int, _Scenes] = {}
         self._coming: list[tuple[int, Mapping[int, Sequence[Scene]]]] = []
         self._own_generator = torch.Generator().manual_seed(seed + 1)
-        self._scales, self._style_scales, self._level = (
-            scales(examples),
-            style_scales(examples),
-            NoiseLevels.fit(examples),
-        )
+        self._scales, self._level = scales(examples), NoiseLevels.fit(examples)
+        self._scales_with_subjects = scales_with_subjects(examples)
         self._step = 0
 
     @property
@@ -251,7 +253,7 @@ class Sampler:
             }
         batches = [self.singles(self._options.batch_size)]
         if self._styles:
-            rows = [self._styled(*self._styles.next()) for _ in range(self._options.batch_size)]
+            rows = [self._styled(*self._next_called()) for _ in range(self._style_rows)]
             batches.append(StyleBatch(*_stacked(rows)))
         if self._scenes:
             wide = 3 if 3 in self._scenes and self._step % TRIPLE_EVERY == 0 else min(self._scenes)
@@ -269,16 +271,23 @@ class Sampler:
     def _single(self, own: Examples, k: int) -> _Row:
         target = own.target[k].float()
         # In scenes the contrast says more, who stands where; on singles besides, it had one of two drawn twice more often.
-        has = not (self._scenes or own.teacher.style) and own.other is not None and bool(own.has_other[k])
+        has = not self._scenes and own.other is not None and bool(own.has_other[k])
         other = own.other[k].float() if has else target
         scale = torch.tensor([self._scales[own.teacher.name] * self._level(own.t[k])])
         there = torch.tensor([has])
         return own.prompts[k], own.x[k].float(), own.t[k], target, scale, other, there, _importance(own)
 
+    def _next_called(self) -> tuple[Examples, int]:
+        """The next point at which a style is called, and not the negative prompt asked."""
+        while True:
+            own, k = self._styles.next()
+            if own.has_other[k]:
+                return own, k
+
     def _styled(self, own: Examples, k: int) -> _Row:
-        prompts = own.prompts[k], own.teacher.uncalled_prompt(own.slots[k])
+        prompts = own.prompts[k], own.teacher.prompt_without_style(own.slots[k])
         name, level = own.teacher.name, self._level(own.t[k])
-        scale, style = (torch.tensor(of[name] * level) for of in (self._scales, self._style_scales))
+        scale, style = (torch.tensor(of[name] * level) for of in (self._scales_with_subjects, self._scales))
         target, other = own.target[k].float(), own.other[k].float()
         return prompts, own.x[k].float(), own.t[k], target, other, scale, style, _importance(own)
 
@@ -290,11 +299,23 @@ class Sampler:
         return scene.prompt, scene.beside("x").float(), scene.t, target, scale, other.float(), there, importance
 
 
+def style_rows(teachers: Sequence[Teacher], size: int) -> int:
+    """At how many points a step compares styles that are called by words; 0 where there are none.
+
+    Args:
+        size: predictions of single concepts in a step
+    """
+    concepts = {teacher.concept for teacher in teachers} - {None}
+    styles = {teacher.concept for teacher in teachers if teacher.by_words}
+    rows = STYLE_TURNS * size * len(styles) / max(LEAST_CONCEPTS, len(concepts))
+    return max(1, round(rows)) if styles else 0
+
+
 def _importance(own: Examples) -> Tensor:
     return torch.tensor(own.teacher.importance)
 
 
 def _stacked(rows: Sequence[_Row]) -> tuple[tuple, ...]:
-    """Prompts, and columns."""
+    """The rows as columns: the prompts, and a tensor for each of the others."""
     prompts, *columns = zip(*rows, strict=True)
     return prompts, *(torch.stack(column) for column in columns)

@@ -72,17 +72,13 @@ def gather_candidates(predictor: Predictor, examples: Sequence[Examples]) -> lis
         own = called[place]
         few, others = looked_at(own)
         asked = [(other.active, [other.prompt(slot) for slot in few.slots]) for other in others]
-        if not own.teacher.style:
-            asked.append((own.teacher.absent, list(few.prompts)))
+        asked.append((own.teacher.absent, list(few.prompts)))
         predictions = [predictor.predict(active, few.x, few.t, prompts, own.teacher.name) for active, prompts in asked]
-        if own.teacher.style:
-            predictions.append(few.other)  # without it and its words: known
         return Candidates(few, (*(other.concept for other in others), None), torch.stack(predictions))
 
     def told(place: int) -> None:
-        own = called[place]
-        few, others = looked_at(own)
-        predictor.progress.found(len(few) * (len(others) + (not own.teacher.style)))
+        few, others = looked_at(called[place])
+        predictor.progress.found(len(few) * (len(others) + 1))
 
     return predictor.processes.each(len(called), gather, told)
 
@@ -97,8 +93,8 @@ def questions(teachers: Sequence[Teacher], plan: PathPlan) -> int:
     for teacher in teachers:
         if teacher.concept is not None:
             points = _looked_at(plan.of(teacher).points, teacher, subjects)
-            # the others or the absent one, where that is not known, and the merge itself
-            asked += points * ((subjects if teacher.in_scenes else int(not teacher.style)) + 1)
+            # the others or the absent one, and the merge itself
+            asked += points * ((subjects if teacher.in_scenes else 1) + 1)
     return asked + min(count_pairs(plan.points, subjects), SCENES * subjects)
 
 

@@ -260,8 +260,9 @@ class _Steps:
         try:
             # the changed weights stay in place for the backward pass too: activations may be recomputed in it
             with host.recomputing() if self.fit.recompute else nullcontext():
-                for batch in batches:
-                    share = 1 / (len(batch) * len(batches))
+                weights = [self._weight(batch) for batch in batches]
+                for batch, weight in zip(batches, weights, strict=True):
+                    share = weight / sum(weights) / len(batch)
                     own = batch.share(processes.rank, processes.count)
                     for part in own.parts(self.fit.rows(batch.windows)):
                         loss, gone = _loss(self._predictor, part, self._options.terms)
@@ -276,6 +277,10 @@ class _Steps:
         if processes.count > 1:
             failed = self._summed(found, failed)
         return None if failed else found
+
+    def _weight(self, batch: Batch | StyleBatch) -> float:
+        """How much a batch counts: as much as single concepts, but styles in proportion to their rows."""
+        return len(batch) / self._options.batch_size if isinstance(batch, StyleBatch) else 1.0
 
     def _summed(self, found: Tensor, failed: bool) -> bool:
         """Gradients and `found` summed over all processes; whether one of them has failed."""
@@ -382,6 +387,5 @@ def _loss(predictor: Predictor, batch: Batch | StyleBatch, terms: Terms) -> tupl
         conditioning = host.encode(unique)[[unique.index(prompt) for prompt in prompts]]
         return host.denoise(x.to(host.device), t.to(host.device), conditioning)
 
-    positive, negative = batch.compare(predict)
-    loss = (batch.importance.to(host.device) * (terms.positive * positive + terms.contrast * negative)).sum()
-    return loss, negative.detach().sum()
+    loss, contrast = batch.compare(predict, terms)
+    return (batch.importance.to(host.device) * loss).sum(), contrast.detach().sum()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..model import Deltas
-from ..recording import BATCH, Examples, Predictor, evaluated
+from ..recording import BATCH, Examples, Predictor, Teacher, evaluated
 from .scales import NoiseLevels
 
 
@@ -17,7 +17,8 @@ class Retention:
     """How much of each concept is left.
 
     Attributes:
-        concepts: one figure per concept, `1 - ||ε_merged - ε_i|| / ||ε_base - ε_i||`; None where the concept changes nothing
+        concepts: one figure per concept, `1 - ||ε_merged - ε_i|| / ||ε_base - ε_i||`, of a style that is called by words in what
+            they change; None where the concept changes nothing
         base_drift: `||ε_merged - ε_base|| / mean_i ||ε_i - ε_base||` on prompts without triggers, or None
     """
 
@@ -42,17 +43,43 @@ def squared_errors(predictor: Predictor, deltas: Deltas, examples: Examples, *, 
     Args:
         units: of progress per example; 0 where measuring is part of another stage
     """
-    errors = []
-    device = predictor.host.device
     with predictor.host.apply(deltas):
-        for start in range(0, len(examples), BATCH * 2):
-            part = slice(start, start + BATCH * 2)
-            conditioning = predictor.host.encode(examples.prompts[part])
-            noisy, t = examples.x[part].to(device).float(), examples.t[part].to(device)
-            output = evaluated(predictor.host, noisy, t, conditioning)
-            errors.append((output.cpu() - examples.target[part].float()).square().mean((1, 2, 3)))
-            predictor.progress.advance(units * len(output), examples.teacher.name)
-    return torch.cat(errors)
+        found = predictions(predictor, examples, units=units)
+    return (found - examples.target.float()).square().mean((1, 2, 3))
+
+
+def predictions(predictor: Predictor, examples: Examples, *, units: int) -> torch.Tensor:
+    """What the model as it is predicts at the points, `[n, c, h, w]` fp32 on the CPU."""
+    device, found = predictor.host.device, []
+    for start in range(0, len(examples), BATCH * 2):
+        part = slice(start, start + BATCH * 2)
+        conditioning = predictor.host.encode(examples.prompts[part])
+        noisy, t = examples.x[part].to(device).float(), examples.t[part].to(device)
+        found.append(evaluated(predictor.host, noisy, t, conditioning).cpu())
+        predictor.progress.advance(units * len(found[-1]), examples.teacher.name)
+    return torch.cat(found)
+
+
+def _errors(predictor: Predictor, deltas: Deltas, examples: Examples, *, units: int) -> torch.Tensor:
+    """Mean squared error `[n]`; of a style that is called by words, in what they change.
+
+    Most styles act whether they are called or not. What is asked of a merge is that the words decide, so that is measured; and
+    in the difference the error in a subject that the style is shown on, which is larger than the style, is gone.
+    """
+    if not examples.teacher.by_words:
+        return squared_errors(predictor, deltas, examples, units=units)
+    without = tuple(examples.teacher.prompt_without_style(slot) for slot in examples.slots)
+    with predictor.host.apply(deltas):
+        changed = predictions(predictor, examples, units=units) - predictions(
+            predictor, replace(examples, prompts=without), units=units
+        )
+    expected = examples.target.float() - examples.other.float()
+    return (changed - expected).square().mean((1, 2, 3))
+
+
+def questions_each(teacher: Teacher) -> int:
+    """How often a merge is asked at a point of a teacher, to tell what is left there."""
+    return 2 if teacher.by_words else 1
 
 
 def measure(
@@ -77,8 +104,8 @@ def measure(
     drift = None
     measured = predictor.processes.each(
         len(examples),
-        lambda k: squared_errors(predictor, deltas, examples[k], units=units),
-        lambda k: predictor.progress.found(units * len(examples[k])),
+        lambda k: _errors(predictor, deltas, examples[k], units=units),
+        lambda k: predictor.progress.found(units * len(examples[k]) * questions_each(examples[k].teacher)),
     )
     for own, squared in zip(examples, measured, strict=True):
         weights = torch.tensor([1 / levels(t) for t in own.t]) if levels else torch.ones(len(own))

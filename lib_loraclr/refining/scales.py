@@ -54,18 +54,21 @@ class NoiseLevels:
         return math.exp(sum(c * level**power for power, c in enumerate(self.coefficients)))
 
 
-def style_scales(examples: Sequence[Examples]) -> dict[str, float]:
-    """What squared errors in what a style's words change are divided by: its effect where it is called, against the model
-    without it and its words."""
-    called = [own for own in examples if own.other is not None and own.teacher.style]
-    effects = [
-        float((own.target.float() - own.other.float())[own.has_other].square().mean()) if own.has_other.any() else None
-        for own in called
-    ]
-    return {own.teacher.name: unit for own, unit in zip(called, units(effects), strict=True)}
-
-
 def scales(examples: Sequence[Examples]) -> dict[str, float]:
     """What each teacher's squared errors are divided by: its concept's own effect (`solving.units`)."""
     effects = [None if own.teacher.concept is None else float(own.effect.nanmean()) for own in examples]
     return {own.teacher.name: unit for own, unit in zip(examples, units(effects), strict=True)}
+
+
+def scales_with_subjects(examples: Sequence[Examples]) -> dict[str, float]:
+    """The same, but of a style on a subject in what both change: in that of the style alone, which is a fraction of the
+    subject's, errors in the subject would count several times over."""
+    own = scales(examples)
+    subjects = {
+        one.teacher.concept: own[one.teacher.name] for one in examples if one.teacher.words and not one.teacher.guest
+    }
+    return {
+        one.teacher.name: own[one.teacher.name]
+        + sum(subjects.get(i, 0.0) for i in one.teacher.active if one.teacher.guest)
+        for one in examples
+    }

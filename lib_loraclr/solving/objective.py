@@ -32,6 +32,7 @@ class Terms:
         margin: `m` of that hinge
         delta: `λ_delta`, weight of the relative distance from the start
         contrast: weight of the direction towards another concept, at the output
+        style: weight of what a style's words change, at the output
     """
 
     positive: float = 1.0
@@ -39,6 +40,7 @@ class Terms:
     margin: float = 1.0
     delta: float = 0.001
     contrast: float = 0.5
+    style: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -231,17 +233,13 @@ def output_terms(
     return positive, (gone.square() * on).sum(1)
 
 
-#: how much an error in what a style's words change counts, beside one of direction
-STYLE_WEIGHT = 2.0
-
-
 def style_terms(
     called: Tensor, uncalled: Tensor, target: Tensor, other: Tensor, scale: Tensor, style_scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The objective's two terms where a style with trigger words is called and is not, per point; differentiable by both
     predictions.
 
-    Both are to be right, and what the words change besides, `||(ε_m - ε_m') - (ε_i - ε_j)||²`: a style changes a subject by a
+    Both are to be right; and what the words change, `||(ε_m - ε_m') - (ε_i - ε_j)||²`: a style changes a subject by a
     fraction of what the subject's own LoRA does, and most LoRAs of styles change as much without their words. In the difference
     the error in the subject, which both predictions have, is gone.
 
@@ -252,11 +250,11 @@ def style_terms(
         style_scale: and one in the difference, `[b]`
 
     Returns:
-        positive, the mean of both errors; and negative, `STYLE_WEIGHT` times the error in the difference, `[b]` each
+        the mean of both errors, and the error in the difference, `[b]` each
     """
     errors = torch.stack([called - target, uncalled - other])
     positive = errors.square().mean((0, 2, 3, 4)) / scale
-    return positive, STYLE_WEIGHT * (errors[0] - errors[1]).square().mean((1, 2, 3)) / style_scale
+    return positive, (errors[0] - errors[1]).square().mean((1, 2, 3)) / style_scale
 
 
 def _by_window(latents: Tensor, windows: int) -> Tensor:

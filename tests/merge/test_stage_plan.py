@@ -89,20 +89,24 @@ def test_the_three_sets_of_points_share_neither_words_nor_noise(demo: Path) -> N
     # noise is drawn from the plan's seed on, a thousand seeds for each teacher
     assert all(b.seed - a.seed >= 1000 * 500 for a, b in itertools.pairwise(plans))
     assert [plan.seed % 1_000_000 for plan in plans] == [3, 3, 3]
-    assert plans[1].others is False, "what decides when to stop is asked of nobody else"
+    assert plans[1].partners is False, "what decides when to stop is asked of nobody else"
 
 
 def test_a_step_takes_more_where_a_style_is_asked_with_its_words_and_without(demo: Path) -> None:
     asked = request(demo, "fox-face", "pizza", "style-clay", options={"effort": "balanced"})
     procedure, teachers = Procedure.of(asked), make_teachers(asked.concepts, asked.prompts)
-    options = replace(procedure.refinement(3), batch_size=7)
+    options, plan = replace(procedure.refinement(3), batch_size=7), stopping_paths(asked)
 
     def refining(of: Sequence[Teacher]) -> float:
         stages = plan_stages(asked, procedure.method, options, of, layers=(1, 1))
         return next(item.amount for item in stages if item.stage is Stage.REFINING)
 
-    silent = [replace(teacher, style="") for teacher in teachers]
-    assert refining(teachers) - refining(silent) == pytest.approx(options.steps * 2 * 7), "at as many points, twice"
+    silent = [replace(teacher, by_words=False) for teacher in teachers]
+    looked = 7 * sum(plan.of(teacher).points for teacher in teachers if teacher.by_words)
+    more = options.steps * 2 * 7 + looked / 3
+    assert refining(teachers) - refining(silent) == pytest.approx(more), (
+        "seven points, twice; and in seven looks each once more"
+    )
 
 
 @pytest.mark.parametrize("most", [2, 5, 16, 40, 1000])

@@ -24,7 +24,7 @@ from tests.small import PROMPTS, concept, examples_of, predictor_of, slots_of
 
 #: half precision of what is kept
 CLOSE = {"atol": 5e-3, "rtol": 5e-3}
-LITTLE = PathPlan(Part.LEARN, seed=4, paths=2, steps=3, renoised=2, negative_every=4, others=True)
+LITTLE = PathPlan(Part.LEARN, seed=4, paths=2, steps=3, renoised=2, negative_every=4, partners=True)
 
 
 class Counted(Progress):
@@ -109,8 +109,8 @@ def test_of_a_style_with_trigger_words_is_known_what_is_predicted_without_it_and
             torch.testing.assert_close(own.other[k].float(), other, **CLOSE)
             with_words = predict(without, own.prompts[k], own, k)
             assert not torch.allclose(own.other[k].float(), with_words, **CLOSE), "control: the words matter"
-            # all that is called there, the subject too
-            changed = own.target[k].float() - predict((), own.prompts[k], own, k)
+            # what the style and its words change
+            changed = predict((*without, 1), own.prompts[k], own, k) - other
             torch.testing.assert_close(own.effect[k], changed.square().mean(), atol=1e-5, rtol=0.05)
 
 
@@ -227,7 +227,7 @@ MERGES = {
 @pytest.mark.parametrize(
     "plan",
     [
-        PathPlan(Part.LEARN, 0, paths=2, steps=4, renoised=3, negative_every=3, effects=2, others=True),
+        PathPlan(Part.LEARN, 0, paths=2, steps=4, renoised=3, negative_every=3, effects=2, partners=True),
         PathPlan(Part.STOP, 0, paths=1, steps=2),
     ],
     ids=["learnt", "stopped by"],
@@ -348,11 +348,11 @@ def test_what_a_path_says_already_is_not_asked_again(host: Host, demo: Path) -> 
 @pytest.mark.parametrize("drawn", [(16, 8, 128), (4, 8, 0), (1, 50, 3), (40, 2, 10), (3, 5, 7)])
 def test_a_plan_within_so_many_points_has_no_more_and_as_many_as_it_can(drawn: tuple, points: int) -> None:
     paths, steps, renoised = drawn
-    plan = PathPlan(Part.LEARN, 0, *drawn, effects=5, others=True)
+    plan = PathPlan(Part.LEARN, 0, *drawn, effects=5, partners=True)
     few = plan.within(points)
     assert few.points <= max(2, points) and (few.paths, few.steps) >= (1, 2)
     assert few.paths <= paths and few.steps <= steps and few.renoised <= renoised
-    assert (few.part, few.seed, few.effects, few.others) == (Part.LEARN, 0, 5, True)
+    assert (few.part, few.seed, few.effects, few.partners) == (Part.LEARN, 0, 5, True)
     if points >= plan.points:
         assert few == plan
     if points >= paths * steps:

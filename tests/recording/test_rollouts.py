@@ -30,7 +30,7 @@ STEPS = 3
 def lesson(host: Host, demo: Path) -> tuple[Predictor, list[Teacher], list[Examples]]:
     predictor = predictor_of(host, demo, *NAMES)
     teachers = make_teachers([concept(demo, name) for name in NAMES], PROMPTS)
-    plan = PathPlan(Part.LEARN, seed=2, paths=3, steps=4, negative_every=4, others=True)
+    plan = PathPlan(Part.LEARN, seed=2, paths=3, steps=4, negative_every=4, partners=True)
     return predictor, teachers, examples_of(predictor, teachers, plan)
 
 

@@ -28,7 +28,7 @@ NAMES = ("fox-face", "pizza", "penguin")
 def lesson(host: Host, demo: Path) -> tuple[list[Teacher], list[Examples]]:
     predictor = predictor_of(host, demo, *NAMES)
     teachers = make_teachers([concept(demo, name) for name in NAMES], PROMPTS)
-    plan = PathPlan(Part.LEARN, seed=2, paths=2, steps=2, renoised=2, negative_every=4, others=True)
+    plan = PathPlan(Part.LEARN, seed=2, paths=2, steps=2, renoised=2, negative_every=4, partners=True)
     return teachers, examples_of(predictor, teachers, plan)
 
 

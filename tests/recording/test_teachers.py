@@ -62,22 +62,21 @@ def test_a_style_with_trigger_teaches_on_plain_prompts_and_on_the_subjects(demo:
     assert rest.active == ()
     for teacher in (clay, on_fox):
         for k in range(2):
-            assert teacher.prompt(slot(k)) == f"{teacher.uncalled_prompt(slot(k))}, clay style"
+            assert teacher.prompt(slot(k)) == f"{teacher.prompt_without_style(slot(k))}, clay style"
 
 
-def test_where_nothing_is_called_only_styles_without_trigger_words_are_active(demo: Path) -> None:
+def test_words_decide_about_a_style_that_has_some_and_is_not_alone(demo: Path) -> None:
     names = ("fox-face", "style-clay", "style-mono")
-    teachers = {own.name: own for own in make_teachers([concept(demo, name) for name in names], PROMPTS)}
-    assert {name: own.uncalled for name, own in teachers.items()} == {
-        "fox-face": (2,),
-        "style-clay": (2,),
-        "style-clay on fox-face": (2,),
-        "style-mono": (),
-        # in its own effect, on which nothing else is told
-        "style-mono on fox-face": (0,),
-        "prompts without triggers": (2,),
-    }
-    assert teachers["style-clay on fox-face"].absent == (0, 2), "control: the style alone is not there"
+    clay = replace(concept(demo, "style-clay"), prompts=("a clay thing",))
+
+    def by_words(*concepts: Concept) -> set[str]:
+        return {own.name for own in make_teachers(concepts, PROMPTS) if own.by_words}
+
+    assert by_words(*(concept(demo, name) for name in names)) == {"style-clay", "style-clay on fox-face"}
+    assert by_words(concept(demo, "style-clay")) == set(), "alone it keeps what it does"
+    assert by_words(concept(demo, "fox-face"), clay) == {"style-clay on fox-face"}, (
+        "no words to leave out of whole prompts"
+    )
 
 
 def test_a_style_on_many_subjects_has_the_points_of_one_teacher(demo: Path) -> None:

@@ -22,6 +22,7 @@ from lib_loraclr.refining.batches import (
     _Turns,
     scales,
     spread_levels,
+    style_rows,
 )
 from lib_loraclr.request.phrases import Part, Phrase
 from lib_loraclr.solving.objective import RefinementOptions, Terms
@@ -54,11 +55,10 @@ def numbered(
     slots = tuple(Slot(k, Part.LEARN, Phrase("{}"), partner, negative=k % 3 == 2) for k in range(count))
     negative = torch.tensor([slot.negative for slot in slots])
     words = "" if concept is None else name
-    teacher = Teacher(name, concept, (0,), words, style=style, importance=importance)
+    teacher = Teacher(name, concept, (0,), words, style=style, importance=importance, by_words=bool(style))
     has = torch.full((count,), bool(style) or (bool(of) and concept in partner)) & ~negative
     other = numbers - 1000 * (concept or 0) + 1000 * partner.get(concept, 0) + 1 if has.any() else None
-    if style:
-        other = numbers + 3
+    other = numbers + 3 if style else other
     effects = torch.full((count,), effect if concept is not None else torch.nan)
     prompts = tuple("ugly" if slot.negative else name for slot in slots)
     target = torch.where(negative[:, None, None, None], -numbers, numbers + 1)
@@ -260,8 +260,8 @@ def test_every_scene_is_drawn_once_before_any_is_drawn_again() -> None:
 
 def clay_on(subject: str) -> Examples:
     """A style on a subject, which comes of the teacher's own words too."""
-    examples = numbered(6, f"clay on {subject}", 2, style="clay", effect=3.0)
-    teacher = replace(examples.teacher, words=subject, guest=True, importance=2.0)
+    examples = numbered(6, f"clay on {subject}", 2, style="clay", effect=0.5)
+    teacher = replace(examples.teacher, words=subject, active=(int(subject[1:]), 2), guest=True, importance=2.0)
     prompts = tuple("ugly" if slot.negative else teacher.prompt(slot) for slot in examples.slots)
     return replace(examples, teacher=teacher, prompts=prompts)
 
@@ -281,8 +281,8 @@ def test_a_style_with_trigger_words_is_compared_with_them_and_without() -> None:
             assert uncalled in ("t0", "t1") and called == f"{uncalled}, clay"
             x = styled.x[k]
             assert torch.equal(styled.target[k], x + 1) and torch.equal(styled.other[k], x + 3)
-            # the effect of what is called, and the difference between both
-            assert (float(styled.scale[k]), float(styled.style_scale[k])) == pytest.approx((3.0, 4.0))
+            # its own effect, and beside that the subject's
+            assert (float(styled.style_scale[k]), float(styled.scale[k])) == pytest.approx((0.5, 2.5))
             assert float(styled.importance[k]) == 2.0
             concept, number = origin(styled, k)
             assert concept == 2 and int(styled.t[k]) == number
@@ -294,10 +294,16 @@ def test_a_style_with_trigger_words_is_compared_with_them_and_without() -> None:
     shares = [styled.share(rank, 2) for rank in range(2)]
     assert [own.prompts for own in shares] == [styled.prompts[:1], styled.prompts[1:]], "a point is one process's"
     assert torch.equal(torch.cat([own.other for own in shares]), styled.other)
-    alone = sampler([replace(own, has_other=own.has_other) for own in examples if own.teacher.style])
-    assert [type(batch) for batch in alone.draw()] == [Batch], (
-        "with nothing beside it there is nothing it could be called in"
-    )
+
+
+@pytest.mark.parametrize(
+    ("concepts", "styles", "rows"), [(2, 1, 12), (3, 1, 12), (4, 1, 9), (4, 2, 18), (13, 1, 3), (99, 1, 1), (3, 0, 0)]
+)
+def test_a_style_has_three_turns_for_one_of_a_concept(concepts: int, styles: int, rows: int) -> None:
+    """However many there are; and on however many subjects it teaches."""
+    teachers = [Teacher(f"t{k}", k, (k,), by_words=k < styles) for k in range(concepts)]
+    teachers += [Teacher(f"t0 on t{k}", 0, (0, k), by_words=styles > 0, guest=True) for k in range(1, concepts)]
+    assert style_rows([*teachers, Teacher("plain", None, ())], 12) == rows
 
 
 def test_without_scene_rows_or_subjects_there_are_no_scenes() -> None:

@@ -33,7 +33,7 @@ def lesson(demo: Path) -> tuple[Predictor, list[Examples]]:
     host = load(demo / "emoji-sd1.safetensors", device="cpu", dtype=torch.bfloat16)
     predictor = predictor_of(host, demo, "fox-face", "pizza")
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
-    plan = PathPlan(Part.LEARN, seed=0, paths=1, steps=2, others=True)
+    plan = PathPlan(Part.LEARN, seed=0, paths=1, steps=2, partners=True)
     return predictor, examples_of(predictor, teachers, plan)
 
 

@@ -36,7 +36,7 @@ OPTIONS = RefinementOptions(Terms(), steps=12, batch_size=1, scene_rows=2, learn
 def lesson(host: Host, demo: Path) -> tuple[Predictor, list[Examples]]:
     predictor = predictor_of(host, demo, *NAMES)
     teachers = make_teachers([concept(demo, name) for name in NAMES], PROMPTS)
-    return predictor, examples_of(predictor, teachers, PathPlan(Part.LEARN, seed=0, paths=2, steps=2, others=True))
+    return predictor, examples_of(predictor, teachers, PathPlan(Part.LEARN, seed=0, paths=2, steps=2, partners=True))
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from lib_loraclr.request.phrases import Part
 from tests.small import PROMPTS, concept, examples_of, predictor_of
 
 NAMES = ("fox-face", "pizza", "style-clay")
-PLAN = PathPlan(Part.MEASURE, seed=5, paths=2, steps=3, others=True)
+PLAN = PathPlan(Part.MEASURE, seed=5, paths=2, steps=3, partners=True)
 
 
 class Counted(Progress):
@@ -134,16 +134,14 @@ def test_two_are_drawn_together_where_both_windows_are_their_own(lesson, monkeyp
         assert seen.together == {(0, 1): expected, (1, 0): expected}, kind
 
 
-@pytest.mark.parametrize(
-    "names", [("fox-face",), ("fox-face", "pizza"), NAMES, ("fox-face", "style-mono"), ("fox-face", "style-clay")]
-)
+@pytest.mark.parametrize("names", [("fox-face",), ("fox-face", "pizza"), NAMES, ("fox-face", "style-mono")])
 @pytest.mark.parametrize("paths", [1, 5])
 def test_it_takes_as_many_evaluations_as_it_says(host: Host, demo: Path, names: tuple[str, ...], paths: int) -> None:
     background = tuple(k for k, name in enumerate(names) if name == "style-mono")
     predictor = predictor_of(host, demo, *names, background=background)
     predictor.host = Quiet(host)
     teachers = make_teachers([concept(demo, name) for name in names], PROMPTS)
-    plan = PathPlan(Part.MEASURE, seed=5, paths=paths, steps=4, others=True)
+    plan = PathPlan(Part.MEASURE, seed=5, paths=paths, steps=4, partners=True)
     examples = examples_of(predictor, teachers, plan)
     predictor.progress = Counted()
     recognise(predictor, {}, gather_candidates(predictor, examples), examples)
@@ -164,7 +162,7 @@ class Quiet:
 
 
 def test_work_grows_with_the_number_of_concepts_and_not_with_that_of_pairs() -> None:
-    plan = PathPlan(Part.MEASURE, 0, paths=4, steps=8, others=True)
+    plan = PathPlan(Part.MEASURE, 0, paths=4, steps=8, partners=True)
 
     def asked(count: int) -> int:
         teachers = [Teacher(f"t{k}", k, (k,), f"word{k}") for k in range(count)]

@@ -28,7 +28,7 @@ from lib_loraclr.refining.retention import Retention
 from lib_loraclr.refining.scales import NoiseLevels
 from lib_loraclr.refining.trained import TrainedFactors
 from lib_loraclr.request.phrases import Part
-from lib_loraclr.solving.objective import STYLE_WEIGHT, RefinementOptions, Terms
+from lib_loraclr.solving.objective import RefinementOptions, Terms
 from tests.small import PROMPTS, concept, examples_of, predictor_of
 
 OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=4, scene_rows=0, learning_rate=2e-3)
@@ -38,7 +38,7 @@ OPTIONS = RefinementOptions(Terms(), steps=4, batch_size=4, scene_rows=0, learni
 def lesson(host: Host, demo: Path) -> tuple[Predictor, list[Examples]]:
     predictor = predictor_of(host, demo, "fox-face", "pizza")
     teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "pizza")], PROMPTS)
-    plan = PathPlan(Part.LEARN, seed=0, paths=1, steps=3, others=True)
+    plan = PathPlan(Part.LEARN, seed=0, paths=1, steps=3, partners=True)
     return predictor, examples_of(predictor, teachers, plan)
 
 
@@ -92,17 +92,18 @@ def test_a_step_compares_a_style_with_its_words_and_without(host: Host, demo: Pa
     names = ("fox-face", "style-clay")
     predictor = predictor_of(host, demo, *names)
     teachers = make_teachers([concept(demo, name) for name in names], PROMPTS)
-    examples = examples_of(predictor, teachers, PathPlan(Part.LEARN, seed=0, paths=1, steps=3, others=True))
-    options = replace(OPTIONS, terms=Terms(positive=0.7, contrast=2.0), batch_size=2)
-    _, styled = batches = Sampler(examples, options, seed=1).draw()
-    assert len(styled) == 2
+    examples = examples_of(predictor, teachers, PathPlan(Part.LEARN, seed=0, paths=1, steps=3, partners=True))
+    options = replace(OPTIONS, terms=Terms(positive=0.7, contrast=2.0, style=3.0), batch_size=4)
+    singles, drawn = Sampler(examples, options, seed=1).draw()
+    assert len(drawn) == 4, "of two concepts, counted as three"
+    styled = next(drawn.parts(2))
     start = {key: concatenate(deltas) for key, deltas in predictor.together([0, 1]).items()}
     found = []
     for fit in (Fit(4, recompute=False), Fit(1, recompute=False)):
         trained = TrainedFactors(start, host)
         steps = refinement._Steps(predictor, trained, Sampler(examples, options, seed=1), options, fit, None)
         with host.apply(trained.applied):
-            found.append((*steps._backward(batches).tolist(), trained.gradients))
+            found.append((*steps._backward([singles, styled]).tolist(), trained.gradients))
     (loss, contrast, gradients), (in_parts, _, gradients_in_parts) = found
     expected = 0.0
     with torch.no_grad(), host.apply(start):
@@ -113,9 +114,11 @@ def test_a_step_compares_a_style_with_its_words_and_without(host: Host, demo: Pa
             target, other = styled.target[k], styled.other[k]
             changed = float((called - uncalled - target + other).square().mean() / styled.style_scale[k])
             errors = float((called - target).square().mean() + (uncalled - other).square().mean()) / 2
-            expected += (0.7 * errors / float(styled.scale[k]) + 2.0 * STYLE_WEIGHT * changed) / 2
-    assert loss == pytest.approx((loss_of(predictor, start, batches[:1], options.terms) + expected) / 2, rel=1e-3)
-    assert in_parts == pytest.approx(loss, rel=1e-4) and contrast > 0
+            expected += (0.7 * errors / float(styled.scale[k]) + 3.0 * changed) / 2
+    # two points of the style count half as much as four single ones
+    single = loss_of(predictor, start, [singles], options.terms)
+    assert loss == pytest.approx((single + expected / 2) / 1.5, rel=1e-3)
+    assert in_parts == pytest.approx(loss, rel=1e-4) and contrast == 0, "nothing here is another's"
     torch.testing.assert_close(gradients_in_parts, gradients, rtol=1e-3, atol=1e-4 * float(gradients.abs().max()))
 
 

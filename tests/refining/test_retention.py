@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+import torch
+
 from lib_loraclr.model.host import Host
 from lib_loraclr.recording.path_plan import PathPlan
 from lib_loraclr.recording.teachers import make_teachers
@@ -23,6 +26,35 @@ def test_retention_is_one_for_the_teacher_itself_and_zero_for_its_absence(host: 
     absent = measure(predictor, {}, examples, single_drift=drift)
     assert abs(absent.concepts[0]) < 0.01 and abs(absent.concepts[1]) < 0.01
     assert absent.base_drift < 0.01 < own.base_drift
+
+
+def test_of_a_style_that_is_called_by_words_is_told_what_they_change(host: Host, demo: Path) -> None:
+    """Both LoRAs keep the style, and change almost as much without its words: that is no retention; nor is one without it."""
+    predictor = predictor_of(host, demo, "fox-face", "style-clay", size=0)
+    teachers = make_teachers([concept(demo, "fox-face"), concept(demo, "style-clay")], PROMPTS)
+    examples = examples_of(predictor, teachers, PathPlan(Part.MEASURE, seed=9, paths=1, steps=3))
+    styled = [own for own in examples if own.teacher.concept == 1]
+    assert [own.teacher.name for own in styled] == ["style-clay", "style-clay on fox-face"]
+    for active in ([0, 1], [0], []):
+        wrong = effect = whole = 0.0
+        with torch.no_grad(), host.apply(predictor.together(active)):
+            for own in styled:
+                for k, prompt in enumerate(own.prompts):
+                    x, t = own.x[k : k + 1].float(), own.t[k : k + 1]
+                    called, uncalled = (
+                        host.denoise(x, t, host.encode([words]))[0]
+                        for words in (prompt, prompt.removesuffix(", clay style"))
+                    )
+                    target, other = own.target[k].float(), own.other[k].float()
+                    wrong += float((called - uncalled - target + other).square().mean())
+                    whole += float((called - target).square().mean())
+                    effect += float((target - other).square().mean())
+        found = measure(predictor, predictor.together(active), examples).concepts[1]
+        assert found == pytest.approx(1 - (wrong / effect) ** 0.5, abs=0.01)
+        assert abs(found - (1 - (whole / effect) ** 0.5)) > 0.05, (
+            "control: what is drawn where it is called is another figure"
+        )
+        assert found < 0.5
 
 
 def test_half_of_a_lora_has_less_than_half_retention_lost(host: Host, demo: Path) -> None:

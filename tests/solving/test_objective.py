@@ -12,7 +12,7 @@ from torch import Tensor
 from lib_loraclr.model.low_rank import Factors
 from lib_loraclr.solving.layer_problem import LayerProblem, Recording
 from lib_loraclr.solving.methods.ridge import closed_form
-from lib_loraclr.solving.objective import MOST_RIVALS, STYLE_WEIGHT, LayerObjective, Terms, output_terms, style_terms
+from lib_loraclr.solving.objective import MOST_RIVALS, LayerObjective, Terms, output_terms, style_terms
 from lib_loraclr.solving.solvers import minimize
 from tests.solving.test_layer_problem import dense_target, random_problem
 
@@ -396,9 +396,7 @@ def test_style_terms_equal_their_formula(styled: dict) -> None:
             ((m - m0) - (e - e0)) ** 2 for m, m0, e, e0 in zip(with_words, without, target, other, strict=True)
         )
         assert float(found[0][b]) == pytest.approx(errors / float(styled["scale"][b]), rel=CLOSE)
-        assert float(found[1][b]) == pytest.approx(
-            STYLE_WEIGHT * changed / n / float(styled["style_scale"][b]), rel=CLOSE
-        )
+        assert float(found[1][b]) == pytest.approx(changed / n / float(styled["style_scale"][b]), rel=CLOSE)
 
 
 def test_style_terms_have_the_gradient_of_their_value(styled: dict) -> None:
@@ -414,7 +412,7 @@ def test_an_error_that_is_there_with_the_styles_words_and_without_is_none_in_wha
     assert negative.abs().max() < CLOSE < positive.min()
     always = style_terms(**styled | {"called": target, "uncalled": target})
     changed = (target - other).square().mean((1, 2, 3))
-    assert torch.allclose(always[1], STYLE_WEIGHT * changed / styled["style_scale"], rtol=CLOSE)
+    assert torch.allclose(always[1], changed / styled["style_scale"], rtol=CLOSE)
     assert torch.allclose(always[0], changed / 2 / styled["scale"], rtol=CLOSE)
 
 
