@@ -212,7 +212,8 @@ class Sampler:
 
     def __init__(self, examples: Sequence[Examples], options: RefinementOptions, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        styles = [own for own in examples if own.teacher.by_words]
+        # of a path of few points the negative prompt may be asked at all
+        styles = [own for own in examples if own.teacher.by_words and own.has_other.any()]
         others = [own for own in examples if not own.teacher.by_words]
         self._options, self._singles = options, _Turns(others, generator, options.new)
         self._styles = _Turns(styles, generator, options.new) if styles else None

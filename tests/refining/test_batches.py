@@ -19,6 +19,7 @@ from lib_loraclr.refining.batches import (
     TRIPLE_EVERY,
     Batch,
     Sampler,
+    StyleBatch,
     _Turns,
     scales,
     spread_levels,
@@ -294,6 +295,15 @@ def test_a_style_with_trigger_words_is_compared_with_them_and_without() -> None:
     shares = [styled.share(rank, 2) for rank in range(2)]
     assert [own.prompts for own in shares] == [styled.prompts[:1], styled.prompts[1:]], "a point is one process's"
     assert torch.equal(torch.cat([own.other for own in shares]), styled.other)
+
+
+def test_a_style_that_is_nowhere_called_has_no_turn() -> None:
+    """Of so few points that the negative prompt is asked at all of them; another one has its turns."""
+    nowhere = replace(clay_on("t0"), has_other=torch.zeros(6, dtype=torch.bool))
+    plain = numbered(6, "plain", None)
+    styled = sampler([*subjects(2), nowhere, clay_on("t1"), plain]).draw()[1]
+    assert {uncalled for _, uncalled in styled.prompts} == {"t1"}
+    assert not any(isinstance(batch, StyleBatch) for batch in sampler([*subjects(2), nowhere, plain]).draw())
 
 
 @pytest.mark.parametrize(
