@@ -56,7 +56,8 @@ class NoiseLevels:
 
 def scales(examples: Sequence[Examples]) -> dict[str, float]:
     """What each teacher's squared errors are divided by: its concept's own effect (`solving.units`)."""
-    effects = [None if own.teacher.concept is None else float(own.effect.nanmean()) for own in examples]
+    measured = [own.teacher.concept is not None and not own.effect.isnan().all() for own in examples]
+    effects = [float(own.effect.nanmean()) if known else None for own, known in zip(examples, measured, strict=True)]
     return {own.teacher.name: unit for own, unit in zip(examples, units(effects), strict=True)}
 
 

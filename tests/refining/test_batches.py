@@ -338,6 +338,8 @@ def test_each_concepts_errors_are_measured_in_its_own_effect() -> None:
     weak.effect[1:] = torch.nan  # measured at one point only
     found = scales([strong, weak, nothing, numbered(4, "plain", None)])
     assert found == pytest.approx({"s": 4.0, "w": 0.4, "n": 2.2, "plain": 2.2})
+    unknown = replace(weak, effect=torch.full((4,), torch.nan))
+    assert scales([strong, unknown]) == pytest.approx({"s": 4.0, "w": 4.0}), "in the mean of the others"
     faint = replace(weak, effect=torch.full((4,), 1e-6))
     assert scales([strong, faint])["w"] == pytest.approx(0.01 * (4.0 + 1e-6) / 2)
 
