@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lib_loraclr.refining import refinement
+from lib_loraclr.refining import batches
 from lib_loraclr.solving import output_terms
 
 TermsFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -51,9 +51,9 @@ def info_nce(prediction: Tensor, target: Tensor, scale: Tensor, other: Tensor, a
 @contextmanager
 def refining_with(terms: TermsFunction) -> Iterator[None]:
     """Refinements inside use these terms."""
-    usual = refinement.output_terms
-    refinement.output_terms = terms
+    usual = batches.output_terms
+    batches.output_terms = terms
     try:
         yield
     finally:
-        refinement.output_terms = usual
+        batches.output_terms = usual

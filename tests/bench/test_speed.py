@@ -11,8 +11,8 @@ import torch
 from bench import speed
 from bench.losses import info_nce, refining_with, triplet
 from lib_loraclr.model import concatenate
-from lib_loraclr.refining import refinement
-from lib_loraclr.solving import output_terms
+from lib_loraclr.refining import batches
+from lib_loraclr.solving import Terms, output_terms
 from tests.solving.test_layer_problem import random_problem
 
 
@@ -99,8 +99,14 @@ def test_losses_by_hand() -> None:
 
 
 def test_a_loss_is_in_place_only_inside() -> None:
-    usual = refinement.output_terms
+    usual = batches.output_terms
     with pytest.raises(RuntimeError), refining_with(triplet):
-        assert refinement.output_terms is triplet
+        assert batches.output_terms is triplet
+        one = torch.zeros(1, 1, 1, 1)
+        row = batches.Batch(
+            ("",), one, one[0, 0, 0], one, torch.ones(1, 1), one + 1, torch.ones(1, 1, dtype=torch.bool), one[0, 0, 0]
+        )
+        _, found = row.compare(lambda prompts, x, t: one + 0.5, Terms())
+        assert float(found) == pytest.approx(0.5), "as far from one as from the other, which is the triplet's margin"
         raise RuntimeError
-    assert refinement.output_terms is usual is output_terms
+    assert batches.output_terms is usual is output_terms
