@@ -168,6 +168,8 @@ class _Asked:
             prompts: `m`; None: the points' own
             strength: of the concepts
         """
+        if not at:
+            return self._x[:0]
         prompts = [self.prompts[k] for k in at] if prompts is None else prompts
         return self._predict(active, self._x[at], self._t[at], prompts, self._teacher.name, strength=strength)
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from ..recording import Examples, Scene, Teacher, make_scenes
-from ..solving import RefinementOptions, Terms, output_terms, style_terms
+from ..solving import LEAST_CONCEPTS, RefinementOptions, Terms, output_terms, style_terms
 from .scales import NoiseLevels, scales, scales_with_subjects
 
 #: how much an error in a scene counts, beside one on a single concept
 SCENE_WEIGHT = 0.5
 #: every so many steps the scenes have three windows instead of two; more often, pictures with two suffer (docs/method.md)
 TRIPLE_EVERY = 8
-#: at how many points a style that is called by words is compared, for each of a concept that is not, and of how many concepts
-#: those are counted at least: two words are to decide about a picture, which its LoRA does not need
-STYLE_TURNS, LEAST_CONCEPTS = 3, 3
+#: at how many points a style that is called by words is compared, for each of a concept that is not: its words are to decide
+#: about a picture, which they do not with its own LoRA
+STYLE_TURNS = 3
 #: once there are scenes that the merge drew itself, their share of what is drawn
 OWN_SHARE = 0.5
 
@@ -80,6 +80,10 @@ class Batch(_Rows):
         """How many native pictures stand side by side."""
         return self.scale.shape[1]
 
+    def weight(self, size: int) -> float:
+        """How much it counts in a step that compares so many single concepts: as much as all of those."""
+        return 1.0
+
     def compare(self, predict: Predict, terms: Terms) -> tuple[Tensor, Tensor]:
         """The weighted objective, and of it the contrastive term without its weight, `[b]` each (`solving.output_terms`)."""
         prediction = predict(self.prompts, self.x, self.t)
@@ -116,6 +120,10 @@ class StyleBatch(_Rows):
     def windows(self) -> int:
         """How many native pictures a row is as much work as."""
         return 2
+
+    def weight(self, size: int) -> float:
+        """As of `Batch`, but a point as much as a single concept: with many concepts there are fewer of them in a step."""
+        return len(self) / size
 
     def compare(self, predict: Predict, terms: Terms) -> tuple[Tensor, Tensor]:
         """As of `Batch`; nothing is contrastive here (`solving.style_terms`)."""

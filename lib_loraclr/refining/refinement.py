@@ -260,7 +260,7 @@ class _Steps:
         try:
             # the changed weights stay in place for the backward pass too: activations may be recomputed in it
             with host.recomputing() if self.fit.recompute else nullcontext():
-                weights = [self._weight(batch) for batch in batches]
+                weights = [batch.weight(self._options.batch_size) for batch in batches]
                 for batch, weight in zip(batches, weights, strict=True):
                     share = weight / sum(weights) / len(batch)
                     own = batch.share(processes.rank, processes.count)
@@ -277,10 +277,6 @@ class _Steps:
         if processes.count > 1:
             failed = self._summed(found, failed)
         return None if failed else found
-
-    def _weight(self, batch: Batch | StyleBatch) -> float:
-        """How much a batch counts: as much as single concepts, but styles in proportion to their rows."""
-        return len(batch) / self._options.batch_size if isinstance(batch, StyleBatch) else 1.0
 
     def _summed(self, found: Tensor, failed: bool) -> bool:
         """Gradients and `found` summed over all processes; whether one of them has failed."""

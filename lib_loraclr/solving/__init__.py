@@ -12,11 +12,12 @@ from .error_units import units
 from .layer_problem import LayerProblem, Recording
 from .layerwise import Cut, MergedLayer, merge_layer
 from .methods import EFFORT, METHODS, Method, Procedure, all_baselines, all_efforts, find_method
-from .objective import RefinementOptions, Terms, output_terms, style_terms
+from .objective import LEAST_CONCEPTS, RefinementOptions, Terms, output_terms, style_terms
 
 __all__ = [
     "Cut",
     "EFFORT",
+    "LEAST_CONCEPTS",
     "LayerProblem",
     "METHODS",
     "MergedLayer",

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from .layer_problem import LayerProblem, Recording
 
+#: as how many concepts two are counted by what grows with their number: who stands where, and what a style's words change, has to
+#: be learnt of two as of more
+LEAST_CONCEPTS = 3
 #: rivals that a recording's hinge looks at, the nearest ones: it is about the nearest of all, and to look at all of them on every
 #: row takes time that grows with the square of their number and more
 MOST_RIVALS = 4

@@ -114,6 +114,16 @@ def test_of_a_style_with_trigger_words_is_known_what_is_predicted_without_it_and
             torch.testing.assert_close(own.effect[k], changed.square().mean(), atol=1e-5, rtol=0.05)
 
 
+def test_a_style_whose_few_points_ask_for_the_negative_prompt_alone_is_known_nowhere(host: Host, demo: Path) -> None:
+    names = ("fox-face", "pizza", "style-clay")
+    predictor = predictor_of(host, demo, *names)
+    teachers = make_teachers([concept(demo, name) for name in names], PROMPTS)
+    plan = PathPlan(Part.LEARN, seed=0, paths=1, steps=2, negative_every=1, effects=2, partners=True)
+    for own in examples_of(predictor, teachers, plan):
+        assert all(slot.negative for slot in own.slots), "control"
+        assert own.effect.isnan().all() and not own.has_other.any()
+
+
 def test_a_style_without_trigger_words_is_half_there_where_the_negative_prompt_is_asked(host: Host, demo: Path) -> None:
     predictor = predictor_of(host, demo, "fox-face", "style-mono", background=(1,))
     concepts = [concept(demo, "fox-face"), concept(demo, "style-mono")]

@@ -9,7 +9,7 @@ import torch
 from ...model import Factors
 from ...request import option
 from ..layer_problem import LayerProblem
-from ..objective import LayerObjective, RefinementOptions, Terms
+from ..objective import LEAST_CONCEPTS, LayerObjective, RefinementOptions, Terms
 from ..solvers import minimize
 from . import LayerResult, merge_method
 from .ridge import closed_form
@@ -66,9 +66,7 @@ class ContrastiveOptions:
         return Terms(self.positive, self.negative, self.margin, self.lambda_delta, self.contrast)
 
 
-#: steps at the output for each concept, of which there are counted so many at least where there are any others: who stands where
-#: has to be learnt of two as of more
-LEAST_CONCEPTS = 3
+#: steps at the output for each concept
 STEPS = {"layers": 0, "fast": 20, "balanced": 64, "thorough": 190}
 #: pictures that the merge draws itself, likewise: of few steps it has learnt too little for them to help (docs/method.md)
 ROLLOUTS = {"layers": 0, "fast": 0, "balanced": 4, "thorough": 4}
